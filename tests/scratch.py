@@ -1,0 +1,78 @@
+"""Scratch repositories for tests, the demo and the benchmarks: real git, deaf to the user's configuration.
+
+An `Upstream` is the forge's side: a bare repository at ``<folder>/<owner>/<name>.git`` and a clone in which
+commits are made. `Upstream.checkout` makes the host's side.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Dict, Optional
+
+#: What git may see of the world: no user, no system configuration, no prompts, stable names and messages.
+GIT_ENV = {
+    "PATH": os.environ["PATH"],
+    "HOME": "/nonexistent",
+    "LC_ALL": "C.UTF-8",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_AUTHOR_NAME": "Ada",
+    "GIT_AUTHOR_EMAIL": "ada@example.org",
+    "GIT_COMMITTER_NAME": "Ada",
+    "GIT_COMMITTER_EMAIL": "ada@example.org",
+}
+
+
+def git(*args: object, cwd: Path, check: bool = True) -> str:
+    """Run git in `cwd` and return what it printed, stripped; its error output rides on the exception."""
+    done = subprocess.run(
+        ["git", *map(str, args)], cwd=cwd, env=GIT_ENV, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if check and done.returncode:
+        raise AssertionError(f"git {args} in {cwd}: exit {done.returncode}\n{done.stderr}")
+    return done.stdout.strip()
+
+
+class Upstream:
+    """A repository as the forge keeps it."""
+
+    def __init__(self, folder: Path, repository: str = "acme/site", branch: str = "main") -> None:
+        self.repository = repository
+        self.branch = branch
+        self.bare = folder / f"{repository}.git"
+        self.work = folder / f"{repository}.work"
+        self.bare.mkdir(parents=True)
+        git("init", "--quiet", "--bare", f"--initial-branch={branch}", cwd=self.bare)
+        git("clone", "--quiet", self.bare, self.work, cwd=folder)
+        git("checkout", "--quiet", "-B", branch, cwd=self.work)
+        self.commit({"README": "hello\n"})
+
+    def commit(self, files: Optional[Dict[str, Optional[str]]] = None, message: str = "work") -> str:
+        """Commit `files` (name to text, None deletes) on the current branch, push it, return the commit id."""
+        for name, text in (files or {}).items():
+            path = self.work / name
+            if text is None:
+                path.unlink()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+        git("add", "--all", cwd=self.work)
+        git("commit", "--quiet", "--allow-empty", "--message", message, cwd=self.work)
+        git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.work)
+        return self.head()
+
+    def head(self) -> str:
+        """The newest commit of the current branch."""
+        return git("rev-parse", "HEAD", cwd=self.work)
+
+    def checkout(self, root: Path, *, nested: bool = True, **settings: str) -> Path:
+        """Clone to ``<root>/<owner>/<name>`` (or ``<root>/<name>``) and set ``gitops.<key>`` from `settings`."""
+        path = root / (self.repository if nested else self.repository.split("/")[1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        git("clone", "--quiet", self.bare, path, cwd=root)
+        for key, value in settings.items():
+            git("config", f"gitops.{key}", value, cwd=path)
+        return path
