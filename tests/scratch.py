@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import Dict, Optional
 
 #: What git may see of the world: no user, no system configuration, no prompts, stable names and messages.
 GIT_ENV = {
@@ -50,7 +49,7 @@ class Upstream:
         git("checkout", "--quiet", "-B", branch, cwd=self.work)
         self.commit({"README": "hello\n"})
 
-    def commit(self, files: Optional[Dict[str, Optional[str]]] = None, message: str = "work") -> str:
+    def commit(self, files: dict[str, str | None] | None = None, message: str = "work") -> str:
         """Commit `files` (name to text, None deletes) on the current branch, push it, return the commit id."""
         for name, text in (files or {}).items():
             path = self.work / name

@@ -1,0 +1,293 @@
+"""The daemon's settings: one table of options, and what is made of it.
+
+Rules:
+
+1. An option is declared once, as a row of `OPTIONS`. Flags, environment, defaults, ``--help`` and the table in the
+   README all come from there.
+2. A flag wins over the environment, the environment over the default.
+3. A bad value ends the start with one line that names option, value, reason and source (`ConfigError`).
+4. The secret itself is no flag, for arguments are open to every user of the host; and no error shows it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gitops_hook.logs import log
+from gitops_hook.webhook import Secrets
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class ConfigError(Exception):
+    """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG)."""
+
+
+class Address(NamedTuple):
+    """Where to listen: an IP address, never a name, so that no start waits for DNS."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Settings(NamedTuple):
+    """The settings of one daemon, checked. A field is called as its option's flag; times are in seconds."""
+
+    webhook_secret: str
+    webhook_secret_file: Path | None
+    root: Path
+    state: Path
+    sync_script: Path
+    listen: Address
+    max_syncs: int
+    sync_timeout: int
+    clone: tuple[str, ...]
+    clone_url: str
+    log_format: str
+
+
+def _address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("it is not ADDRESS:PORT")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    return Address(str(ip_address(host)), int(port))
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"it is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("it is empty")
+    return Path(text).expanduser().absolute()
+
+
+def _optional_path(text: str) -> Path | None:
+    return _path(text) if text else None
+
+
+def _program(text: str) -> Path:
+    path = _path(text)
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    if not os.access(path, os.X_OK):
+        raise ValueError("it is not executable")
+    return path
+
+
+def _folder(text: str) -> Path:
+    path = _path(text)
+    if not path.is_dir():
+        raise ValueError("there is no such folder")
+    return path
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    patterns = tuple(text.replace(",", " ").split())
+    for pattern in patterns:
+        if pattern.count("/") != 1:
+            raise ValueError(f"`{pattern}` is not OWNER/NAME, where both may hold `*`")
+    return patterns
+
+
+def _clone_url(text: str) -> str:
+    if "{repository}" not in text or "{" in text.replace("{repository}", ""):
+        raise ValueError("it must hold {repository}, and no other braces")
+    return text
+
+
+def _log_format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError("it is neither `text` nor `json`")
+    return text
+
+
+def _credential(environ: Mapping[str, str]) -> str:
+    path = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "webhook-secret")
+    return str(path) if path.is_file() else ""
+
+
+def _state(environ: Mapping[str, str]) -> str:
+    # systemd gives a list where a unit has several state folders; the first is ours.
+    return environ.get("STATE_DIRECTORY", "").partition(":")[0] or "~/.local/state/gitops-hook"
+
+
+def shipped(name: str) -> str:
+    """The path of a script that came with the package: beside it in a source tree, or on PATH once installed."""
+    beside = _PACKAGE.parent / "scripts" / name
+    return str(beside) if beside.is_file() else shutil.which(name) or str(beside)
+
+
+class Option(NamedTuple):
+    """One setting: where it comes from, how it is read, what the operator is told of it."""
+
+    env: str
+    #: From text to value; a ValueError says what is wrong with the text, and "it" in it is the value.
+    parse: Callable[[str], Any]
+    #: The text that stands where nothing is set, from the environment.
+    default: Callable[[Mapping[str, str]], str]
+    #: The default as documents show it.
+    shown: str
+    help: str
+
+    @property
+    def field(self) -> str:
+        """The name in `Settings`; with dashes, the flag."""
+        return self.env.partition("_")[2].lower()
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in ``--help``: the last word of the name."""
+        return self.env.rpartition("_")[2]
+
+    @property
+    def flag(self) -> str | None:
+        """The flag of ``serve``; none for the secret, which must not show in a list of processes."""
+        return None if self.field == "webhook_secret" else "--" + self.field.replace("_", "-")
+
+
+def _fixed(env: str, parse: Callable[[str], Any], text: str, help: str) -> Option:
+    return Option(env, parse, lambda environ: text, f"`{text}`" if text else "none", help)
+
+
+OPTIONS = (
+    _fixed("GITHUB_WEBHOOK_SECRET", str, "", "the shared secret; the daemon does not start without any"),
+    Option(
+        "GITHUB_WEBHOOK_SECRET_FILE",
+        _optional_path,
+        _credential,
+        "`$CREDENTIALS_DIRECTORY/webhook-secret` if there",
+        "file of secrets, one a line, newest first, all valid; read again when it changes",
+    ),
+    _fixed(
+        "GITOPS_ROOT", _folder, "/srv/gitops", "folder of the checkouts, `<root>/<owner>/<name>` or `<root>/<name>`"
+    ),
+    Option(
+        "GITOPS_STATE",
+        _path,
+        _state,
+        "`$STATE_DIRECTORY`, else `~/.local/state/gitops-hook`",
+        "folder of the journal and the logs of runs",
+    ),
+    Option(
+        "GITOPS_SYNC_SCRIPT",
+        _program,
+        lambda environ: shipped("gitops_sync.sh"),
+        "the shipped `gitops_sync.sh`",
+        "what a run executes, with the repository's name as its argument",
+    ),
+    _fixed("GITOPS_LISTEN", _address, "127.0.0.1:8787", "address and port of the webhook; inherited sockets win"),
+    _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "runs at one time, over all repositories"),
+    _fixed(
+        "GITOPS_SYNC_TIMEOUT",
+        _number(1, 86400),
+        "600",
+        "seconds that one run may take; `gitops.timeout` in a checkout wins",
+    ),
+    _fixed(
+        "GITOPS_CLONE", _patterns, "", "patterns such as `acme/*`: a push from a match that has no checkout clones it"
+    ),
+    _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "where clones come from"),
+    _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
+)
+
+#: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
+CONTRACT = {
+    "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
+    "GITOPS_RUN", "GITOPS_RESULT",
+}  # fmt: skip
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
+    """The settings from `environ` and from `flags` (by field); raises `ConfigError` for the first bad one."""
+    _refuse_unknown(environ)
+    values = {}
+    for option in OPTIONS:
+        if option.field in flags:
+            text, source = flags[option.field], f"the flag {option.flag}"
+        elif option.env in environ:
+            text, source = environ[option.env], "the environment"
+        else:
+            text, source = option.default(environ), "the default"
+        try:
+            values[option.field] = option.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{option.env}={text!r} from {source} will not do: {error}") from None
+    return Settings(**values)
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = {option.env for option in OPTIONS}
+    for name in sorted(environ):
+        if name.startswith("GITOPS_") and name not in known | CONTRACT:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            # Not its value: what is mistyped may well be the secret.
+            raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}")
+
+
+class SecretSource:
+    """The secrets in force: the environment's, then those of the file as it stands now."""
+
+    def __init__(self, secret: str, path: Path | None) -> None:
+        """Read `path`, if any; raises `ConfigError` where it cannot be read or there is no secret at all."""
+        self._fixed = {"environment": secret.encode()} if secret else {}
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        if not self._fixed and not path:
+            raise ConfigError("there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
+        try:
+            self._secrets = self._read()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"GITHUB_WEBHOOK_SECRET_FILE={str(path)!r} will not do: {_reason(error)}") from None
+
+    def current(self) -> Secrets:
+        """The secrets, read again if the file has changed. While it cannot be read, the last ones stay in force."""
+        # Threads may read the same change twice; each assignment is whole, so no lock is needed.
+        if self._path:
+            try:
+                if self._look(self._path) != self._stamp:
+                    self._secrets = self._read()
+                    log.info("the secrets were read again", file=self._path)
+            except (OSError, ValueError) as error:
+                if self._stamp is not None:  # said once, not at every request
+                    self._stamp = None
+                    log.error("the last secrets stay in force", file=self._path, reason=_reason(error))
+        return self._secrets
+
+    def _read(self) -> Secrets:
+        secrets = dict(self._fixed)
+        if self._path:
+            stamp = self._look(self._path)  # before the file is read: a change in between is seen at the next look
+            for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
+                if line.strip():
+                    secrets[f"line {number}"] = line.strip()
+            if len(secrets) == len(self._fixed):
+                raise ValueError("it holds no secret")
+            self._stamp = stamp
+        return Secrets(secrets)
+
+    @staticmethod
+    def _look(path: Path) -> tuple[int, int, int]:
+        stat = path.stat()
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or "" if isinstance(error, OSError) else str(error)

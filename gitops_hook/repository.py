@@ -1,0 +1,190 @@
+"""Repositories as this host keeps them: their names, where a checkout lies, its ``gitops.*`` settings.
+
+Rules:
+
+1. A repository is called ``owner/name``, as the forge calls it, or plain ``name`` where no owner is known.
+   Every name from outside passes `is_valid` before it touches a path.
+2. A checkout is a folder with a ``.git``, at ``<root>/<owner>/<name>`` or else at ``<root>/<name>``.
+   Forges take names without regard to case, so an exact match wins and one that differs in case serves.
+3. Settings stand in the checkout's own git config (and what it includes), out of reach of whoever can push.
+   git reads them once; they are read again when a file that they came from has changed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+#: One part of a name. 100 characters is what GitHub and Gitea allow, and well under what a file system does.
+_PART = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}")
+_NOT_A_PART = {".", "..", ".git"}
+
+#: The last one or two parts of a clone URL's path, in any form that git takes (https, ssh, scp-like, a path).
+_URL_TAIL = re.compile(r"(?:^|[/:])(?:([^/:]+)/)?([^/:]+?)(?:\.git)?/*$")
+
+
+def is_valid(repository: str) -> bool:
+    """Whether `repository` is a name that is safe to look for under the root: ``owner/name`` or ``name``."""
+    parts = repository.split("/")
+    return len(parts) <= 2 and all(_PART.fullmatch(part) and part.lower() not in _NOT_A_PART for part in parts)
+
+
+def name_in_url(url: str) -> str | None:
+    """The ``owner/name`` that a clone URL ends in, or ``name`` if that is all, or None if neither is valid."""
+    tail = _URL_TAIL.search(url)
+    if not tail:
+        return None
+    owner, name = tail.groups()
+    if owner and is_valid(f"{owner}/{name}"):
+        return f"{owner}/{name}"
+    return name if is_valid(name) else None
+
+
+def may_clone(repository: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern such as ``acme/*`` names `repository`, case aside."""
+    return any(fnmatch.fnmatchcase(repository.lower(), pattern.lower()) for pattern in patterns)
+
+
+class Checkout(NamedTuple):
+    """A checkout on this host, and its settings when they were last looked at.
+
+    `settings` holds its ``gitops.*`` by their names in lower case without the prefix, and the URL of its origin as
+    ``origin``. They are empty where git cannot read the config: the script meets the same fault, and reports it.
+    """
+
+    repository: str
+    path: Path
+    settings: Mapping[str, str]
+
+
+class _Stamp(NamedTuple):
+    """What a file looked like, or that it was not there; any change to it changes one of these."""
+
+    path: str
+    inode: int = 0
+    size: int = 0
+    mtime_ns: int = 0
+
+    @classmethod
+    def of(cls, path: str) -> _Stamp:
+        try:
+            stat = os.stat(path)  # noqa: PTH116 - a Path would cost more than the system call
+        except OSError:
+            return cls(path)
+        return cls(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+class _Known(NamedTuple):
+    """A checkout that was found, and the files whose looks say that it still is what it was."""
+
+    checkout: Checkout
+    stamps: Sequence[_Stamp]
+
+
+class Checkouts:
+    """The checkouts under one root. Threads may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        # By repository. Replaced entry by entry, each in one step, so no lock is needed; at worst two threads read
+        # the same config. Only names that have a checkout get in, so it is as large as the root.
+        self._known: dict[str, _Known] = {}
+
+    def find(self, repository: str) -> Checkout | None:
+        """The checkout of `repository` (a valid name), or None if there is none.
+
+        While its config is unchanged this costs a stat(2) or two, and no process.
+        """
+        known = self._known.get(repository)
+        if known and all(_Stamp.of(stamp.path) == stamp for stamp in known.stamps):
+            return known.checkout
+        owner, _, name = repository.rpartition("/")
+        nested = _descend(self.root, [owner, name]) if owner else None
+        path = nested or _descend(self.root, [name])
+        if not path:
+            self._known.pop(repository, None)
+            return None
+        known = _read(repository, path)
+        if owner and not nested:  # it would take precedence, should it come
+            absent = _Stamp.of(str(self.root / owner / name / ".git"))
+            known = known._replace(stamps=[*known.stamps, absent])
+        self._known[repository] = known
+        return known.checkout
+
+    def __iter__(self) -> Iterator[str]:
+        """The repositories that have a checkout; one that lies in no owner's folder is called as its origin is."""
+        for path in _folders(self.root):
+            if _is_checkout(path):
+                name = name_in_url(_read(path.name, path).checkout.settings.get("origin", ""))
+                if name is None or name.rpartition("/")[2].lower() != path.name.lower():
+                    name = path.name
+                yield name
+            else:
+                for nested in filter(_is_checkout, _folders(path)):
+                    yield f"{path.name}/{nested.name}"
+
+
+def _is_checkout(path: Path) -> bool:
+    return os.path.lexists(path / ".git")
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders in `path` whose names could be a repository's, sorted; none if it cannot be read."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(Path(entry.path) for entry in entries if is_valid(entry.name) and entry.is_dir())
+    except OSError:
+        return []
+
+
+def _descend(root: Path, parts: Sequence[str]) -> Path | None:
+    """The checkout at `root`/`parts`, exact or else case aside; None if there is no such folder or no git in it."""
+    exact = root.joinpath(*parts)
+    if _is_checkout(exact):
+        return exact
+    paths = [root]
+    for part in parts:
+        paths = [child for path in paths for child in _folders(path) if child.name.lower() == part.lower()]
+    return next(filter(_is_checkout, paths), None)
+
+
+def _read(repository: str, path: Path) -> _Known:
+    """Have git read the config of the checkout at `path`."""
+    config = _config_file(path)
+    # The stamp of the main file is taken before it is read: a change in between is seen at the next look.
+    stamps = {str(config): _Stamp.of(str(config))}
+    listing = subprocess.run(
+        ["git", "config", "--file", config, "--includes", "--show-origin", "--null", "--list"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    settings = {}
+    fields = os.fsdecode(listing.stdout).split("\0")
+    for origin, entry in zip(fields[::2], fields[1::2]):
+        source = str(config.parent / origin[len("file:") :])
+        if source not in stamps:
+            stamps[source] = _Stamp.of(source)
+        key, _, value = entry.partition("\n")
+        if key == "remote.origin.url":
+            settings["origin"] = value
+        elif key.startswith("gitops."):
+            settings[key[len("gitops.") :]] = value
+    return _Known(Checkout(repository, path, settings), list(stamps.values()))
+
+
+def _config_file(checkout: Path) -> Path:
+    """The file that holds the checkout's own git config; a linked worktree shares its main repository's."""
+    git = checkout / ".git"
+    try:
+        git = checkout / git.read_text().partition("gitdir:")[2].strip()
+        git = git / (git / "commondir").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        pass  # A folder, as in most checkouts; or a submodule's, which has no common folder.
+    return git / "config"
