@@ -1,0 +1,461 @@
+"""The journal: which deliveries were accepted, which runs served them, what is still owed.
+
+Rules:
+
+1. What `record` returned for is on the disk: SQLite in WAL mode with ``synchronous=FULL``.
+2. A delivery is owed until a run that claimed it has ended with an outcome that settles it. So whatever dies, and
+   whenever, what is owed is what the table says; nothing has to be put back.
+3. One thread holds the writing connection. Callers hand it work and wait; what comes in while a commit is under way
+   shares the next one, so a burst pays for few syncs of the disk. Readers have connections of their own.
+4. A fault of the disk is an answer (`JournalError`), and the next piece of work simply tries again. A damaged file is
+   set aside, never deleted.
+5. This is the only module that knows SQL, and the only one that knows how the state folder is laid out:
+   ``journal.db`` and ``runs/<id>.log``.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from gitops_hook.logs import log
+
+T = TypeVar("T")
+
+#: Each step leads from the version that is its index to the next; the last one makes today's. Never edit a step that
+#: was released: add one.
+_MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, for logs are named by it
+        repository TEXT NOT NULL COLLATE NOCASE,
+        trigger TEXT NOT NULL,
+        started REAL NOT NULL,
+        ended REAL,
+        outcome TEXT,
+        exit INTEGER,
+        before TEXT,
+        after TEXT,
+        message TEXT
+    );
+    CREATE INDEX runs_by_repository ON runs (repository, id);
+    CREATE INDEX runs_in_hand ON runs (id) WHERE outcome IS NULL;
+    CREATE TABLE deliveries (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        guid TEXT NOT NULL,
+        event TEXT NOT NULL,
+        received REAL NOT NULL,
+        repository TEXT NOT NULL COLLATE NOCASE,
+        ref TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        pusher TEXT NOT NULL,
+        run INTEGER REFERENCES runs,
+        owed INTEGER NOT NULL DEFAULT 1
+    );
+    CREATE INDEX deliveries_owed ON deliveries (repository) WHERE owed;
+    CREATE INDEX deliveries_by_guid ON deliveries (guid);
+    CREATE INDEX deliveries_by_run ON deliveries (run) WHERE run IS NOT NULL;
+    """,
+)
+
+#: How long rows are kept, and how many at most: a quarter of a year for an operator's questions, and a journal
+#: that stays in the tens of megabytes.
+KEEP_SECONDS = 90 * 86400
+KEEP_ROWS = 100_000
+#: What all logs together may take. Most runs print a few hundred bytes; this bounds those that print a megabyte.
+KEEP_LOG_BYTES = 1 << 30
+
+#: The most pieces of work in one commit. SQLite before 3.32 takes 999 values in a statement, and a delivery has 8.
+_BATCH = 100
+#: How long to wait, in milliseconds, for another process that holds the file (a person with the sqlite3 shell).
+_BUSY_MS = 5000
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written now; the message says why."""
+
+
+class JournalTooNew(JournalError):
+    """The file was written by a later version: this one must not touch it."""
+
+
+class Delivery(NamedTuple):
+    """An accepted webhook. `received` is in seconds since the epoch; `id` and `run` are 0 until they are known."""
+
+    guid: str
+    event: str
+    received: float
+    repository: str
+    ref: str
+    before: str = ""
+    after: str = ""
+    pusher: str = ""
+    id: int = 0
+    run: int = 0
+    owed: bool = True
+
+
+class Run(NamedTuple):
+    """One run of the script, in hand while `outcome` is None. Times are in seconds since the epoch."""
+
+    id: int
+    repository: str
+    trigger: str
+    started: float
+    ended: float | None = None
+    outcome: str | None = None
+    exit: int | None = None
+    before: str | None = None
+    after: str | None = None
+    message: str | None = None
+
+
+class Claim(NamedTuple):
+    """A run that has begun, and what it serves: how many deliveries, and the newest of them."""
+
+    run: Run
+    deliveries: int
+    newest: Delivery | None
+
+
+class _Work(Generic[T]):
+    """A piece of work on its way through the writing thread: rows to insert, or something else to do."""
+
+    def __init__(self, do: Callable[[sqlite3.Connection], T] | None = None, delivery: Delivery | None = None) -> None:
+        self.do = do
+        self.delivery = delivery
+        self.result: T | None = None
+        self._error: Exception | None = None
+        # A bare lock is the cheapest event there is: taken now, released by `finish`, taken again by `wait`.
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def finish(self, error: Exception | None = None) -> None:
+        self._error = error
+        self._done.release()
+
+    def wait(self) -> T:
+        self._done.acquire()
+        if self._error:
+            raise JournalError(str(self._error)) from self._error
+        return cast(T, self.result)
+
+
+class Journal:
+    """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides."""
+        self._path = folder / "journal.db"
+        self._logs = folder / "runs"
+        #: Why the last write failed, or None if it did not.
+        self.fault: str | None = None
+        # The writing thread's own from here on; None while the file cannot be opened.
+        self._connection: sqlite3.Connection | None = self._open()
+        self._work: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer.start()
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def record(self, delivery: Delivery) -> None:
+        """Commit an accepted delivery; it is owed from now on."""
+        self._submit(_Work(delivery=delivery))
+
+    def start(self, repository: str, trigger: str, *, if_owed: bool = False) -> Claim | None:
+        """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
+
+        def work(connection: sqlite3.Connection) -> Claim | None:
+            if if_owed and not _deliveries(connection, "repository = ? AND owed LIMIT 1", repository):
+                return None
+            started = time.time()
+            run = connection.execute(
+                "INSERT INTO runs (repository, trigger, started) VALUES (?, ?, ?)", (repository, trigger, started)
+            ).lastrowid
+            assert run is not None
+            claimed = connection.execute(
+                "UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository)
+            ).rowcount
+            newest = _deliveries(connection, "run = ? ORDER BY id DESC LIMIT 1", run)
+            return Claim(Run(run, repository, trigger, started), claimed, newest[0] if newest else None)
+
+        return self._submit(_Work(work))
+
+    def finish(self, run: Run, *, settled: bool) -> None:
+        """Record how a run ended; if that settles the matter, its deliveries are owed no more."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE runs SET ended = ?, outcome = ?, exit = ?, before = ?, after = ?, message = ? WHERE id = ?",
+                (run.ended, run.outcome, run.exit, run.before, run.after, run.message, run.id),
+            )
+            if settled:
+                connection.execute("UPDATE deliveries SET owed = 0 WHERE run = ?", (run.id,))
+
+        self._submit(_Work(work))
+
+    def interrupt(self) -> int:
+        """At the start: whatever run was in hand has died with its daemon. Returns how many there were."""
+        return self._submit(
+            _Work(
+                lambda connection: (
+                    connection.execute(
+                        "UPDATE runs SET outcome = 'interrupted', ended = ?, message = ? WHERE outcome IS NULL",
+                        (time.time(), "The daemon died while this run was in hand; what it owed is done again."),
+                    ).rowcount
+                )
+            )
+        )
+
+    def settle(self, repository: str) -> None:
+        """Give up what is owed to `repository` until its next trigger."""
+        self._submit(
+            _Work(
+                lambda connection: connection.execute(
+                    "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed", (repository,)
+                )
+            )
+        )
+
+    def probe(self) -> None:
+        """Try a write; `fault` tells afterwards."""
+        with suppress(JournalError):
+            self._submit(_Work(lambda connection: connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")))
+
+    def prune(self) -> None:
+        """Drop what is too old or too much: rows that nothing owes, and logs."""
+        horizon = time.time() - KEEP_SECONDS
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "DELETE FROM deliveries WHERE NOT owed"
+                " AND (received < ? OR id <= (SELECT max(id) FROM deliveries) - ?)",
+                (horizon, KEEP_ROWS),
+            )
+            connection.execute(
+                "DELETE FROM runs WHERE outcome IS NOT NULL AND (ended < ? OR id <= (SELECT max(id) FROM runs) - ?)"
+                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.run = runs.id)",
+                (horizon, KEEP_ROWS),
+            )
+
+        self._submit(_Work(work))
+        self._prune_logs(horizon)
+
+    def close(self) -> None:
+        """Finish what was handed in and let go of the file. Calling it again does nothing."""
+        if self._writer.is_alive():
+            self._work.put(None)
+            self._writer.join()
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def owed(self) -> list[str]:
+        """The repositories that deliveries are owed to."""
+        rows = self._query("SELECT DISTINCT repository FROM deliveries WHERE owed")
+        return [repository for (repository,) in rows]
+
+    def run(self, run: int) -> Run | None:
+        """The run of that id."""
+        rows = self._query("SELECT * FROM runs WHERE id = ?", run)
+        return Run(*rows[0]) if rows else None
+
+    def runs(self, repository: str | None = None, limit: int = 100) -> list[Run]:
+        """The newest runs, of one repository or of all, newest first."""
+        if repository is None:
+            rows = self._query("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
+        else:
+            rows = self._query("SELECT * FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?", repository, limit)
+        return [Run(*row) for row in rows]
+
+    def deliveries(self, guid: str) -> list[Delivery]:
+        """What came of a delivery, once for each time that it came, oldest first."""
+        with closing(self._reader()) as connection:
+            return _deliveries(connection, "guid = ? ORDER BY id", guid)
+
+    def log_path(self, run: int) -> Path:
+        """Where the output of a run is kept."""
+        return self._logs / f"{run}.log"
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _submit(self, work: _Work[T]) -> T:
+        if not self._writer.is_alive():
+            raise JournalError("the journal is closed")
+        self._work.put(work)
+        return work.wait()
+
+    def _write(self) -> None:
+        """The writing thread. It must never die: every caller waits for it."""
+        while True:
+            batch = [self._work.get()]
+            with suppress(queue.Empty):
+                while batch[-1] and len(batch) < _BATCH:
+                    batch.append(self._work.get_nowait())
+            works = [work for work in batch if work]
+            if works:
+                self._commit(works)
+            if not batch[-1]:
+                if self._connection:
+                    self._connection.close()
+                return
+
+    def _commit(self, works: list[_Work[Any]]) -> None:
+        """Do `works` in one transaction: all of them are on the disk, or all fail."""
+        error: Exception | None = None
+        try:
+            connection = self._connection = self._connection or self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            _insert(connection, [work.delivery for work in works if work.delivery])
+            for work in works:
+                if work.do:
+                    work.result = work.do(connection)
+            connection.execute("COMMIT")
+        except Exception as caught:
+            error = caught
+            self._recover(caught)
+        if error and not self.fault:
+            log.error("the journal cannot be written", file=self._path, reason=error)
+        elif self.fault and not error:
+            log.info("the journal can be written again", file=self._path)
+        self.fault = str(error) if error else None
+        for work in works:
+            work.finish(error)
+
+    def _recover(self, error: Exception) -> None:
+        if self._connection:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            if _is_damage(error):
+                self._connection.close()
+                self._connection = None  # opened anew by the next work, which sets the file aside if it must
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return self._connect()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise JournalError(f"{self._path}: {error}") from error
+            self._set_aside(str(error))
+        except OSError as error:
+            raise JournalError(f"{error.filename}: {error.strerror}") from error
+        try:
+            return self._connect()
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path}: {error}") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        # The connection is made here and used by the writing thread alone, hence check_same_thread. Transactions are
+        # begun and ended by hand (isolation_level None).
+        connection = sqlite3.connect(self._path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        try:
+            os.chmod(self._path, 0o600)  # noqa: PTH101 - it tells who pushed what
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            # quick_check reads every page: some milliseconds for a megabyte, once a start.
+            ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+        if version > len(_MIGRATIONS):
+            raise JournalTooNew(
+                f"{self._path} has version {version}, made by a later gitops-hook; this one knows {len(_MIGRATIONS)}"
+            )
+        for number, step in enumerate(_MIGRATIONS[version:], version + 1):
+            connection.executescript(f"BEGIN IMMEDIATE; {step}; PRAGMA user_version = {number}; COMMIT")
+
+    def _set_aside(self, reason: str) -> None:
+        """Rename the damaged file, what SQLite keeps beside it, and the logs that its runs are told by."""
+        suffix = time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime())
+        while self._path.with_name(self._path.name + suffix).exists():
+            suffix += "+"
+        aside = self._path.with_name(self._path.name + suffix)
+        try:
+            for path, target in (
+                (Path(f"{self._path}-wal"), Path(f"{aside}-wal")),
+                (Path(f"{self._path}-shm"), Path(f"{aside}-shm")),
+                (self._logs, self._logs.with_name(self._logs.name + suffix)),
+                (self._path, aside),
+            ):
+                if path.exists():
+                    path.rename(target)
+            self._logs.mkdir(mode=0o700)
+        except OSError as error:
+            raise JournalError(f"{error.filename}: {error.strerror}") from error
+        log.error(
+            "THE JOURNAL IS DAMAGED and was set aside; a new one is begun, and every checkout is synced",
+            reason=reason,
+            kept=aside,
+        )
+
+    def _reader(self) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(f"file:{_uri(self._path)}?mode=ro", _BUSY_MS / 1000, uri=True)
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path}: {error}") from error
+
+    def _query(self, sql: str, *values: object) -> list[Any]:
+        with closing(self._reader()) as connection:
+            try:
+                return connection.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise JournalError(f"{self._path}: {error}") from error
+
+    def _prune_logs(self, horizon: float) -> None:
+        total = 0
+        for log_file in sorted(self._logs.iterdir(), key=_number, reverse=True):
+            with suppress(FileNotFoundError):
+                stat = log_file.stat()
+                total += stat.st_size
+                if total > KEEP_LOG_BYTES or stat.st_mtime < horizon:
+                    log_file.unlink()
+
+
+def _insert(connection: sqlite3.Connection, deliveries: list[Delivery]) -> None:
+    """Insert in one statement: each gives up Python's lock several times, and gets it back from a busy server."""
+    if deliveries:
+        connection.execute(
+            "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher) VALUES "
+            + ",".join(["(?,?,?,?,?,?,?,?)"] * len(deliveries)),
+            [value for delivery in deliveries for value in delivery[:8]],
+        )
+
+
+def _deliveries(connection: sqlite3.Connection, where: str, *values: object) -> list[Delivery]:
+    rows = connection.execute(
+        "SELECT guid, event, received, repository, ref, before, after, pusher, id, coalesce(run, 0), owed"
+        f" FROM deliveries WHERE {where}",
+        values,
+    )
+    return [Delivery._make((*row[:-1], bool(row[-1]))) for row in rows]
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether this is SQLITE_CORRUPT or SQLITE_NOTADB: sqlite3 raises exactly this class for those.
+
+    A full disk, a read-only or a locked file are its subclass OperationalError, and heal by themselves.
+    """
+    return type(error) is sqlite3.DatabaseError
+
+
+def _number(path: Path) -> int:
+    return int(path.stem) if path.stem.isdigit() else 0
+
+
+def _uri(path: Path) -> str:
+    return path.absolute().as_uri()[len("file://") :]
