@@ -1,0 +1,278 @@
+"""One run of the sync script: its arguments, its environment, its output, and what came of it.
+
+Rules:
+
+1. The script runs in a process group of its own, under a limit: ``timeout(1)`` ends the whole group, ``setpriv(1)``
+   has that done when the daemon dies, however it dies.
+2. It inherits nothing by accident: an environment of named variables only, no descriptor but its output, standard
+   input from /dev/null. The webhook's secret is in none of them.
+3. The exit status is the judge; the result file may only refine what the status allows (`judge`).
+4. Output flows through a pipe into a file that never grows beyond its bound: the beginning and the end are kept,
+   the middle is dropped while it runs (`BoundedLog`). Reading the file is always possible, and tells what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from gitops_hook.logs import escape, log
+
+#: Exit statuses of the script and the outcomes that each allows (sysexits(3)); the first is what a script means that
+#: says no more.
+OUTCOMES: Mapping[int, tuple[str, ...]] = {
+    0: ("updated", "unchanged", "cloned", "paused"),
+    64: ("usage",),
+    65: ("diverged", "dirty", "unverified"),
+    66: ("missing", "mismatch"),
+    70: ("deploy-failed",),
+    71: ("rolled-back",),
+    75: ("unreachable",),
+    77: ("denied",),
+}
+
+#: What a script and its deploy commands may see of the daemon's environment: who and where they are, how to reach
+#: the network, and what git and ssh were told. Names, not patterns of secrets to hide, for those are never complete.
+_INHERITED = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "TZ", "TMPDIR",
+    "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR",
+    "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
+    "GIT_SSH", "GIT_SSH_COMMAND", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM",
+)  # fmt: skip
+
+#: Seconds between TERM and KILL for a group that has to go.
+GRACE = 10
+#: What is kept of a run's output. A failure shows at the end, its cause often at the beginning.
+HEAD_BYTES = 256 << 10
+TAIL_BYTES = 1 << 20
+#: How much is read at once: the size of a pipe.
+_CHUNK = 64 << 10
+#: What is still read of a pipe after the script has ended: all that it can hold, and no more, for a process that a
+#: deploy left behind may go on writing for ever.
+_AFTERMATH = 1 << 20
+
+
+class Task(NamedTuple):
+    """What the script is told. All of it but `repository` is hints."""
+
+    repository: str
+    run: int
+    ref: str = ""
+    after: str = ""
+    event: str = ""
+    delivery: str = ""
+    clone_url: str = ""
+
+
+class Result(NamedTuple):
+    """What came of a run; `exit` is negative for the signal that ended it, None where nothing was started."""
+
+    outcome: str
+    exit: int | None
+    before: str = ""
+    after: str = ""
+    message: str = ""
+
+
+class Runner:
+    """Runs one script for repositories under one root. Threads may share it."""
+
+    def __init__(self, script: Path, root: Path, environ: Mapping[str, str]) -> None:
+        self._script = script
+        self._environment = {name: environ[name] for name in _INHERITED if name in environ}
+        self._environment["GITOPS_ROOT"] = str(root)
+        # The threads with a run in hand, by their ids in the kernel. Guarded by _lock, which nobody holds for long.
+        self._threads: set[int] = set()
+        self._lock = threading.Lock()
+
+    def run(self, task: Task, log_path: Path, limit: int) -> Result:
+        """Run the script for `task`, `limit` seconds at most, its output in `log_path`; it blocks until the end.
+
+        Raises OSError where it could not be started at all, for want of descriptors, processes or disk.
+        """
+        result_file = log_path.with_suffix(".result")
+        command = [
+            *("setpriv", "--pdeathsig", "TERM"),
+            *("timeout", f"--kill-after={GRACE}", str(limit)),
+            *(str(self._script), task.repository.rpartition("/")[2]),
+        ]
+        started = time.monotonic()
+        with self._in_hand(), BoundedLog(log_path) as output:
+            status = subprocess.run(
+                command,
+                env={**self._environment, **_context(task, result_file)},
+                stdin=subprocess.DEVNULL,
+                stdout=output.pipe,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        timed_out = time.monotonic() - started >= limit
+        try:
+            return judge(status, _read_result(result_file), timed_out=timed_out)
+        finally:
+            with suppress(OSError):
+                result_file.unlink()
+
+    def terminate(self) -> None:
+        """End every run in hand: TERM for its whole group, KILL after a grace. It does not wait for them."""
+        with self._lock:
+            for thread in self._threads:
+                for child in _children(thread):
+                    with suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGTERM)  # timeout(1) hands it on to the group
+
+    @contextmanager
+    def _in_hand(self) -> Iterator[None]:
+        """Let `terminate` know, while this lasts, that this thread has a run in hand."""
+        thread = threading.get_native_id()
+        with self._lock:
+            self._threads.add(thread)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._threads.discard(thread)
+
+
+def judge(status: int, said: Mapping[str, str], *, timed_out: bool = False) -> Result:
+    """What a run came to, from its exit `status` (negative for a signal) and from what it `said` in its result file.
+
+    `timed_out` says that the limit had passed; then timeout(1) was the one who ended it.
+    """
+    if status in OUTCOMES:
+        allowed = OUTCOMES[status]
+        outcome = said.get("outcome", "")
+        outcome = outcome if outcome in allowed else allowed[0]
+    elif timed_out and (status in (124, 137, 143) or status < 0):
+        outcome = "timed-out"
+    elif status < 0 or status in (128 + signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGINT):
+        outcome = "interrupted"
+    else:
+        outcome = "failed"
+    before, after, message = (escape(said.get(key, ""))[:1000] for key in ("before", "after", "message"))
+    return Result(outcome, status, before, after, message)
+
+
+def _context(task: Task, result_file: Path) -> dict[str, str]:
+    """The contract with the script, as environment; what is not known is not set."""
+    context = {
+        "GITOPS_REPOSITORY": task.repository if "/" in task.repository else "",
+        "GITOPS_REF": task.ref,
+        "GITOPS_AFTER": task.after,
+        "GITOPS_EVENT": task.event,
+        "GITOPS_DELIVERY": task.delivery,
+        "GITOPS_RUN": str(task.run),
+        "GITOPS_RESULT": str(result_file),
+        "GITOPS_CLONE_URL": task.clone_url,
+    }
+    return {name: value for name, value in context.items() if value}
+
+
+def _read_result(path: Path) -> dict[str, str]:
+    """The ``key=value`` lines that the script left, or nothing. 64 KiB bound what a broken script can make of it."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(64 << 10).decode("utf-8", "replace")
+    except OSError:
+        return {}
+    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+
+
+def _children(thread: int) -> list[int]:
+    """The processes that the thread of this kernel id has started and not yet reaped (proc(5))."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{thread}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+class BoundedLog:
+    """A pipe to write to, and a file that keeps the first and the last of what was written.
+
+    The file grows to head plus twice the tail, then is written anew without the middle and moved into place. So
+    whoever reads it sees whole files only, and neither disk nor memory is ever asked for more than a few times the
+    bound. The reader keeps the writers waiting rather than the disk growing: that is what a pipe does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin the file at `path`, and read from `pipe` until the block that this manages ends."""
+        self._path = path
+        self._file = path.open("w+b", buffering=0)
+        self._size = 0
+        self._dropped = 0
+        self._fault: OSError | None = None
+        self._output, self.pipe = os.pipe()
+        self._over, self._end = os.pipe()
+        self._reader = threading.Thread(target=self._read, name=f"log of run {path.stem}", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> BoundedLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.pipe)
+        os.close(self._end)
+        self._reader.join()
+        os.close(self._output)
+        os.close(self._over)
+        self._file.close()
+        if self._fault:
+            log.warning("output of a run is lost", file=self._path, reason=self._fault)
+
+    def _read(self) -> None:
+        """Keep what comes until nobody can write any more, or until the run is over and the pipe is empty."""
+        poll = select.poll()
+        poll.register(self._output, select.POLLIN)
+        poll.register(self._over, 0)  # its other end is closed when the run is over
+        aftermath = 0
+        while True:
+            ready = dict(poll.poll())
+            if self._output in ready:
+                chunk = os.read(self._output, _CHUNK)
+                if not chunk:
+                    return
+                self._keep(chunk)
+                aftermath += len(chunk) if self._over in ready else 0
+            if self._over in ready and (self._output not in ready or aftermath > _AFTERMATH):
+                return
+
+    def _keep(self, chunk: bytes) -> None:
+        if self._fault:
+            return  # the pipe is read all the same, or the script would wait for ever
+        try:
+            self._file.write(chunk)
+            self._size += len(chunk)
+            if self._size > HEAD_BYTES + 2 * TAIL_BYTES:
+                self._drop_middle()
+        except OSError as error:
+            self._fault = error
+
+    def _drop_middle(self) -> None:
+        self._file.seek(0)
+        head = self._file.read(HEAD_BYTES)
+        self._file.seek(-TAIL_BYTES, os.SEEK_END)
+        tail = self._file.read(TAIL_BYTES)
+        # From the second time on, the note of the last time is among what goes.
+        self._dropped += self._size - len(head) - len(tail) - (len(_note(self._dropped)) if self._dropped else 0)
+        note = _note(self._dropped)
+        new = self._path.with_suffix(".new")
+        with new.open("wb") as file:
+            file.writelines((head, note, tail))
+        new.replace(self._path)
+        self._file.close()
+        self._file = self._path.open("r+b", buffering=0)
+        self._file.seek(0, os.SEEK_END)
+        self._size = len(head) + len(note) + len(tail)
+
+
+def _note(dropped: int) -> bytes:
+    """The line that stands where the middle was."""
+    return b"\n[gitops-hook left out %d bytes here]\n" % dropped
