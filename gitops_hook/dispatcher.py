@@ -1,0 +1,360 @@
+"""From what is owed to runs: a queue and a worker thread per repository, and a cap over all of them.
+
+Rules:
+
+1. A worker alone runs its repository, so two runs of one repository never overlap. It starts when it is first needed
+   and goes when nothing has been asked of it for a while.
+2. A queue only wakes; the journal says what is owed. A wake-up that is lost, doubled or late changes nothing.
+3. A run starts after it has its place under the cap, and claims what is owed as it starts: the pushes that came while
+   it waited collapse into one run.
+4. Places go to whoever has waited longest, so that no busy repository keeps the others out.
+5. A run that settled nothing (the remote out of reach, no process to be had) is tried again, later each time; a push
+   cuts that wait short.
+6. A worker never dies of an exception: its repository would be dead until the next start.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from gitops_hook.journal import Claim, Journal, JournalError, Run
+from gitops_hook.logs import log
+from gitops_hook.repository import Checkouts, may_clone
+from gitops_hook.runner import Result, Runner, Task
+
+#: Seconds that a worker waits for more work before it goes. A thread is cheap to start, and to keep a little.
+_IDLE = 10.0
+#: The first and the longest wait before another try, in seconds. The longest is what a polling timer would take.
+_FIRST_WAIT = 5.0
+_LONGEST_WAIT = 900.0
+#: Seconds between tries to write down how a run ended, while the journal cannot be written.
+_JOURNAL_WAIT = 1.0
+#: So many runs in a row that the daemon's own shutdown had to end are no accident: the deploy restarts the daemon and
+#: waits for it. Going on would restart it for ever.
+_RESTART_LOOP = 3
+_ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
+
+#: Outcomes that leave the checkout where upstream is, or where the operator wants it.
+_GOOD = {"updated", "unchanged", "cloned", "paused"}
+
+
+class Wake(NamedTuple):
+    """What a queue carries: why to look, and whom to tell when that has been done."""
+
+    trigger: str
+    done: Callable[[], None] | None = None
+
+
+class Places:
+    """The places under the cap, given in the order in which they were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._closed = False
+        # Guards all of the above and the line of those who wait; held for a few steps only, never while waiting.
+        self._lock = threading.Lock()
+        self._line: deque[threading.Event] = deque()
+
+    @contextmanager
+    def one(self) -> Iterator[bool]:
+        """A place, as soon as it is this caller's turn; False instead once `close` was called."""
+        granted = self._take()
+        try:
+            yield granted
+        finally:
+            if granted:
+                self._give_back()
+
+    def close(self) -> None:
+        """Give no more places, and send everyone home who waits."""
+        with self._lock:
+            self._closed = True
+            for turn in self._line:
+                turn.set()
+
+    def _take(self) -> bool:
+        with self._lock:
+            if self._closed:
+                return False
+            if self._free:
+                self._free -= 1
+                return True
+            turn = threading.Event()
+            self._line.append(turn)
+        turn.wait()
+        with self._lock:
+            # Handed over by `_give_back`, which took us from the line; or sent home by `close`, still standing in it.
+            return turn not in self._line
+
+    def _give_back(self) -> None:
+        with self._lock:
+            if self._line and not self._closed:
+                self._line.popleft().set()
+            else:
+                self._free += 1
+
+
+class Dispatcher:
+    """Runs what is owed. Any thread may call any method."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        checkouts: Checkouts,
+        runner: Runner,
+        *,
+        max_syncs: int,
+        sync_timeout: int,
+        clone: Sequence[str] = (),
+        clone_url: str = "",
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._journal = journal
+        self._checkouts = checkouts
+        self._runner = runner
+        self._max_syncs = max_syncs
+        self._sync_timeout = sync_timeout
+        self._clone = clone
+        self._clone_url = clone_url
+        self._jitter = jitter
+        self._places = Places(max_syncs)
+        self._stopping = threading.Event()
+        # The workers by their repository's name in lower case, for forges take names so. Guarded by _lock, and so is
+        # putting into their queues: a worker that goes must see under the lock that nothing was put.
+        self._workers: dict[str, _Worker] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Take up what an earlier daemon left: say which runs it interrupted, run what is owed, look at every checkout.
+
+        What is owed goes first and may take every place; the look at all checkouts keeps to half of them, so that a
+        push on a host with many never waits behind it.
+        """
+        interrupted = self._journal.interrupt()
+        if interrupted:
+            log.warning("runs were interrupted when the daemon died; what they owed is done again", runs=interrupted)
+        owed = [repository for repository in self._journal.owed() if not self._restarts_us(repository)]
+        if owed:
+            log.info("deliveries are owed from before", repositories=len(owed))
+        self._feed(owed, "recovery", self._max_syncs)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Sync every managed checkout once."""
+        self._feed(
+            (name for name in self._checkouts if not self._restarts_us(name)), "sweep", max(1, self._max_syncs // 2)
+        )
+
+    def wake(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
+        """See to `repository` soon. A push runs what is owed, if anything still is; any other trigger runs anyway."""
+        key = repository.lower()
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            worker = self._workers.get(key)
+            if not worker:
+                worker = _Worker(self, repository)
+                try:
+                    worker.thread.start()
+                except RuntimeError as error:  # no thread to be had; `remind` comes back to it
+                    log.error("no worker could be started", repository=repository, reason=error)
+                    return
+                self._workers[key] = worker
+            # A wake-up that nobody has taken yet serves this push too.
+            if trigger != "push" or worker.queue.empty():
+                worker.queue.put(Wake(trigger, done))
+
+    def remind(self) -> None:
+        """Wake whatever is owed and has no worker: called now and then, it repairs a wake-up that was lost."""
+        for repository in self._journal.owed():
+            if repository.lower() not in self._workers:
+                self.wake(repository)
+
+    def stop(self) -> None:
+        """Start no more runs. Those in hand go on; `join` waits for them."""
+        with self._lock:
+            self._stopping.set()
+            for worker in self._workers.values():
+                worker.queue.put(Wake("stop"))
+        self._places.close()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until every worker has gone, `timeout` seconds at most; returns whether they have."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            workers = list(self._workers.values())
+        for worker in workers:
+            worker.thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(worker.thread.is_alive() for worker in workers)
+
+    def terminate(self) -> None:
+        """After `stop`: end the runs in hand."""
+        self._runner.terminate()
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are now."""
+        return len(self._workers)
+
+    # -- what workers do --------------------------------------------------------------------------------------------
+
+    def step(self, repository: str, trigger: str) -> bool:
+        """Do one run of `repository` if one is due; returns whether the matter is settled."""
+        with self._places.one() as granted:
+            if not granted:
+                return True  # we are stopping; the journal remembers
+            try:
+                claim = self._journal.start(repository, trigger, if_owed=trigger == "push")
+            except JournalError:
+                return False
+            return self._run(claim) if claim else True
+
+    def _run(self, claim: Claim) -> bool:
+        run, newest = claim.run, claim.newest
+        task = Task(
+            repository=newest.repository if newest else run.repository,
+            run=run.id,
+            ref=newest.ref if newest else "",
+            after=newest.after if newest else "",
+            event=newest.event if newest else run.trigger,
+            delivery=newest.guid if newest else "",
+        )
+        checkout = self._checkouts.find(run.repository)
+        limit = self._sync_timeout
+        if checkout:
+            own = checkout.settings.get("timeout", "")
+            limit = int(own) if own.isascii() and own.isdigit() and int(own) else limit
+        elif may_clone(run.repository, self._clone):
+            task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
+        try:
+            result = self._runner.run(task, self._journal.log_path(run.id), limit)
+        except OSError as error:
+            result = Result("interrupted", None, message=f"The script could not be started: {error}")
+        if result.outcome == "interrupted" and self._stopping.is_set():
+            result = result._replace(message=_ENDED_BY_US)
+        ended = run._replace(ended=time.time(), **result._asdict())
+        settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
+        self._record(ended, settled=settled)
+        _tell(ended, claim.deliveries, task)
+        return settled
+
+    def _record(self, run: Run, *, settled: bool) -> None:
+        """Write down how a run ended, however long the journal takes to be writable again."""
+        while True:
+            try:
+                return self._journal.finish(run, settled=settled)
+            except JournalError:
+                if self._stopping.wait(_JOURNAL_WAIT):
+                    return None  # unrecorded, it counts as interrupted at the next start, and is done again
+
+    def _restarts_us(self, repository: str) -> bool:
+        """Whether the last runs of `repository` were all ended by the daemon's shutdown; what they owe is given up."""
+        last = self._journal.runs(repository, _RESTART_LOOP)
+        if len(last) < _RESTART_LOOP or not all(run.message == _ENDED_BY_US for run in last):
+            return False
+        self._journal.settle(repository)
+        log.error(
+            "its runs end only by the daemon's shutdown, so it waits for a push; a deploy that restarts the daemon"
+            " must not wait for it: systemctl --no-block restart gitops-hook",
+            repository=repository,
+        )
+        return True
+
+    def _feed(self, repositories: Iterable[str], trigger: str, lanes: int) -> None:
+        """Wake `repositories` one after another, never more than `lanes` of them unfinished."""
+        rest = iter(repositories)
+        lock = threading.Lock()  # guards `rest`, an iterator that several workers come to
+
+        def next_one() -> None:
+            try:
+                with lock:
+                    repository = next(rest, None)
+            except JournalError:
+                return  # the rest is left to its pushes and to the next sweep
+            if repository:
+                self.wake(repository, trigger, next_one)
+
+        for _ in range(lanes):
+            next_one()
+
+    def _retire(self, worker: _Worker) -> bool:
+        """Let an idle worker go, unless it was woken in this moment."""
+        with self._lock:
+            if worker.queue.empty():
+                del self._workers[worker.repository.lower()]
+                return True
+            return False
+
+
+class _Worker:
+    """The thread that runs one repository."""
+
+    def __init__(self, dispatcher: Dispatcher, repository: str) -> None:
+        self.repository = repository
+        self.queue: queue.Queue[Wake] = queue.Queue()
+        self.thread = threading.Thread(target=self._work, name=f"worker {repository}", daemon=True)
+        self._dispatcher = dispatcher
+
+    def _work(self) -> None:
+        failures = 0
+        while True:
+            wakes = self._wait(self._patience(failures))
+            if any(wake.trigger == "stop" for wake in wakes):
+                return
+            if not wakes and not failures:
+                if self._dispatcher._retire(self):
+                    return
+                continue
+            # A push alone runs only what is owed; whatever else was asked for, or a try that is due, runs anyway.
+            triggers = [wake.trigger for wake in wakes] or ["retry"]
+            trigger = next((trigger for trigger in triggers if trigger != "push"), "push")
+            try:
+                settled = self._dispatcher.step(self.repository, trigger)
+            except Exception:
+                log.exception("a run met a fault of our own", repository=self.repository)
+                settled = False
+            failures = 0 if settled else failures + 1
+            for wake in wakes:
+                if wake.done:
+                    wake.done()
+
+    def _patience(self, failures: int) -> float:
+        """How long to wait for a wake-up: until the next try is due, or until this worker is idle."""
+        if not failures:
+            return _IDLE
+        wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(failures - 1, 10))
+        return wait * (0.75 + self._dispatcher._jitter() / 2)
+
+    def _wait(self, patience: float) -> list[Wake]:
+        """Every wake-up in the queue once there is one; none if there was none for `patience` seconds."""
+        wakes = []
+        with suppress(queue.Empty):
+            wakes.append(self.queue.get(timeout=patience))
+            while True:
+                wakes.append(self.queue.get_nowait())
+        return wakes
+
+
+def _tell(run: Run, deliveries: int, task: Task) -> None:
+    tell = log.info if run.outcome in _GOOD else log.warning if run.outcome == "unreachable" else log.error
+    assert run.ended
+    tell(
+        f"run {run.outcome}",
+        repository=run.repository,
+        run=run.id,
+        outcome=run.outcome,
+        trigger=run.trigger,
+        delivery=task.delivery or None,
+        deliveries=deliveries or None,
+        commit=run.after or None,
+        exit=run.exit or None,
+        ms=round((run.ended - run.started) * 1000),
+        reason=run.message or None,
+    )
