@@ -1,0 +1,8 @@
+"""``python3 -m gitops_hook``."""
+
+import sys
+
+from gitops_hook.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

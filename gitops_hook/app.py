@@ -1,0 +1,175 @@
+"""The webhook's WSGI application: what is answered to whom.
+
+Rules:
+
+1. Verify first, over the raw bytes, whatever the event; an unproven request learns nothing but 401.
+2. 202 means that the delivery is on the disk. Nothing is half-accepted: either it is, or the answer is no 2xx.
+3. A push that moves nothing here is a success (200) with its reason: the forge would show anything else as failed.
+4. Every answer is JSON: ``status``, and ``repository``, ``delivery`` and ``reason`` as far as they are known.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from gitops_hook.journal import Delivery, Journal, JournalError
+from gitops_hook.logs import log
+from gitops_hook.repository import Checkouts, may_clone
+from gitops_hook.webhook import Event, Other, Ping, Push, Refused, Secrets, parse, printable
+
+WEBHOOK = "/api/webhook/gitops"
+HEALTH = "/healthz"
+
+#: GitHub's own bound on a payload.
+MAX_BODY = 25 << 20
+#: Above this a payload is parsed while no other such is: it takes many times its size in memory while it lasts.
+_LARGE_BODY = 1 << 20
+#: Seconds after which a forge, or the person who looks after it, may try again.
+_RETRY_AFTER = "10"
+
+
+class Answer(NamedTuple):
+    """An HTTP status and the members of the JSON object that goes with it; a member that is None is left out."""
+
+    http: int
+    status: str
+    repository: str | None = None
+    delivery: str | None = None
+    reason: str | None = None
+
+
+class WebhookApp:
+    """The callable. Threads may share it."""
+
+    def __init__(
+        self,
+        secrets: Callable[[], Secrets],
+        checkouts: Checkouts,
+        journal: Journal,
+        wake: Callable[[str], None],
+        clone: Sequence[str] = (),
+    ) -> None:
+        """`secrets` gives those in force; `wake` is told each repository that a delivery is owed to."""
+        self._secrets = secrets
+        self._checkouts = checkouts
+        self._journal = journal
+        self._wake = wake
+        self._clone = clone
+        self._large = threading.Lock()  # held while a large body is parsed, see _LARGE_BODY
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request."""
+        headers = []
+        method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
+        allowed = {WEBHOOK: ("POST",), HEALTH: ("GET", "HEAD")}.get(path)
+        if allowed is None:
+            answer = Answer(404, "refused", reason="there is nothing at this path")
+        elif method not in allowed:
+            answer = Answer(405, "refused", reason=f"this path takes {' and '.join(allowed)} alone")
+            headers = [("Allow", ", ".join(allowed))]
+        elif path == HEALTH:
+            answer = self._health()
+        else:
+            answer = self._deliver(environ)
+        body = json.dumps({name: value for name, value in zip(answer._fields[1:], answer[1:]) if value}) + "\n"
+        if answer.http == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append(("Retry-After", _RETRY_AFTER))
+        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response(f"{answer.http} {HTTPStatus(answer.http).phrase}", headers)
+        return [b"" if method == "HEAD" else body.encode("ascii")]
+
+    def _health(self) -> Answer:
+        if self._journal.fault:
+            self._journal.probe()  # it may have healed without anyone writing since
+        if self._journal.fault:
+            return Answer(503, "unavailable", reason="the journal cannot be written")
+        return Answer(200, "ok")
+
+    def _deliver(self, environ: dict[str, Any]) -> Answer:
+        began = time.monotonic()
+        delivery = printable(environ.get("HTTP_X_GITHUB_DELIVERY", "")) or None
+        secret = None
+        try:
+            body = _read(environ)
+            secret = self._secrets().match(body, environ.get("HTTP_X_HUB_SIGNATURE_256"))
+            if secret is None:
+                raise Refused(401, "the signature X-Hub-Signature-256 is missing or wrong")
+            answer = self._judge(self._parse(environ, body), delivery)
+        except Refused as refused:
+            answer = Answer(refused.status, "refused", None, delivery if secret else None, refused.reason)
+        except JournalError:
+            answer = Answer(503, "unavailable", None, delivery, "the journal cannot be written now")
+        tell = log.info if answer.http < HTTPStatus.BAD_REQUEST else log.warning
+        tell(
+            f"webhook {answer.status}",
+            delivery=delivery,
+            repository=answer.repository,
+            event=printable(environ.get("HTTP_X_GITHUB_EVENT", "")) or None,
+            http=answer.http,
+            secret=secret,
+            reason=answer.reason,
+            peer=environ.get("REMOTE_ADDR"),
+            ms=round((time.monotonic() - began) * 1000, 1),
+        )
+        return answer
+
+    def _judge(self, event: Event, guid: str | None) -> Answer:
+        if isinstance(event, Ping):
+            return Answer(200, "pong", event.repository, guid)
+        if isinstance(event, Other):
+            return Answer(200, "ignored", event.repository, guid, f"the event `{event.event}` moves nothing here")
+        reason = self._why_ignored(event)
+        if reason:
+            return Answer(200, "ignored", event.repository, guid, reason)
+        self._journal.record(
+            Delivery(
+                guid=guid or "",
+                event="push",
+                received=time.time(),
+                repository=event.repository,
+                ref=event.ref,
+                before=event.before,
+                after=event.after,
+                pusher=event.pusher,
+            )
+        )
+        self._wake(event.repository)
+        return Answer(202, "queued", event.repository, guid)
+
+    def _parse(self, environ: dict[str, Any], body: bytes) -> Event:
+        event, content_type = environ.get("HTTP_X_GITHUB_EVENT"), environ.get("CONTENT_TYPE")
+        if len(body) > _LARGE_BODY:
+            with self._large:
+                return parse(event, content_type, body)
+        return parse(event, content_type, body)
+
+    def _why_ignored(self, push: Push) -> str | None:
+        """Why this push moves nothing on this host; None if it may."""
+        checkout = self._checkouts.find(push.repository)
+        if not checkout and not may_clone(push.repository, self._clone):
+            return "there is no checkout of it on this host"
+        if push.deleted:
+            return "the ref was deleted"
+        branch = checkout.settings.get("branch") if checkout else None
+        branch = branch or push.default_branch
+        if branch and not push.moves(branch):  # which branch is unknown, the script finds out
+            return f"the tracked branch is `{printable(branch)}`"
+        return None
+
+
+def _read(environ: dict[str, Any]) -> bytes:
+    """The raw body, whole."""
+    length = environ.get("CONTENT_LENGTH", "")
+    if not length.isascii() or not length.isdigit():
+        raise Refused(411, "there is no Content-Length")
+    if int(length) > MAX_BODY:
+        raise Refused(413, f"the body is larger than {MAX_BODY >> 20} MiB")
+    body: bytes = environ["wsgi.input"].read(int(length))
+    if len(body) != int(length):
+        raise Refused(400, "the body ends early")
+    return body

@@ -1,0 +1,182 @@
+"""The daemon: everything wired together, started, and stopped in order.
+
+Rules:
+
+1. Signal handlers only put a word into a queue; the main thread acts on it, and otherwise sleeps.
+2. At the start, sockets come last: who can connect is served. At the end they go first, and the journal last.
+3. One daemon to a state folder, by a lock on that folder which dies with its process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import MutableMapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gitops_hook import __version__
+from gitops_hook.app import WebhookApp
+from gitops_hook.config import Address, SecretSource, Settings
+from gitops_hook.dispatcher import Dispatcher
+from gitops_hook.journal import Journal, JournalError
+from gitops_hook.logs import log
+from gitops_hook.repository import Checkouts
+from gitops_hook.runner import GRACE, Runner
+from gitops_hook.server import Server
+from gitops_hook.systemd import inherited_sockets, notify
+
+#: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
+REQUESTS_DEADLINE = 5.0
+RUNS_DEADLINE = 60.0
+#: Seconds between looks at what is owed, and between prunings of the journal.
+_REMIND = 60.0
+_PRUNE = 3600.0
+
+#: Words in the main thread's queue, beside the numbers of signals.
+_RUNS_ENDED = "runs ended"
+_NOT_ACCEPTING = "not accepting"
+
+
+class StartError(Exception):
+    """The daemon cannot start here and now, for the reason that the message gives in one line."""
+
+
+def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
+    """Run the daemon until a signal ends it; returns its exit status.
+
+    Raises `ConfigError` or `StartError` where it cannot start.
+    """
+    words: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: words.put(number))
+    secrets = SecretSource(settings.webhook_secret, settings.webhook_secret_file)
+    with ExitStack() as stack:
+        _lock(settings.state, stack)
+        try:
+            journal = Journal(settings.state)
+        except JournalError as error:
+            raise StartError(str(error)) from error
+        stack.callback(journal.close)
+        checkouts = Checkouts(settings.root)
+        dispatcher = Dispatcher(
+            journal,
+            checkouts,
+            Runner(settings.sync_script, settings.root, environ),
+            max_syncs=settings.max_syncs,
+            sync_timeout=settings.sync_timeout,
+            clone=settings.clone,
+            clone_url=settings.clone_url,
+        )
+        app = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
+        servers = [Server(listening, app) for listening in _listen(settings.listen, environ)]
+        dispatcher.start()
+        for server in servers:
+            threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
+            log.info("listening", address=_describe(server.server_address), version=__version__, root=settings.root)
+        notify(environ, "READY=1")
+        status = _stay(words, dispatcher, journal)
+        notify(environ, "STOPPING=1")
+        _stop(words, servers, dispatcher)
+    log.info("stopped", status=status)
+    return status
+
+
+def _stay(words: queue.SimpleQueue[Any], dispatcher: Dispatcher, journal: Journal) -> int:
+    """Do the house's chores until a signal or a fault ends the day; returns the exit status."""
+    pruned = 0.0
+    while True:
+        try:
+            word = words.get(timeout=_REMIND)
+        except queue.Empty:
+            try:
+                dispatcher.remind()
+                if time.monotonic() - pruned > _PRUNE:
+                    journal.prune()
+                    pruned = time.monotonic()
+            except (JournalError, OSError) as error:
+                log.error("the journal cannot be looked after", reason=error)
+            continue
+        if word == signal.SIGHUP:
+            log.info("every checkout is synced once, as asked by SIGHUP")
+            dispatcher.sweep()
+        elif word == _NOT_ACCEPTING:
+            return 1
+        else:
+            log.info("stopping", signal=signal.Signals(word).name)
+            return 0
+
+
+def _stop(words: queue.SimpleQueue[Any], servers: list[Server], dispatcher: Dispatcher) -> None:
+    """Accept no more, answer what was begun, let runs in hand end, or end them."""
+    dispatcher.stop()
+    for server in servers:
+        server.shutdown()
+    for server in servers:
+        server.drain(REQUESTS_DEADLINE)
+
+    def wait_for_runs() -> None:
+        dispatcher.join(RUNS_DEADLINE + GRACE)
+        words.put(_RUNS_ENDED)
+
+    threading.Thread(target=wait_for_runs, name="wait for runs", daemon=True).start()
+    try:
+        word = words.get(timeout=RUNS_DEADLINE)
+    except queue.Empty:
+        word = None
+    if word != _RUNS_ENDED:
+        log.warning("runs are ended", reason="a second signal" if word else f"{RUNS_DEADLINE:.0f} s are over")
+        dispatcher.terminate()
+        dispatcher.join(GRACE + 2)
+
+
+def _accept(server: Server, words: queue.SimpleQueue[Any]) -> None:
+    """Accept connections until `Server.shutdown`; a daemon that cannot is of no use, and ends."""
+    try:
+        server.serve_forever(poll_interval=0.25)
+    except Exception:
+        log.exception("no more connections can be accepted")
+        words.put(_NOT_ACCEPTING)
+
+
+def _lock(state: Path, stack: ExitStack) -> None:
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartError(f"another gitops-hook runs on GITOPS_STATE={str(state)!r}") from None
+    except OSError as error:
+        raise StartError(f"GITOPS_STATE={str(state)!r} cannot be used: {error.strerror}") from None
+
+
+def _listen(address: Address, environ: MutableMapping[str, str]) -> list[socket.socket]:
+    """The sockets of the webhook: those that systemd hands over, else one bound to `address`."""
+    inherited = inherited_sockets(environ)
+    sockets = inherited.pop("webhook", [])
+    for name, strays in inherited.items():
+        log.warning("inherited sockets are not used; only those named webhook are", name=name, sockets=len(strays))
+    if sockets:
+        return sockets
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise StartError(f"GITOPS_LISTEN={address} cannot be used: {error.strerror}") from None
+    return [listening]
+
+
+def _describe(address: Any) -> str:
+    return str(Address(*address[:2])) if isinstance(address, tuple) else str(address)
