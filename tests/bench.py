@@ -1,0 +1,177 @@
+"""``make bench``: what the daemon costs, each figure beside the bare alternative, measured in the same run.
+
+Standard library only. The load generator is a process of its own with one thread and epoll, so that it takes as
+little as it can of the cores that it shares with the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from harness import SECRET, WEBHOOK, Daemon, headers, push
+
+BARE_SERVER = f"""
+import hashlib, hmac, json, socketserver, sys
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+class Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 1024
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *words): pass
+
+def app(environ, start_response):
+    body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+    signature = "sha256=" + hmac.new({SECRET.encode()!r}, body, hashlib.sha256).hexdigest()
+    assert hmac.compare_digest(signature, environ["HTTP_X_HUB_SIGNATURE_256"])
+    json.loads(body)
+    answer = b'{{"status": "queued"}}'
+    start_response("202 Accepted", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
+    return [answer]
+
+server = make_server("127.0.0.1", 0, app, Server, Quiet)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def eight_kilobytes(repository: str) -> bytes:
+    """A push of the size that GitHub sends for a few commits."""
+    commits: list[dict[str, Any]] = []
+    while True:
+        body = json.dumps(push(repository, commits=commits)).encode()
+        if len(body) >= 8 << 10:
+            return body
+        commits.append(
+            {
+                "id": "1" * 40,
+                "message": "work " * 20,
+                "timestamp": "2026-01-01T00:00:00Z",
+                "author": {"name": "Ada"},
+                "modified": ["a"],
+            }
+        )
+
+
+def load(port: int, connections: int, count: int, results: multiprocessing.Queue[Any]) -> None:
+    """Deliver `count` pushes over as many connections at once; puts (seconds in all, sorted latencies) or an error."""
+    body = eight_kilobytes("acme/site")
+    fixed = "".join(f"{name}: {value}\r\n" for name, value in headers(body).items() if name != "X-GitHub-Delivery")
+    head = f"POST {WEBHOOK} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n{fixed}X-GitHub-Delivery: "
+    poll = select.epoll()
+    sockets: dict[int, socket.socket] = {}
+    answers: dict[int, bytes] = {}
+    sent_at: dict[int, float] = {}
+    latencies: list[float] = []
+    sent = 0
+
+    def send(channel: socket.socket) -> None:
+        nonlocal sent
+        sent += 1
+        answers[channel.fileno()] = b""
+        sent_at[channel.fileno()] = time.perf_counter()
+        channel.sendall(f"{head}{uuid.UUID(int=sent)}\r\n\r\n".encode() + body)
+
+    def connect() -> socket.socket:
+        channel = socket.create_connection(("127.0.0.1", port))
+        channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets[channel.fileno()] = channel
+        poll.register(channel, select.EPOLLIN)
+        return channel
+
+    began = time.perf_counter()
+    for _ in range(connections):
+        send(connect())
+    while len(latencies) < count:
+        for descriptor, _ in poll.poll(30):
+            chunk = sockets[descriptor].recv(65536)
+            answers[descriptor] += chunk
+            head_end = answers[descriptor].find(b"\r\n\r\n")
+            closing = not chunk
+            if (
+                head_end >= 0
+                and b"Connection: close" not in answers[descriptor]
+                and b"HTTP/1.0" not in answers[descriptor]
+            ):
+                length = int(answers[descriptor].split(b"Content-Length: ")[1].split(b"\r\n")[0])
+                if len(answers[descriptor]) < head_end + 4 + length:
+                    continue
+            elif not closing:
+                continue
+            if not answers[descriptor].startswith((b"HTTP/1.1 202", b"HTTP/1.0 202")):
+                return results.put(f"not a 202: {answers[descriptor][:300]!r}")
+            latencies.append(time.perf_counter() - sent_at[descriptor])
+            if closing:
+                poll.unregister(descriptor)
+                sockets.pop(descriptor).close()
+            if sent < count:
+                send(connect() if closing else sockets[descriptor])
+    results.put((time.perf_counter() - began, sorted(latencies)))
+    return None
+
+
+def measure_load(port: int, connections: int, count: int) -> tuple[float, float, float]:
+    """Acknowledgements per second, median and 99th percentile in milliseconds."""
+    results: multiprocessing.Queue[Any] = multiprocessing.Queue()
+    client = multiprocessing.Process(target=load, args=(port, connections, count, results))
+    client.start()
+    result = results.get(timeout=120)
+    client.join()
+    if isinstance(result, str):
+        raise SystemExit(result)
+    seconds, latencies = result
+    return count / seconds, latencies[len(latencies) // 2] * 1e3, latencies[len(latencies) * 99 // 100] * 1e3
+
+
+def bench_acknowledgements(folder: Path, count: int) -> None:
+    print(
+        f"\nAcknowledged deliveries, 8 KB signed push, {count} of them; ours are on the disk, the bare server's are not"
+    )
+    print(f"{'':34}{'per second':>12}{'p50 ms':>10}{'p99 ms':>10}")
+    sync = folder / "sync.sh"
+    sync.write_text("#!/bin/sh\nexec sleep 0.3\n")
+    sync.chmod(0o755)
+    bare = subprocess.Popen([sys.executable, "-c", BARE_SERVER], stdout=subprocess.PIPE, text=True)
+    assert bare.stdout
+    bare_port = int(bare.stdout.readline())
+    with Daemon(folder / "ack", GITOPS_SYNC_SCRIPT=str(sync)) as daemon:
+        (daemon.root / "acme/site/.git").mkdir(parents=True)
+        measure_load(daemon.port, 16, 500)
+        measure_load(bare_port, 16, 500)
+        for connections in (16, 64):
+            for name, port in (("bare wsgiref", bare_port), ("gitops-hook", daemon.port)):
+                rate, p50, p99 = measure_load(port, connections, count)
+                print(f"{name + f', {connections} connections':34}{rate:12.0f}{p50:10.1f}{p99:10.1f}")
+        daemon.stop()
+    bare.kill()
+    bare.wait()
+    bare.stdout.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=5000, help="deliveries for each row of the first table")
+    options = parser.parse_args()
+    multiprocessing.set_start_method("spawn")
+    folder = Path(tempfile.mkdtemp(prefix="gitops-hook-bench-"))
+    try:
+        bench_acknowledgements(folder, options.count)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""A real daemon in a process of its own, and a forge that delivers to it; standard library only, for the demo."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent
+SECRET = "It's a Secret to Everybody"
+WEBHOOK = "/api/webhook/gitops"
+NOBODY = "0" * 40
+
+
+def push(
+    repository: str, after: str = "1" * 40, *, ref: str = "refs/heads/main", before: str = NOBODY, **more: Any
+) -> dict[str, Any]:
+    """A push as GitHub describes it, as far as anyone here reads it; `more` replaces members."""
+    return {
+        "ref": ref,
+        "before": before,
+        "after": after,
+        "created": False,
+        "deleted": after == NOBODY,
+        "forced": False,
+        "repository": {
+            "name": repository.rpartition("/")[2],
+            "full_name": repository,
+            "default_branch": "main",
+            "private": False,
+        },
+        "pusher": {"name": "ada", "email": "ada@example.org"},
+        "commits": [],
+        **more,
+    }
+
+
+def sign(body: bytes, secret: str = SECRET) -> str:
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def headers(body: bytes, event: str = "push", *, guid: str | None = None, secret: str = SECRET) -> dict[str, str]:
+    """The headers that GitHub sends with `body`."""
+    return {
+        "User-Agent": "GitHub-Hookshot/044aadd",
+        "Accept": "*/*",
+        "Content-Type": "application/json",
+        "X-GitHub-Delivery": guid or str(uuid.uuid4()),
+        "X-GitHub-Event": event,
+        "X-GitHub-Hook-ID": "292430182",
+        "X-GitHub-Hook-Installation-Target-ID": "79929171",
+        "X-GitHub-Hook-Installation-Target-Type": "repository",
+        "X-Hub-Signature": "sha1=" + hmac.new(secret.encode(), body, hashlib.sha1).hexdigest(),
+        "X-Hub-Signature-256": sign(body, secret),
+    }
+
+
+class Daemon:
+    """``gitops-hook serve`` on a free port, its log lines gathered, its journal open to look into.
+
+    Settings that are not given here come from the folders: ``root`` and ``state`` below `folder`.
+    """
+
+    def __init__(
+        self, folder: Path, *, python: str = sys.executable, program: list[str] | None = None, **settings: str
+    ) -> None:
+        self.root = folder / "root"
+        self.state = folder / "state"
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._command = [python, *(program or ["-m", "gitops_hook"]), "serve"]
+        self._env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPATH": str(SOURCE),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GITHUB_WEBHOOK_SECRET": SECRET,
+            "GITOPS_ROOT": str(self.root),
+            "GITOPS_STATE": str(self.state),
+            "GITOPS_LISTEN": "127.0.0.1:0",
+            **settings,
+        }
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._position = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it (again), and wait until it listens."""
+        self._position = len(self.lines)
+        self.process = subprocess.Popen(
+            self._command,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._gatherer = threading.Thread(target=self._gather, daemon=True)
+        self._gatherer.start()
+        line = self.wait_for(r"listening .*address=\S*?:(\d+)")
+        self.port = int(line[1])
+
+    def _gather(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def wait_for(self, pattern: str, timeout: float = 30) -> re.Match[str]:
+        """The first log line since the last one waited for that matches `pattern`."""
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                while self._position < len(self.lines):
+                    self._position += 1
+                    found = re.search(pattern, self.lines[self._position - 1])
+                    if found:
+                        return found
+                if self.process.poll() is not None and not self._gatherer.is_alive():
+                    raise AssertionError(
+                        f"the daemon ended with {self.process.returncode} before {pattern!r}:\n" + self.log
+                    )
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise AssertionError(f"no line matches {pattern!r}:\n" + self.log)
+                self._news.wait(min(remaining, 0.5))
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def request(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """One request on a connection of its own; the status, and the JSON of the answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with closing(connection):
+            connection.request(method, path, body or None, headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    def deliver(
+        self, payload: Any, event: str = "push", *, guid: str | None = None, secret: str = SECRET
+    ) -> tuple[int, dict[str, Any]]:
+        """Deliver a payload as GitHub does."""
+        body = json.dumps(payload).encode()
+        return self.request("POST", WEBHOOK, body, headers(body, event, guid=guid, secret=secret))
+
+    def query(self, sql: str, *values: object) -> list[Any]:
+        """Look into the journal."""
+        with closing(sqlite3.connect(f"file:{self.state}/journal.db?mode=ro", uri=True, timeout=30)) as connection:
+            return connection.execute(sql, values).fetchall()
+
+    def stop(self, timeout: float = 90) -> int:
+        """SIGTERM, and the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self._reap(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye."""
+        self.process.kill()
+        self._reap(10)
+
+    def _reap(self, timeout: float) -> int:
+        status = self.process.wait(timeout)
+        self._gatherer.join(timeout)
+        assert self.process.stderr
+        self.process.stderr.close()
+        return status
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        if not self.process.stderr.closed:  # type: ignore[union-attr]
+            self._reap(10)
