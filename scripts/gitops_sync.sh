@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/bash
 # gitops_sync.sh: bring one checkout to where its upstream is, and deploy it.
 #
 # Rules:
@@ -55,7 +55,8 @@ finish() {
 
 # ------------------------------------------------------------------------------------------------- which checkout
 
-dry_run='' force='' name='' repository='' checkout='' before='' head=''
+dry_run='' force='' name='' repository='' checkout='' state='' words='' before='' head=''
+head_branch='' default_branch='' deployed='' bad='' answer=''
 locked='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
 arguments=("$@")
@@ -144,28 +145,29 @@ ours=(GIT_DIR GIT_WORK_TREE GIT_TERMINAL_PROMPT GIT_ASKPASS SSH_ASKPASS GITOPS_R
 git() { command "${GIT[@]}" "$@" 9<&-; }
 
 # Talk to the remote: no prompt, no stall, and at most half of the run's time, so that some is left to deploy.
-# What it says on standard error goes to a file, not to a pipe, which an ssh master left behind would keep open.
+# What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
+# ssh master left behind would keep open.
 remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) status
-    # --foreground: timeout stays in our process group, which the daemon ends as one.
-    local command=(timeout --foreground --kill-after=5 "$limit"
-        "${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
-    if [[ -t 2 || $dry_run ]]; then
-        "${command[@]}" 9<&-
-        return
+    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words out status lines
+    local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
+    [[ ! -t 2 && ! $dry_run ]] || says=''
+    if [[ $says ]]; then
+        exec {out}< <(exec "${command[@]}" 9<&- 2>"$says")
+    else
+        exec {out}< <(exec "${command[@]}" 9<&-)
     fi
-    "${command[@]}" 9<&- 2>"$GIT_DIR/gitops-words" && return
+    IFS= read -r -d '' -t "$limit" -u "$out" answer
+    (($? <= 128)) || kill "$!" || : # no end of it in time
+    wait "$!"
     status=$?
-    ((status != 124 && status != 137)) || printf 'no end within %s s\n' "$limit" >>"$GIT_DIR/gitops-words"
-    cat "$GIT_DIR/gitops-words" >&2
+    exec {out}<&-
+    ((status)) || return 0
+    lines=('see above')
+    [[ ! $says ]] || mapfile -t lines <"$says"
+    ((status != 143)) || lines+=("no end within $limit s")
+    printf '%s\n' "${lines[@]}" >&2
+    words=${lines[-1]:-no answer}
     return "$status"
-}
-
-# The last line of what the remote said.
-last_words() {
-    local lines=('see above')
-    [[ -t 2 || $dry_run ]] || mapfile -t lines <"$GIT_DIR/gitops-words"
-    printf '%s' "${lines[-1]:-no answer}"
 }
 
 # No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
@@ -211,12 +213,18 @@ declare -A config=() tracking=() local_branch=() setting=(
     [submodules]=false [paused]=false [verify]=false [timeout]=600
 )
 
-# Read the settings, all at once; only the checkout's own config counts, not the user's. False: git cannot read it.
+# Read the settings, all at once; only the checkout's own config counts, not the user's. Asked before it is needed,
+# so that git starts while we wait for the lock. False: git cannot read them.
+ask_settings() {
+    exec {settings}< <(exec "${GIT[@]}" config --show-scope --null \
+        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
+}
+
 read_settings() {
     local entries scope key value i
-    mapfile -d '' -t entries < <(git config --show-scope --null \
-        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null)
-    wait $! || (($? == 1)) || return 1 # 1: nothing is set
+    mapfile -d '' -t entries <&"$settings"
+    exec {settings}<&-
+    wait "$!" || (($? == 1)) || return 1 # 1: nothing is set
     for ((i = 0; i + 1 < ${#entries[@]}; i += 2)); do
         scope=${entries[i]} key=${entries[i + 1]%%$'\n'*} value=true
         [[ ${entries[i + 1]} == *$'\n'* ]] && value=${entries[i + 1]#*$'\n'}
@@ -244,7 +252,9 @@ refuse_setting() {
 }
 
 # git check-ref-format, without its process.
-is_branch() { [[ $1 && $1 != *[$' ~^:?*[\\\x01-\x1f\x7f']* && $1 != [-/.]* && $1 != *@(..|//|@\{|/.)* && $1 != *@(/|.|.lock) ]]; }
+is_branch() {
+    [[ $1 && $1 != *[[:cntrl:]\ ~^:?*\\[]* && $1 != [-/.]* && $1 != *@(..|//|@\{|/.)* && $1 != *@(/|.|.lock) ]]
+}
 
 is_commit() { [[ $1 =~ ^([0-9a-f]{40}|[0-9a-f]{64})$ && $1 == *[!0]* ]]; }
 
@@ -265,14 +275,36 @@ url_ends_in() {
     [[ /${url%.git} == *[/:]"${1,,}" ]]
 }
 
-# Read every ref that matters, all at once. False: git cannot, or HEAD's commit is gone.
+# Read every ref that matters. False: git cannot, or HEAD's commit is gone.
 read_refs() {
+    read_loose_refs "${setting[branch]}" || list_refs
+}
+
+# As files, which spares a process: HEAD on the branch and every ref loose, as after most runs. False: ask git.
+read_loose_refs() {
+    local branch=$1 ref packed=''
+    [[ $state == refs/gitops && ! -e $common_dir/reftable ]] || return
+    {
+        read -r _ ref <"$GIT_DIR/refs/remotes/origin/HEAD" && default_branch=${ref#refs/remotes/origin/}
+        read -r _ ref <"$GIT_DIR/HEAD" && head_branch=${ref#refs/heads/}
+        [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
+        read -r head <"$GIT_DIR/refs/heads/$branch" && is_commit "$head" || return
+        read -r "tracking[$branch]" <"$GIT_DIR/refs/remotes/origin/$branch" && is_commit "${tracking[$branch]}" || return
+        read -r deployed <"$GIT_DIR/$state/deployed" && is_commit "$deployed" || return
+        bad=''
+        [[ ! -e $GIT_DIR/packed-refs ]] || IFS= read -r -d '' packed <"$GIT_DIR/packed-refs"
+        [[ $packed != *" $state/bad"* ]] || return
+        [[ ! -e $GIT_DIR/$state/bad ]] || read -r bad <"$GIT_DIR/$state/bad"
+        local_branch[$branch]=$head
+    } 2>/dev/null
+}
+
+list_refs() {
     local lines line field
     head='' head_branch='' default_branch='' deployed='' bad=''
-    tracking=() local_branch=()
-    mapfile -t lines < <(git for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
-        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null)
-    wait $! || return 1
+    mapfile -t lines < <(exec "${GIT[@]}" for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
+        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null 9<&-)
+    wait "$!" || return 1
     for line in "${lines[@]}"; do
         # shellcheck disable=SC2206 # ids and refs hold neither spaces nor patterns
         field=(${line:1})
@@ -291,14 +323,9 @@ read_refs() {
 
 # Has what the webhook announced been here and deployed since long? Then there is nothing to ask anybody.
 is_old_news() {
-    local branch=${GITOPS_REF:-} loose
-    branch=${branch#refs/heads/}
-    is_commit "${GITOPS_AFTER:-}" && is_branch "$branch" && [[ ! $force && ! -e $unfinished ]] || return 1
-    # A loose ref that says otherwise spares git's process.
-    [[ ! -f $common_dir/refs/heads/$branch ]] ||
-        { read -r loose <"$common_dir/refs/heads/$branch" && [[ $loose == "$GITOPS_AFTER" ]]; } || return 1
-    read_refs && before=$head && [[ $branch == "${setting[branch]:-$default_branch}" && $head_branch == "$branch" ]] &&
-        [[ $head == "$GITOPS_AFTER" && $deployed == "$GITOPS_AFTER" ]]
+    is_commit "${GITOPS_AFTER:-}" && [[ $GITOPS_AFTER == "$head" && $GITOPS_AFTER == "$deployed" ]] &&
+        [[ ${GITOPS_REF:-} == "refs/heads/$head_branch" && $head_branch == "${setting[branch]:-$default_branch}" ]] &&
+        [[ ! -s $unfinished && ! $force ]]
 }
 
 # --------------------------------------------------------------------------------------- one run at a time, wreckage
@@ -354,16 +381,14 @@ build_repository() {
     unset GIT_WORK_TREE
     git init --quiet --bare "$GIT_DIR" || return
     if [[ $old_config ]]; then cp -- "$old_config" "$GIT_DIR/config"; else git remote add origin "$url"; fi
-    git config core.bare false && read_settings && forbid_prompts
+    git config core.bare false && ask_settings && read_settings && forbid_prompts
     remote_git fetch --quiet --no-auto-maintenance origin
 }
 
 clone() {
     if ! build_repository "$GITOPS_CLONE_URL"; then
-        local why
-        why=$(last_words)
         cd / && rm -rf "$GIT_DIR" && rmdir -- "$checkout"
-        finish unreachable "$GITOPS_CLONE_URL cannot be cloned: $why; tried again later"
+        finish unreachable "$GITOPS_CLONE_URL cannot be cloned: $words; tried again later"
     fi
     mv -T .git.gitops-building .git || finish failed "'$checkout/.git' cannot be made"
     cloned=cloned
@@ -379,7 +404,7 @@ repair() {
     [[ $url != '<url>' ]] || finish missing "$why, and its config names no origin; $cure"
     [[ ! $dry_run ]] || finish missing "$why; a run would build its repository anew from $url"
     take_lock
-    build_repository "$url" .git/config || finish unreachable "$why, and $url cannot be fetched to mend it: $(last_words)"
+    build_repository "$url" .git/config || finish unreachable "$why, and $url cannot be fetched to mend it: $words"
     carry_over "$broken" || finish missing "$why, and $url does not have the commit that is checked out; $cure"
     # Dying after any of these renames, the next run does the rest: see finish_interrupted_swap.
     aside=.git/broken-$(now)
@@ -440,8 +465,7 @@ find_branch() {
 }
 
 follow_default() {
-    local answer
-    ask_default || say_unreachable
+    ask_default || say_unreachable "$words"
     branch=$answer
     [[ $branch ]] || finish missing "${config[remote.origin.url]} has no default branch; \
 git -C '$checkout' config gitops.branch <branch>"
@@ -452,12 +476,12 @@ git -C '$checkout' config gitops.branch <branch>"
 
 # The branch that the remote's HEAD names, in `answer`; empty if it names none. False: no answer.
 ask_default() {
-    answer=$(remote_git ls-remote --symref origin HEAD) || return
-    [[ $answer =~ ^ref:\ refs/heads/([^[:space:]]+) ]] && answer=${BASH_REMATCH[1]} || answer=''
+    remote_git ls-remote --symref origin HEAD || return
+    if [[ $answer =~ ^ref:\ refs/heads/([^[:space:]]+) ]]; then answer=${BASH_REMATCH[1]}; else answer=''; fi
     is_branch "$answer" || answer=''
 }
 
-say_unreachable() { finish unreachable "${config[remote.origin.url]} cannot be fetched: ${1:-$(last_words)}; tried again later"; }
+say_unreachable() { finish unreachable "${config[remote.origin.url]} cannot be fetched: $1; tried again later"; }
 
 say_gone() {
     finish missing "the branch $branch is gone from ${config[remote.origin.url]}; nothing was touched; \
@@ -469,11 +493,11 @@ fetch() {
     local quiet=--quiet
     [[ ! -t 2 ]] || quiet=--progress
     if [[ $dry_run ]]; then
-        target=$(remote_git ls-remote origin "refs/heads/$branch") || say_unreachable
-        target=${target%%$'\t'*}
+        remote_git ls-remote origin "refs/heads/$branch" || say_unreachable "$words"
+        target=${answer%%$'\t'*}
         [[ $target ]] || say_gone
         git cat-file -e "$target" 2>/dev/null || remote_git fetch "$quiet" --no-auto-maintenance --no-tags \
-            --no-write-fetch-head --refmap= origin "refs/heads/$branch" || say_unreachable
+            --no-write-fetch-head --refmap= origin "refs/heads/$branch" || say_unreachable "$words"
     else
         remote_git fetch "$quiet" --no-auto-maintenance --no-recurse-submodules "$@" \
             origin "+refs/heads/$branch:refs/remotes/origin/$branch" || { fetch_again "$?" && return; }
@@ -484,11 +508,10 @@ fetch() {
 
 # Why did the fetch fail? Ask the remote, which answers more clearly than git's words; then once more, if that may help.
 fetch_again() {
-    local why there
-    why=$(last_words)
-    (($1 != 124 && $1 != 137)) || say_unreachable "$why"
-    there=$(remote_git ls-remote origin "refs/heads/$branch") || say_unreachable "$why"
-    if [[ ! $there ]]; then
+    local status=$1 why=$words
+    ((status != 143)) || say_unreachable "$why" # too slow already
+    remote_git ls-remote origin "refs/heads/$branch" || say_unreachable "$why"
+    if [[ ! $answer ]]; then
         [[ ! ${setting[branch]} && ! $refetched ]] || say_gone
         refetched=yes
         follow_default
@@ -497,8 +520,8 @@ fetch_again() {
         repair "$why"
     elif [[ ! $refetched ]]; then
         refetched=yes
-        remote_git remote prune origin || say_unreachable # a stale tracking branch `a` is in the way of `a/b`
-        fetch --no-tags                                   # and so may a tag be
+        remote_git remote prune origin || say_unreachable "$words" # a stale tracking branch `a` is in the way of `a/b`
+        fetch --no-tags                                            # and so may a tag be
     else
         say_unreachable "$why"
     fi
@@ -553,7 +576,7 @@ move_to() {
     [[ $from ]] || from=$(git hash-object -t tree /dev/null)
     note "$from $to $tried"
     in_the_way=()
-    if says=$(git switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1); then
+    if says=$(exec "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-); then
         head=$to head_branch=$branch moved=yes
         return 0
     fi
@@ -650,7 +673,7 @@ bring_submodules() {
     [[ ${setting[submodules]} == true && -e .gitmodules ]] || return 0
     git submodule --quiet sync --recursive &&
         remote_git submodule --quiet update --init --recursive ||
-        finish unreachable "submodules of ${head:0:10} cannot be brought: $(last_words); tried again later"
+        finish unreachable "submodules of ${head:0:10} cannot be brought: $words; tried again later"
 }
 
 # ------------------------------------------------------------------------------------------------------ deploying
@@ -770,17 +793,21 @@ main() {
     fi
     find_repository
     check_owner
+    ask_settings
+    # Only if the hint looks like old news is it worth to decide without the lock.
+    { [[ ${GITOPS_AFTER:-} ]] && read_loose_refs "${GITOPS_REF#refs/heads/}" && [[ $GITOPS_AFTER == "$head" ]]; } || take_lock
     read_settings || repair 'git cannot read it'
     forbid_prompts
     check_origin
     [[ ${setting[paused]} != true ]] || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
-    ! is_old_news || finish unchanged "${head:0:10} is here and deployed"
+    is_old_news && finish unchanged "${head:0:10} is here and deployed"
 
     take_lock
     finish_interrupted_swap
     clear_stale_locks
     read_refs || repair 'HEAD or its commit cannot be read'
     before=$head
+    is_old_news && finish unchanged "${head:0:10} is here and deployed"
     settle_unfinished
     find_branch
     fetch
