@@ -69,6 +69,19 @@ def headers(body: bytes, event: str = "push", *, guid: str | None = None, secret
     }
 
 
+def processes_of(root: Path) -> list[int]:
+    """The living processes that a run under `root` has started, whoever their parent is by now."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = environ.read_text().split("\0")
+            if f"GITOPS_ROOT={root}" in variables and any(name.startswith("GITOPS_RUN=") for name in variables):
+                found.append(int(environ.parent.name))
+        except (OSError, UnicodeDecodeError):
+            pass  # it has ended, or is not ours to read
+    return found
+
+
 class Daemon:
     """``gitops-hook serve`` on a free port, its log lines gathered, its journal open to look into.
 
@@ -76,12 +89,17 @@ class Daemon:
     """
 
     def __init__(
-        self, folder: Path, *, python: str = sys.executable, program: list[str] | None = None, **settings: str
+        self,
+        folder: Path,
+        *,
+        program: list[str] | None = None,
+        keep_open: list[int] | None = None,
+        **settings: str,
     ) -> None:
         self.root = folder / "root"
         self.state = folder / "state"
         self.root.mkdir(parents=True, exist_ok=True)
-        self._command = [python, *(program or ["-m", "gitops_hook"]), "serve"]
+        self._command = [sys.executable, *(program or ["-m", "gitops_hook"]), "serve"]
         self._env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -94,6 +112,7 @@ class Daemon:
             "GITOPS_LISTEN": "127.0.0.1:0",
             **settings,
         }
+        self._keep_open = keep_open or []
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._position = 0
@@ -108,11 +127,12 @@ class Daemon:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            pass_fds=self._keep_open,
             text=True,
         )
         self._gatherer = threading.Thread(target=self._gather, daemon=True)
         self._gatherer.start()
-        line = self.wait_for(r"listening .*address=\S*?:(\d+)")
+        line = self.wait_for(r"listening .*address=\S*:(\d+)")
         self.port = int(line[1])
 
     def _gather(self) -> None:
@@ -173,14 +193,15 @@ class Daemon:
         """SIGTERM, and the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self._reap(timeout)
+        return self.wait(timeout)
 
     def kill(self) -> None:
         """SIGKILL: no goodbye."""
         self.process.kill()
-        self._reap(10)
+        self.wait(10)
 
-    def _reap(self, timeout: float) -> int:
+    def wait(self, timeout: float = 30) -> int:
+        """The exit status, once it has ended."""
         status = self.process.wait(timeout)
         self._gatherer.join(timeout)
         assert self.process.stderr
@@ -194,4 +215,4 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
         if not self.process.stderr.closed:  # type: ignore[union-attr]
-            self._reap(10)
+            self.wait(10)
