@@ -37,7 +37,7 @@ coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 	$(LINT)/bin/coverage report --fail-under=95
 
 bench: ## figures of this machine, each beside the bare alternative
-	@$(PYTHON) tests/bench.py
+	@$(PYTHON) tests/bench.py $(BENCH)
 
 lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the house
 	$(LINT)/bin/ruff check .

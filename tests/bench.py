@@ -11,7 +11,9 @@ import json
 import multiprocessing
 import select
 import shutil
+import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import SECRET, WEBHOOK, Daemon, headers, push
+from scratch import GIT_ENV, Upstream, git
 
 BARE_SERVER = f"""
 import hashlib, hmac, json, socketserver, sys
@@ -161,14 +164,86 @@ def bench_acknowledgements(folder: Path, count: int) -> None:
     bare.stdout.close()
 
 
+def median_ms(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1e3
+
+
+def bench_push_to_checkout(folder: Path, rounds: int) -> None:
+    """From the POST to the moment at which the branch of the checkout names the pushed commit."""
+    folder = folder / "push"
+    upstream = Upstream(folder / "forge")
+    (folder / "root").mkdir()
+    checkout = upstream.checkout(folder / "root")
+    by_hand = upstream.checkout(folder / "hand")
+    ours, bare = [], []
+    with Daemon(folder) as daemon:
+        daemon.wait_for(r"run \w+ .*trigger=sweep")
+        for number in range(rounds):
+            after = upstream.commit({f"{number}.txt": "work\n"})
+            began = time.perf_counter()
+            daemon.deliver(push("acme/site", after))
+            while (checkout / ".git/refs/heads/main").read_text().strip() != after:
+                time.sleep(0.0005)
+            ours.append(time.perf_counter() - began)
+            daemon.wait_for(r"run updated ")
+            began = time.perf_counter()
+            subprocess.run(
+                ["sh", "-c", "git fetch --quiet origin main && git reset --quiet --keep FETCH_HEAD"],
+                cwd=by_hand,
+                env=GIT_ENV,
+                check=True,
+            )
+            bare.append(time.perf_counter() - began)
+            assert git("rev-parse", "HEAD", cwd=by_hand) == after
+        daemon.stop()
+    print(f"\nFrom the push to the checkout, one small commit, a local upstream; medians of {rounds}")
+    print(f"{'git fetch && git reset --keep by hand':44}{median_ms(bare):8.1f} ms")
+    print(f"{'POST to gitops-hook until HEAD is there':44}{median_ms(ours):8.1f} ms")
+    print(f"{'times as long':44}{median_ms(ours) / median_ms(bare):8.2f}")
+
+
+def footprint(daemon: Daemon) -> str:
+    status = dict(
+        line.split(":", 1)
+        for line in Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines()
+        if ":" in line
+    )
+    return f"{int(status['VmRSS'].split()[0]) / 1024:8.1f} MiB {int(status['Threads']):5} threads"
+
+
+def bench_footprint(folder: Path, repositories: int) -> None:
+    sync = folder / "true.sh"
+    sync.write_text("#!/bin/sh\n")
+    sync.chmod(0o755)
+    print(f"\nResident memory and threads; the sweep is of {repositories} checkouts")
+    with Daemon(folder / "footprint", GITOPS_SYNC_SCRIPT=str(sync)) as daemon:
+        print(f"{'idle, just started':44}{footprint(daemon)}")
+        for number in range(repositories):
+            git_folder = daemon.root / f"acme/site{number}/.git"
+            git_folder.mkdir(parents=True)
+            (git_folder / "config").write_text("[gitops]\n\tbranch = main\n")
+        began = time.perf_counter()
+        daemon.process.send_signal(signal.SIGHUP)
+        for number in range(repositories):
+            daemon.wait_for(r"run updated ", timeout=60)
+            if number == repositories // 2:
+                print(f"{'in the middle of the sweep':44}{footprint(daemon)}")
+        print(f"{f'every one known, {time.perf_counter() - began:.1f} s later':44}{footprint(daemon)}")
+        daemon.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=5000, help="deliveries for each row of the first table")
+    parser.add_argument("--rounds", type=int, default=25, help="pushes for the second table")
+    parser.add_argument("--repositories", type=int, default=1000, help="checkouts for the last table")
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")
     folder = Path(tempfile.mkdtemp(prefix="gitops-hook-bench-"))
     try:
         bench_acknowledgements(folder, options.count)
+        bench_push_to_checkout(folder, options.rounds)
+        bench_footprint(folder, options.repositories)
     finally:
         shutil.rmtree(folder)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from harness import SECRET, SOURCE, Daemon, processes_of, push
 
-
 #: A script that says on one fifo that it runs, and ends when it is told so on another.
 WAITS = 'echo running > "$GITOPS_ROOT/../running"; read -r word < "$GITOPS_ROOT/../go"; echo "$word"'
 

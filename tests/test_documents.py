@@ -1,0 +1,62 @@
+"""Documents say what the code does: tables and names in them are held to it here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from gitops_hook.config import OPTIONS
+from gitops_hook.runner import OUTCOMES
+from harness import SOURCE
+
+README = (SOURCE / "README.md").read_text()
+
+
+def test_the_readme_lists_every_option_as_the_code_has_it():
+    rows = [
+        f"| `{option.env}` | {f'`{option.flag}`' if option.flag else 'none'} | {option.shown} | {option.help} |"
+        for option in OPTIONS
+    ]
+    table = re.search(r"\| environment \|.*\n\|---.*\n((?:\|.*\n)+)", README)
+    assert table
+    assert table[1].splitlines() == rows
+
+
+def test_help_tells_every_option_with_its_environment_and_default():
+    text = subprocess.run(
+        [sys.executable, "-m", "gitops_hook", "serve", "--help"],
+        cwd=SOURCE,
+        env={"COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    text = " ".join(text.split())
+    for option in OPTIONS:
+        if option.flag:
+            told = f"{option.flag} {option.metavar} {option.help} [{option.env}; default: {option.shown}]"
+            assert told.replace("`", "") in text
+
+
+def test_the_readme_tells_every_outcome():
+    table = re.search(r"\| outcome of a run \|.*\n\|---.*\n((?:\|.*\n)+)", README)
+    assert table
+    told = set(re.findall(r"`([a-z-]+)`", "\n".join(row.split("|")[1] for row in table[1].splitlines())))
+    known = {outcome for outcomes in OUTCOMES.values() for outcome in outcomes}
+    assert told == known | {"failed", "timed-out", "interrupted"}
+
+
+def test_every_link_between_documents_leads_somewhere():
+    documents = [SOURCE / "README.md", *(SOURCE / "docs").glob("*.md")]
+    assert len(documents) > 1
+    for document in documents:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_make_target_that_the_readme_names_is_there():
+    targets = set(re.findall(r"^([a-z-]+):", (SOURCE / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)$", README, re.MULTILINE))
+    assert len(named) > 3
+    assert named <= targets
