@@ -222,15 +222,16 @@ class Journal:
             )
         )
 
-    def settle(self, repository: str) -> None:
-        """Give up what runs have tried for `repository`; a delivery that came since the last of them stays owed."""
-        self._submit(
-            _Work(
-                lambda connection: connection.execute(
-                    "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed AND run IS NOT NULL", (repository,)
-                )
+    def settle(self, repository: str) -> bool:
+        """Give up what runs have tried for `repository`; returns whether anything that none has tried is owed."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute(
+                "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed AND run IS NOT NULL", (repository,)
             )
-        )
+            return bool(_deliveries(connection, "repository = ? AND owed LIMIT 1", repository))
+
+        return self._submit(_Work(work))
 
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
