@@ -20,8 +20,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -158,9 +158,15 @@ class Journal:
         self._logs = folder / "runs"
         #: Why the last write failed, or None if it did not.
         self.fault: str | None = None
-        # The writing thread's own from here on; None while the file cannot be opened.
+        #: How many times a damaged file was set aside. What it owed is known to nobody: look at every checkout.
+        self.renewals = 0
+        # The writing thread's own from here on; the connection is None while the file cannot be opened.
+        self._newest_run = 0
         self._connection: sqlite3.Connection | None = self._open()
         self._work: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
+        # Guards _closed and putting into _work: nothing may come behind the None that ends the writing thread.
+        self._lock = threading.Lock()
+        self._closed = False
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
@@ -181,6 +187,7 @@ class Journal:
                 "INSERT INTO runs (repository, trigger, started) VALUES (?, ?, ?)", (repository, trigger, started)
             ).lastrowid
             assert run is not None
+            self._newest_run = run
             claimed = connection.execute(
                 "UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository)
             ).rowcount
@@ -215,15 +222,16 @@ class Journal:
             )
         )
 
-    def settle(self, repository: str) -> None:
-        """Give up what is owed to `repository` until its next trigger."""
-        self._submit(
-            _Work(
-                lambda connection: connection.execute(
-                    "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed", (repository,)
-                )
+    def settle(self, repository: str) -> bool:
+        """Give up what runs have tried for `repository`; returns whether anything that none has tried is owed."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute(
+                "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed AND run IS NOT NULL", (repository,)
             )
-        )
+            return bool(_deliveries(connection, "repository = ? AND owed LIMIT 1", repository))
+
+        return self._submit(_Work(work))
 
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
@@ -247,13 +255,18 @@ class Journal:
             )
 
         self._submit(_Work(work))
-        self._prune_logs(horizon)
+        try:
+            self._prune_logs(horizon)
+        except OSError as error:
+            raise JournalError(f"{error.filename}: {error.strerror}") from error
 
     def close(self) -> None:
         """Finish what was handed in and let go of the file. Calling it again does nothing."""
-        if self._writer.is_alive():
-            self._work.put(None)
-            self._writer.join()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._work.put(None)
+        self._writer.join()
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -277,7 +290,7 @@ class Journal:
 
     def deliveries(self, guid: str) -> list[Delivery]:
         """What came of a delivery, once for each time that it came, oldest first."""
-        with closing(self._reader()) as connection:
+        with self._reading() as connection:
             return _deliveries(connection, "guid = ? ORDER BY id", guid)
 
     def log_path(self, run: int) -> Path:
@@ -287,9 +300,10 @@ class Journal:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _submit(self, work: _Work[T]) -> T:
-        if not self._writer.is_alive():
-            raise JournalError("the journal is closed")
-        self._work.put(work)
+        with self._lock:
+            if self._closed:
+                raise JournalError("the journal is closed")
+            self._work.put(work)
         return work.wait()
 
     def _write(self) -> None:
@@ -338,33 +352,41 @@ class Journal:
                 self._connection = None  # opened anew by the next work, which sets the file aside if it must
 
     def _open(self) -> sqlite3.Connection:
+        """Open the file, or begin a new one where it is damaged."""
         try:
             self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise JournalError(f"{self._path}: {error}") from error
-            self._set_aside(str(error))
-        except OSError as error:
-            raise JournalError(f"{error.filename}: {error.strerror}") from error
-        try:
-            return self._connect()
+            try:
+                return self._connect()
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self._set_aside(str(error))
+            connection = self._connect()
+            # Runs in hand end under their old ids and go on with their old logs: no new run may be called so.
+            connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('runs', ?)", (self._newest_run,))
+            self.renewals += 1
+            return connection
         except sqlite3.Error as error:
             raise JournalError(f"{self._path}: {error}") from error
+        except OSError as error:
+            raise JournalError(f"{error.filename}: {error.strerror}") from error
 
     def _connect(self) -> sqlite3.Connection:
+        # SQLite takes an empty file for a new one, and deletes the -wal that may hold all there is.
+        if not _size(self._path) and (_size(Path(f"{self._path}-wal")) or any(self._logs.iterdir())):
+            raise sqlite3.DatabaseError("it is missing or empty, but what belongs to it is there")
         # The connection is made here and used by the writing thread alone, hence check_same_thread. Transactions are
         # begun and ended by hand (isolation_level None).
         connection = sqlite3.connect(self._path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         try:
             os.chmod(self._path, 0o600)  # noqa: PTH101 - it tells who pushed what
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
             # quick_check reads every page: some milliseconds for a megabyte, once a start.
             ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
+            connection.execute("PRAGMA synchronous = FULL")
             self._migrate(connection)
+            connection.execute("PRAGMA journal_mode = WAL")  # this changes the file, so it must be known as ours
         except BaseException:
             connection.close()
             raise
@@ -385,36 +407,46 @@ class Journal:
         while self._path.with_name(self._path.name + suffix).exists():
             suffix += "+"
         aside = self._path.with_name(self._path.name + suffix)
-        try:
-            for path, target in (
-                (Path(f"{self._path}-wal"), Path(f"{aside}-wal")),
-                (Path(f"{self._path}-shm"), Path(f"{aside}-shm")),
-                (self._logs, self._logs.with_name(self._logs.name + suffix)),
-                (self._path, aside),
-            ):
-                if path.exists():
-                    path.rename(target)
-            self._logs.mkdir(mode=0o700)
-        except OSError as error:
-            raise JournalError(f"{error.filename}: {error.strerror}") from error
+        for path, target in (
+            (Path(f"{self._path}-wal"), Path(f"{aside}-wal")),
+            (Path(f"{self._path}-shm"), Path(f"{aside}-shm")),
+            (self._logs, self._logs.with_name(self._logs.name + suffix)),
+            (self._path, aside),
+        ):
+            if path.exists():
+                path.rename(target)
+        self._logs.mkdir(mode=0o700)
         log.error(
             "THE JOURNAL IS DAMAGED and was set aside; a new one is begun, and every checkout is synced",
             reason=reason,
             kept=aside,
         )
 
-    def _reader(self) -> sqlite3.Connection:
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection that reads, for one look."""
+        uri = f"file:{_uri(self._path)}?mode=ro"
         try:
-            return sqlite3.connect(f"file:{_uri(self._path)}?mode=ro", _BUSY_MS / 1000, uri=True)
+            with closing(sqlite3.connect(uri, _BUSY_MS / 1000, uri=True)) as connection:
+                yield connection
         except sqlite3.Error as error:
+            if _is_damage(error):
+                self._doubt(error)
             raise JournalError(f"{self._path}: {error}") from error
 
     def _query(self, sql: str, *values: object) -> list[Any]:
-        with closing(self._reader()) as connection:
-            try:
-                return connection.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
-                raise JournalError(f"{self._path}: {error}") from error
+        with self._reading() as connection:
+            return connection.execute(sql, values).fetchall()
+
+    def _doubt(self, damage: sqlite3.Error) -> None:
+        """Have the writing thread open the file anew: what it holds in memory may hide from it what a reader met."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            raise damage
+
+        with suppress(JournalError):
+            self._submit(_Work(work))
+        self.probe()
 
     def _prune_logs(self, horizon: float) -> None:
         total = 0
@@ -454,7 +486,11 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _number(path: Path) -> int:
-    return int(path.stem) if path.stem.isdigit() else 0
+    return int(path.stem) if path.stem.isdecimal() else 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _uri(path: Path) -> str:
