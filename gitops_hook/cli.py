@@ -136,3 +136,115 @@ def _sync(given: argparse.Namespace) -> int:
     _become_owner(settings)
     names = list(_checkouts(settings)) if given.all else given.repository
     return _sync_now(settings, names, as_json=given.json)
+
+
+def _pause(given: argparse.Namespace) -> int:
+    from gitops_hook import actions
+
+    settings = _settings(given)
+    _become_owner(settings)
+    for name in given.repository:
+        actions.pause(_checkout(settings, name))
+        print(f"{name} is paused: nothing moves until gitops-hook resume {name}")
+    return 0
+
+
+def _resume(given: argparse.Namespace) -> int:
+    from gitops_hook import actions
+
+    settings = _settings(given)
+    _become_owner(settings)
+    for name in given.repository:
+        actions.resume(_checkout(settings, name))
+    return _sync_now(settings, given.repository, as_json=False)
+
+
+def _add(given: argparse.Namespace) -> int:
+    from gitops_hook import actions
+
+    settings = _settings(given)
+    _become_owner(settings)
+    for name in given.repository:
+        url = given.url or settings.clone_url
+        path = actions.add(
+            settings.root, name, url.replace("{repository}", name), branch=given.branch, deploy=given.deploy
+        )
+        print(f"{name} is at {path}")
+    status = _sync_now(settings, given.repository, as_json=False)
+    print(
+        "\nAt GitHub, once for a repository or an organisation: Settings, Webhooks, Add webhook\n"
+        f"  Payload URL   https://<this host>{WEBHOOK_PATH}, which a proxy hands to {settings.listen}\n"
+        "  Content type  application/json\n"
+        "  Secret        the newest line of the secrets file\n"
+        "  Events        just the push event"
+    )
+    return status
+
+
+def _send(given: argparse.Namespace) -> int:
+    from gitops_hook import actions, reports
+
+    settings = _settings(given)
+    secret = actions.newest_secret(settings)
+    _become_owner(settings)
+    branch = given.branch or _checkout(settings, given.repository).settings.get("branch") or "main"
+    guid, status, answer = actions.send(settings, secret, given.repository, branch)
+    print(f"{status} {answer}")
+    if status != 202:
+        return EX_UNAVAILABLE
+    run = actions.wait_for(_reader(settings), guid, given.timeout)
+    if not run:
+        raise _Failure(75, f"no run of it has ended within {given.timeout} s; gitops-hook runs --delivery {guid}")
+    reports.show_runs([run], as_json=given.json)
+    return actions.EXIT_OF_OUTCOME.get(run.outcome or "", 1)
+
+
+# -- what they share ----------------------------------------------------------------------------------------------------
+
+
+def _settings(given: argparse.Namespace) -> Settings:
+    """The settings that the daemon has: those of its environment file, of our own environment, and flags."""
+    return load({**read_environment(ENVIRONMENT_FILE), **os.environ}, _flags(given))
+
+
+def _flags(given: argparse.Namespace) -> dict[str, str]:
+    fields = {option.field for option in OPTIONS}
+    return {name: value for name, value in vars(given).items() if name in fields}
+
+
+def _become_owner(settings: Settings) -> None:
+    """As root, go on as whoever the state folder belongs to, or else git would find files that are not root's."""
+    owner = settings.state if settings.state.exists() else settings.root
+    try:
+        uid = owner.stat().st_uid
+        if os.geteuid() == 0 and uid != 0:
+            account = pwd.getpwuid(uid)
+            os.initgroups(account.pw_name, account.pw_gid)
+            os.setgid(account.pw_gid)
+            os.setuid(uid)
+            os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
+    except (OSError, KeyError) as error:
+        raise _Failure(EX_NOPERM, f"{owner}: {error}") from error
+
+
+def _checkouts(settings: Settings) -> Checkouts:
+    from gitops_hook.repository import Checkouts
+
+    return Checkouts(settings.root)
+
+
+def _checkout(settings: Settings, name: str) -> Checkout:
+    from gitops_hook.repository import is_valid
+
+    checkout = _checkouts(settings).find(name) if is_valid(name) else None
+    if not checkout:
+        raise _Failure(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}")
+    return checkout
+
+
+def _reader(settings: Settings) -> JournalReader:
+    from gitops_hook.journal import JournalReader
+
+    if not (settings.state / "journal.db").exists():
+        raise _Failure(EX_NOINPUT, f"there is no journal in {settings.state}: has the daemon run with this state?")
+    return JournalReader(settings.state)

@@ -29,6 +29,24 @@ class ConfigError(Exception):
     """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG)."""
 
 
+#: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.
+ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """The variables that a file for systemd's ``EnvironmentFile=`` sets; none where there is no such file."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))
+    return {name.strip(): _unquoted(value.strip()) for name, equals, value in pairs if equals}
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+
+
 class Address(NamedTuple):
     """Where to listen: an IP address, never a name, so that no start waits for DNS."""
 

@@ -224,9 +224,21 @@ class Dispatcher:
                 claim = self._journal.start(repository, trigger, if_owed=trigger == "push")
             except JournalError:
                 return False
-            return self._run(claim) if claim else True
+            return self._run(claim)[1] if claim else True
 
-    def _run(self, claim: Claim) -> bool:
+    def run_now(self, repository: str, trigger: str) -> Run:
+        """Run `repository` in the caller's thread, as soon as there is a place; returns how it ended.
+
+        For a process that has no workers; between processes the script's lock keeps runs apart.
+        Raises `JournalError` where the run cannot be begun.
+        """
+        with self._places.one():
+            claim = self._journal.start(repository, trigger)
+            assert claim
+            return self._run(claim)[0]
+
+    def _run(self, claim: Claim) -> tuple[Run, bool]:
+        """Do a run that has begun; returns how it ended, and whether that settles the matter."""
         run, newest = claim.run, claim.newest
         task = Task(
             repository=newest.repository if newest else run.repository,
@@ -250,7 +262,7 @@ class Dispatcher:
         settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
         self._record(ended, settled=settled)
         _tell(ended, claim.deliveries, task)
-        return settled
+        return ended, settled
 
     def _execute(self, task: Task, run: Run) -> Result:
         """Run the script, under the limit that the checkout sets, or with leave to clone one."""

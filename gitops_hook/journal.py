@@ -149,13 +149,83 @@ class _Work(Generic[T]):
         return cast(T, self.result)
 
 
-class Journal:
-    """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
+class JournalReader:
+    """The journal in one state folder, to look into. It works beside the process that writes it, and without one."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides."""
         self._path = folder / "journal.db"
         self._logs = folder / "runs"
+
+    def owed(self) -> list[str]:
+        """The repositories that deliveries are owed to."""
+        rows = self._query("SELECT DISTINCT repository FROM deliveries WHERE owed")
+        return [repository for (repository,) in rows]
+
+    def run(self, run: int) -> Run | None:
+        """The run of that id."""
+        rows = self._query("SELECT * FROM runs WHERE id = ?", run)
+        return Run(*rows[0]) if rows else None
+
+    def runs(self, repository: str | None = None, limit: int = 100) -> list[Run]:
+        """The newest runs, of one repository or of all, newest first."""
+        if repository is None:
+            rows = self._query("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
+        else:
+            rows = self._query("SELECT * FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?", repository, limit)
+        return [Run(*row) for row in rows]
+
+    def deliveries(self, guid: str) -> list[Delivery]:
+        """What came of a delivery, once for each time that it came, oldest first."""
+        with self._reading() as connection:
+            return _deliveries(connection, "guid = ? ORDER BY id", guid)
+
+    def log_path(self, run: int) -> Path:
+        """Where the output of a run is kept."""
+        return self._logs / f"{run}.log"
+
+    def newest_runs(self) -> list[Run]:
+        """The newest run of each repository."""
+        return [Run(*row) for row in self._query("SELECT * FROM runs WHERE id IN (SELECT max(id) FROM runs GROUP BY repository)")]
+
+    def confirmations(self) -> list[tuple[str, float]]:
+        """Each repository, and when a run last left it where upstream was, in seconds since the epoch."""
+        good = "('updated', 'unchanged', 'cloned')"
+        return self._query(f"SELECT repository, max(ended) FROM runs WHERE outcome IN {good} GROUP BY repository")
+
+    def owed_counts(self) -> list[tuple[str, int]]:
+        """Each repository that deliveries are owed to, and how many."""
+        return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection that reads, for one look."""
+        uri = f"file:{_uri(self._path)}?mode=ro"
+        try:
+            with closing(sqlite3.connect(uri, _BUSY_MS / 1000, uri=True)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            if _is_damage(error):
+                self._doubt(error)
+            raise JournalError(f"{self._path}: {error}") from error
+
+    def _query(self, sql: str, *values: object) -> list[Any]:
+        with self._reading() as connection:
+            return connection.execute(sql, values).fetchall()
+
+    def _doubt(self, damage: sqlite3.Error) -> None:
+        """Called where a look met damage; whoever writes sees to it."""
+
+
+class Journal(JournalReader):
+    """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
+
+    def __init__(self, folder: Path, *, mends: bool = True) -> None:
+        """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides.
+
+        `mends` says that a damaged file may be set aside: for the daemon alone, for it knows that no other has it open.
+        """
+        super().__init__(folder)
+        self._mends = mends
         #: Why the last write failed, or None if it did not.
         self.fault: str | None = None
         #: How many times a damaged file was set aside. What it owed is known to nobody: look at every checkout.
@@ -268,35 +338,6 @@ class Journal:
                 self._work.put(None)
         self._writer.join()
 
-    # -- reading ----------------------------------------------------------------------------------------------------
-
-    def owed(self) -> list[str]:
-        """The repositories that deliveries are owed to."""
-        rows = self._query("SELECT DISTINCT repository FROM deliveries WHERE owed")
-        return [repository for (repository,) in rows]
-
-    def run(self, run: int) -> Run | None:
-        """The run of that id."""
-        rows = self._query("SELECT * FROM runs WHERE id = ?", run)
-        return Run(*rows[0]) if rows else None
-
-    def runs(self, repository: str | None = None, limit: int = 100) -> list[Run]:
-        """The newest runs, of one repository or of all, newest first."""
-        if repository is None:
-            rows = self._query("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
-        else:
-            rows = self._query("SELECT * FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?", repository, limit)
-        return [Run(*row) for row in rows]
-
-    def deliveries(self, guid: str) -> list[Delivery]:
-        """What came of a delivery, once for each time that it came, oldest first."""
-        with self._reading() as connection:
-            return _deliveries(connection, "guid = ? ORDER BY id", guid)
-
-    def log_path(self, run: int) -> Path:
-        """Where the output of a run is kept."""
-        return self._logs / f"{run}.log"
-
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _submit(self, work: _Work[T]) -> T:
@@ -358,7 +399,7 @@ class Journal:
             try:
                 return self._connect()
             except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
+                if not (_is_damage(error) and self._mends):
                     raise
                 self._set_aside(str(error))
             connection = self._connect()
@@ -421,22 +462,6 @@ class Journal:
             reason=reason,
             kept=aside,
         )
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that reads, for one look."""
-        uri = f"file:{_uri(self._path)}?mode=ro"
-        try:
-            with closing(sqlite3.connect(uri, _BUSY_MS / 1000, uri=True)) as connection:
-                yield connection
-        except sqlite3.Error as error:
-            if _is_damage(error):
-                self._doubt(error)
-            raise JournalError(f"{self._path}: {error}") from error
-
-    def _query(self, sql: str, *values: object) -> list[Any]:
-        with self._reading() as connection:
-            return connection.execute(sql, values).fetchall()
 
     def _doubt(self, damage: sqlite3.Error) -> None:
         """Have the writing thread open the file anew: what it holds in memory may hide from it what a reader met."""
