@@ -12,7 +12,7 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
-import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +20,11 @@ from contextlib import closing
 from hashlib import sha256
 from hmac import new as hmac
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from gitops_hook.app import WEBHOOK
-from gitops_hook.config import Settings
+from gitops_hook.config import Failure, Settings
 from gitops_hook.dispatcher import Dispatcher
-from gitops_hook.journal import Run
+from gitops_hook.journal import JournalReader, Run
 from gitops_hook.repository import Checkout, Checkouts, is_valid
 from gitops_hook.runner import OUTCOMES
 
@@ -36,12 +35,8 @@ EXIT_OF_OUTCOME.update({"failed": 1, "timed-out": 124, "interrupted": 130})
 _WORSE = (0, 75, 130, 65, 66, 64, 77, 71, 70, 124, 1)
 
 
-class ActionError(Exception):
-    """The operator asked for what cannot be done; the message says why, in one line. Carries the exit status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+#: Seconds between looks at the journal.
+_LOOK = 0.1
 
 
 def sync(dispatcher: Dispatcher, repositories: Sequence[str], at_once: int, tell: Callable[[int, Run], None]) -> int:
@@ -66,13 +61,13 @@ def resume(checkout: Checkout) -> None:
     """End a pause; the caller syncs."""
     done = _run_git(checkout.path, "config", "--unset-all", "gitops.paused")
     if done.returncode not in (0, 5):  # 5: it was not set
-        raise ActionError(77, f"git config in {checkout.path}: {done.stderr.strip()}")
+        raise Failure(77, f"git config in {checkout.path}: {done.stderr.strip()}")
 
 
 def add(root: Path, repository: str, url: str, *, branch: str | None, deploy: str | None) -> Path:
     """Clone `repository` from `url` under `root`, or adopt the checkout that is there, and set what is given."""
     if not is_valid(repository) or "/" not in repository:
-        raise ActionError(64, f"`{repository}` is not OWNER/NAME")
+        raise Failure(64, f"`{repository}` is not OWNER/NAME")
     known = Checkouts(root).find(repository)
     path = known.path if known else root / repository
     if not known:
@@ -83,7 +78,7 @@ def add(root: Path, repository: str, url: str, *, branch: str | None, deploy: st
             check=False,
         )
         if done.returncode:
-            raise ActionError(75, f"{url} cannot be cloned to {path}")
+            raise Failure(75, f"{url} cannot be cloned to {path}")
     for key, value in (("branch", branch), ("deploy", deploy)):
         if value is not None:
             _git(path, "config", f"gitops.{key}", value)
@@ -110,20 +105,46 @@ def send(settings: Settings, secret: bytes, repository: str, branch: str) -> tup
         "X-GitHub-Event": "push",
         "X-Hub-Signature-256": "sha256=" + hmac(secret, body, sha256).hexdigest(),
     }
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.listen.host, settings.listen.host)
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not where one calls
+    host = everywhere.get(settings.listen.host, settings.listen.host)
     with closing(http.client.HTTPConnection(host, settings.listen.port, timeout=30)) as connection:
         try:
             connection.request("POST", WEBHOOK, body, headers)
             response = connection.getresponse()
             return guid, response.status, response.read().decode("utf-8", "replace").strip()
         except OSError as error:
-            raise ActionError(69, f"no daemon answers at {settings.listen}: {error.strerror or error}") from None
+            raise Failure(69, f"no daemon answers at {settings.listen}: {error.strerror or error}") from None
+
+
+def newest_secret(settings: Settings) -> bytes:
+    """The secret that the daemon tries first; raises `Failure` where it cannot be read."""
+    if settings.webhook_secret:
+        return settings.webhook_secret.encode()
+    try:
+        lines = settings.webhook_secret_file.read_bytes().split() if settings.webhook_secret_file else []
+    except OSError as error:
+        raise Failure(77, f"{error.filename}: {error.strerror}") from None
+    if not lines:
+        raise Failure(78, "there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
+    return lines[0]
+
+
+def wait_for(journal: JournalReader, guid: str, timeout: float) -> Run | None:
+    """The run that served a delivery, once it has ended; None if none has within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for delivery in journal.deliveries(guid):
+            run = journal.run(delivery.run) if delivery.run else None
+            if run and run.outcome:
+                return run
+        time.sleep(_LOOK)
+    return None
 
 
 def _git(path: Path, *arguments: str) -> None:
     done = _run_git(path, *arguments)
     if done.returncode:
-        raise ActionError(77, f"git {arguments[0]} in {path}: {done.stderr.strip()}")
+        raise Failure(77, f"git {arguments[0]} in {path}: {done.stderr.strip()}")
 
 
 def _run_git(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,32 +14,21 @@ import argparse
 import os
 import pwd
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
 from gitops_hook import __version__
-from gitops_hook.config import ENVIRONMENT_FILE, OPTIONS, ConfigError, Settings, load, read_environment
+from gitops_hook.config import ENVIRONMENT_FILE, OPTIONS, Failure, Settings, load, read_environment
 
 if TYPE_CHECKING:
-    from gitops_hook.dispatcher import Dispatcher
-    from gitops_hook.journal import Journal, Run
-    from gitops_hook.repository import Checkout
+    from gitops_hook.journal import JournalReader, Run
+    from gitops_hook.repository import Checkout, Checkouts
 
 EX_USAGE = 64
 EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
-EX_IOERR = 74
 EX_NOPERM = 77
-EX_CONFIG = 78
-
-
-class _Failure(Exception):
-    """A command cannot do what was asked: the exit status, and the line that says why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,10 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = given.run(given)
         sys.stdout.flush()
-    except ConfigError as error:
-        return _complain(EX_CONFIG, error)
-    except _Failure as failure:
-        return _complain(failure.status, failure)
+    except Failure as failure:
+        print(f"gitops-hook: {failure}", file=sys.stderr)
+        return failure.status
     except BrokenPipeError:
         # Whoever read us has seen enough; without this, Python would complain as it flushes on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-# -- the daemon ---------------------------------------------------------------------------------------------------------
+# -- the daemon ----------------------------------------------------------------------------------------------------
 
 
 def _serve(given: argparse.Namespace) -> int:
@@ -75,13 +63,10 @@ def _serve(given: argparse.Namespace) -> int:
 
     settings = load(os.environ, _flags(given))
     logs.setup(settings.log_format, under_systemd="JOURNAL_STREAM" in os.environ)
-    try:
-        return daemon.serve(settings, os.environ)
-    except daemon.StartError as error:
-        raise _Failure(EX_UNAVAILABLE, str(error)) from error
+    return daemon.serve(settings, os.environ)
 
 
-# -- what stands where --------------------------------------------------------------------------------------------------
+# -- what stands where ---------------------------------------------------------------------------------------------
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -91,7 +76,7 @@ def _status(given: argparse.Namespace) -> int:
     only = [given.repository] if given.repository else []
     standings = overview.standings(_reader(settings), _checkouts(settings), only)
     if only and standings[0].run is None and standings[0].path is None:
-        raise _Failure(EX_NOINPUT, f"nothing is known of {given.repository}")
+        raise Failure(EX_NOINPUT, f"nothing is known of {given.repository}")
     reports.show_standings(standings, as_json=given.json)
     return 0
 
@@ -103,7 +88,7 @@ def _runs(given: argparse.Namespace) -> int:
     if given.delivery:
         deliveries = journal.deliveries(given.delivery)
         if not deliveries:
-            raise _Failure(EX_NOINPUT, f"no delivery {given.delivery} was accepted")
+            raise Failure(EX_NOINPUT, f"no delivery {given.delivery} was accepted")
         known = {delivery.run: journal.run(delivery.run) for delivery in deliveries if delivery.run}
         runs = [run for run in known.values() if run]
     else:
@@ -116,22 +101,22 @@ def _logs(given: argparse.Namespace) -> int:
     from gitops_hook import reports
 
     journal = _reader(_settings(given))
-    if given.what.isdecimal():
-        run = journal.run(int(given.what))
-    else:
-        run = next(iter(journal.runs(given.what, 1)), None)
+    by_number = given.what.isdecimal()
+    run = journal.run(int(given.what)) if by_number else next(iter(journal.runs(given.what, 1)), None)
     if not run:
-        raise _Failure(EX_NOINPUT, f"there is no run {given.what}" if given.what.isdecimal() else f"{given.what} never ran")
+        raise Failure(
+            EX_NOINPUT, f"there is no run {given.what}" if given.what.isdecimal() else f"{given.what} never ran"
+        )
     reports.show_log(journal, run, follow=given.follow)
     return 0
 
 
-# -- what can be done ---------------------------------------------------------------------------------------------------
+# -- what can be done ----------------------------------------------------------------------------------------------
 
 
 def _sync(given: argparse.Namespace) -> int:
     if bool(given.repository) == given.all:
-        raise _Failure(EX_USAGE, "give repositories, or --all")
+        raise Failure(EX_USAGE, "give repositories, or --all")
     settings = _settings(given)
     _become_owner(settings)
     names = list(_checkouts(settings)) if given.all else given.repository
@@ -161,6 +146,7 @@ def _resume(given: argparse.Namespace) -> int:
 
 def _add(given: argparse.Namespace) -> int:
     from gitops_hook import actions
+    from gitops_hook.app import WEBHOOK
 
     settings = _settings(given)
     _become_owner(settings)
@@ -173,7 +159,7 @@ def _add(given: argparse.Namespace) -> int:
     status = _sync_now(settings, given.repository, as_json=False)
     print(
         "\nAt GitHub, once for a repository or an organisation: Settings, Webhooks, Add webhook\n"
-        f"  Payload URL   https://<this host>{WEBHOOK_PATH}, which a proxy hands to {settings.listen}\n"
+        f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy hands to {settings.listen}\n"
         "  Content type  application/json\n"
         "  Secret        the newest line of the secrets file\n"
         "  Events        just the push event"
@@ -194,12 +180,60 @@ def _send(given: argparse.Namespace) -> int:
         return EX_UNAVAILABLE
     run = actions.wait_for(_reader(settings), guid, given.timeout)
     if not run:
-        raise _Failure(75, f"no run of it has ended within {given.timeout} s; gitops-hook runs --delivery {guid}")
+        raise Failure(75, f"no run of it has ended within {given.timeout} s; gitops-hook runs --delivery {guid}")
     reports.show_runs([run], as_json=given.json)
     return actions.EXIT_OF_OUTCOME.get(run.outcome or "", 1)
 
 
-# -- what they share ----------------------------------------------------------------------------------------------------
+def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int:
+    """Sync each of `names`, a progress line on a terminal meanwhile; returns the exit status of the worst outcome."""
+    from gitops_hook import actions, logs, reports
+    from gitops_hook.dispatcher import Dispatcher
+    from gitops_hook.journal import Journal
+    from gitops_hook.repository import is_valid, may_clone
+    from gitops_hook.runner import Runner
+
+    for name in names:
+        if not is_valid(name):
+            raise Failure(EX_USAGE, f"`{name}` is not a repository's name")
+        if not may_clone(name, settings.clone):
+            _checkout(settings, name)
+    logs.mute()  # what there is to say is said below
+    runs: list[Run] = []
+
+    def tell(number: int, run: Run) -> None:
+        runs.append(run)
+        if sys.stderr.isatty():
+            end = "\n" if number == len(names) else ""
+            print(
+                f"\r\033[K{number} of {len(names)}  {run.repository} {run.outcome}",
+                end=end,
+                file=sys.stderr,
+                flush=True,
+            )
+
+    try:
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with closing(Journal(settings.state, mends=False)) as journal:
+            dispatcher = Dispatcher(
+                journal,
+                _checkouts(settings),
+                Runner(settings.sync_script, settings.root, os.environ),
+                max_syncs=settings.max_syncs,
+                sync_timeout=settings.sync_timeout,
+                clone=settings.clone,
+                clone_url=settings.clone_url,
+            )
+            status = actions.sync(dispatcher, names, settings.max_syncs, tell)
+    except OSError as error:
+        raise Failure(EX_NOPERM, f"{error.filename}: {error.strerror}") from error
+    reports.show_runs(runs, as_json=as_json)
+    if not as_json:
+        reports.show_messages(runs)
+    return status
+
+
+# -- what they share -----------------------------------------------------------------------------------------------
 
 
 def _settings(given: argparse.Namespace) -> Settings:
@@ -224,7 +258,7 @@ def _become_owner(settings: Settings) -> None:
             os.setuid(uid)
             os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
     except (OSError, KeyError) as error:
-        raise _Failure(EX_NOPERM, f"{owner}: {error}") from error
+        raise Failure(EX_NOPERM, f"{owner}: {error}") from error
 
 
 def _checkouts(settings: Settings) -> Checkouts:
@@ -238,7 +272,7 @@ def _checkout(settings: Settings, name: str) -> Checkout:
 
     checkout = _checkouts(settings).find(name) if is_valid(name) else None
     if not checkout:
-        raise _Failure(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}")
+        raise Failure(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}")
     return checkout
 
 
@@ -246,5 +280,81 @@ def _reader(settings: Settings) -> JournalReader:
     from gitops_hook.journal import JournalReader
 
     if not (settings.state / "journal.db").exists():
-        raise _Failure(EX_NOINPUT, f"there is no journal in {settings.state}: has the daemon run with this state?")
+        raise Failure(EX_NOINPUT, f"there is no journal in {settings.state}: has the daemon run with this state?")
     return JournalReader(settings.state)
+
+
+# -- the words -----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="gitops-hook",
+        description="Keeps git checkouts at what their forge has: a signed push arrives, and it is live.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gitops-hook {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str = "") -> _Parser:
+        added = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog, allow_abbrev=False
+        )
+        added.set_defaults(run=run)
+        return added
+
+    serve = command("serve", _serve, "run the daemon in the foreground", _ON_SECRETS)
+    _add_settings(serve, {option.field for option in OPTIONS})
+
+    status = command("status", _status, "show where each repository stands, and what needs a person")
+    status.add_argument("repository", nargs="?", metavar="REPO")
+
+    runs = command("runs", _runs, "show the newest runs, or those that served a delivery")
+    runs.add_argument("repository", nargs="?", metavar="REPO")
+    runs.add_argument("--delivery", metavar="GUID", help="what became of the push with this X-GitHub-Delivery")
+    runs.add_argument("-n", "--number", type=int, default=20, metavar="COUNT", help="how many at most [20]")
+
+    logs = command("logs", _logs, "print the output of a run, or of a repository's newest one")
+    logs.add_argument("what", metavar="RUN|REPO")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+
+    sync = command("sync", _sync, "sync repositories now; ends with the status of the worst outcome")
+    sync.add_argument("repository", nargs="*", metavar="REPO")
+    sync.add_argument("--all", action="store_true", help="every checkout under the root")
+
+    pause = command("pause", _pause, "let nothing move in a checkout")
+    pause.add_argument("repository", nargs="+", metavar="REPO")
+
+    resume = command("resume", _resume, "end a pause, and sync")
+    resume.add_argument("repository", nargs="+", metavar="REPO")
+
+    add = command("add", _add, "clone or adopt checkouts, sync them, and tell what to enter at GitHub")
+    add.add_argument("repository", nargs="+", metavar="OWNER/NAME")
+    add.add_argument("--branch", help="the branch to track, instead of the remote's default")
+    add.add_argument("--deploy", metavar="COMMAND", help="what to run in the checkout after it moved")
+    add.add_argument("--url", help="where to clone from [GITOPS_CLONE_URL]")
+
+    send = command("send", _send, "deliver a signed test push to the local daemon, and wait for its run")
+    send.add_argument("repository", metavar="REPO")
+    send.add_argument("--branch", help="the branch that the push claims to move [the tracked one]")
+    send.add_argument("--timeout", type=int, default=60, metavar="SECONDS", help="how long to wait for the run [60]")
+
+    for printing in (status, runs, sync, send):
+        printing.add_argument("--json", action="store_true", help="an object a line, for programs")
+    for asking in (status, runs, logs, sync, pause, resume, add, send):
+        _add_settings(asking, {"root", "state"})
+    return parser
+
+
+_ON_SECRETS = (
+    "The secret itself stands in GITHUB_WEBHOOK_SECRET or in the file; it is no option, "
+    "for options are open to every user of the host."
+)
+
+
+def _add_settings(parser: argparse.ArgumentParser, fields: set[str]) -> None:
+    """A flag for each option of these fields, absent from what is parsed where it is not given."""
+    for option in OPTIONS:
+        if option.flag and option.field in fields:
+            text = f"{option.help} [{option.env}; default: {option.shown}]".replace("`", "").replace("%", "%%")
+            parser.add_argument(option.flag, metavar=option.metavar, default=argparse.SUPPRESS, help=text)

@@ -25,8 +25,19 @@ from gitops_hook.webhook import Secrets
 _PACKAGE = Path(__file__).resolve().parent
 
 
-class ConfigError(Exception):
+class Failure(Exception):
+    """What was asked cannot be done: the exit status (sysexits(3)), and the line that says why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConfigError(Failure):
     """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(78, message)
 
 
 #: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.

@@ -23,7 +23,7 @@ from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.app import WebhookApp
-from gitops_hook.config import Address, SecretSource, Settings
+from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
@@ -44,8 +44,11 @@ _RUNS_ENDED = "runs ended"
 _NOT_ACCEPTING = "not accepting"
 
 
-class StartError(Exception):
-    """The daemon cannot start here and now, for the reason that the message gives in one line."""
+class StartError(Failure):
+    """The daemon cannot start here and now, for the reason that the message gives. Exit 69 (EX_UNAVAILABLE)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(69, message)
 
 
 def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:

@@ -25,6 +25,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from gitops_hook.config import Failure
 from gitops_hook.logs import log
 
 T = TypeVar("T")
@@ -79,8 +80,11 @@ _BATCH = 100
 _BUSY_MS = 5000
 
 
-class JournalError(Exception):
-    """The journal cannot be read or written now; the message says why."""
+class JournalError(Failure):
+    """The journal cannot be read or written now; the message says why. Ends a command with exit 74 (EX_IOERR)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(74, message)
 
 
 class JournalTooNew(JournalError):
@@ -185,7 +189,10 @@ class JournalReader:
 
     def newest_runs(self) -> list[Run]:
         """The newest run of each repository."""
-        return [Run(*row) for row in self._query("SELECT * FROM runs WHERE id IN (SELECT max(id) FROM runs GROUP BY repository)")]
+        return [
+            Run(*row)
+            for row in self._query("SELECT * FROM runs WHERE id IN (SELECT max(id) FROM runs GROUP BY repository)")
+        ]
 
     def confirmations(self) -> list[tuple[str, float]]:
         """Each repository, and when a run last left it where upstream was, in seconds since the epoch."""

@@ -1,4 +1,4 @@
-"""What an operator asks first: where does each repository stand, and what needs a person?
+"""What an operator asks first: where each repository stands, and what needs a person.
 
 The answer is put together from the journal and the checkouts as they are; nothing is kept here.
 """
@@ -61,7 +61,8 @@ def standings(journal: JournalReader, checkouts: Checkouts, only: Iterable[str] 
     for key, name in wanted.items():
         checkout = checkouts.find(name)
         run, owes = newest.get(key), owed.get(key, 0)
-        state = _state(run, owes, paused=bool(checkout) and _is_true(checkout.settings.get("paused", "")))
+        paused = checkout is not None and _is_true(checkout.settings.get("paused", ""))
+        state = _state(run, owes, paused=paused)
         path = checkout.path if checkout else None
         found.append(Standing(names.get(key, name), state, path, run, confirmed.get(key), owes))
     return sorted(found, key=lambda standing: (STATES.index(standing.state), standing.repository.lower()))

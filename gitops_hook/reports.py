@@ -39,8 +39,6 @@ _COLOURS = {
 #: Seconds between looks at a log that still grows.
 _LOOK = 0.2
 
-Cell = "tuple[str, str]"
-
 
 def show_standings(standings: Sequence[Standing], *, as_json: bool) -> None:
     """A row for each repository; below them, what needs a person, with its cure."""
@@ -90,6 +88,13 @@ def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
         for run in runs
     ]
     _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, coloured=3)
+
+
+def show_messages(runs: Iterable[Run]) -> None:
+    """What the runs have to say that did not end well."""
+    for run in runs:
+        if run.message and _COLOURS.get(run.outcome or "") != _GREEN:
+            print(f"\n{run.message}")
 
 
 def show_log(journal: JournalReader, run: Run, *, follow: bool, out: TextIO | None = None) -> None:

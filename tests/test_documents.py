@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 
+from harness import SOURCE
+
 from gitops_hook.config import OPTIONS
 from gitops_hook.runner import OUTCOMES
-from harness import SOURCE
 
 README = (SOURCE / "README.md").read_text()
 
