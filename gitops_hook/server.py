@@ -151,6 +151,7 @@ class Server(ThreadingMixIn, HTTPServer):
         have one under way to us at this moment. So idle ones stay open for `quiet` seconds; then they are closed for
         reading, after which Linux still hands out what it had received.
         """
+        quiet = min(quiet, timeout)
         self.draining, self.grace = True, quiet
         began = time.monotonic()
         with suppress(OSError):  # BlockingIOError where none is left
@@ -158,7 +159,7 @@ class Server(ThreadingMixIn, HTTPServer):
                 self.process_request(*self.get_request())
         self.socket.close()
         with self._changed:
-            self._changed.wait_for(lambda: not self._connections, min(quiet, timeout))
+            self._changed.wait_for(lambda: not self._connections, quiet)
             for connection in self._connections.values():
                 if connection and connection.idle:
                     connection.hang_up(socket.SHUT_RD)
