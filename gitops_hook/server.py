@@ -133,14 +133,14 @@ class Server(ThreadingMixIn, HTTPServer):
             self._connections[connection.request] = connection
 
     def hold(self, size: int) -> None:
-        """Set memory aside for a body, until `release`; raises `Refused` (503) where there is none."""
+        """Take memory for `size` bytes of a body, until `release`; raises `Refused` (503) where there is none."""
         with self._changed:
             if self._bodies + size > self.limits.bodies:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests are in hand")
             self._bodies += size
 
     def release(self, size: int) -> None:
-        """Give back what `hold` set aside."""
+        """Give back what `hold` took."""
         with self._changed:
             self._bodies -= size
 
@@ -316,24 +316,24 @@ class _Body(io.RawIOBase):
         if not self.unread:
             return 0
         received = self._connection.received
-        if not self._held:
-            self._connection.server.hold(self.unread)
-            self._held = self.unread
-            if self._expects_continue and not received:
-                with suppress(OSError):  # if the peer is gone, receiving tells
-                    self._connection.request.sendall(_CONTINUE)
+        if self._expects_continue and not received:
+            with suppress(OSError):  # if the peer is gone, receiving tells
+                self._connection.request.sendall(_CONTINUE)
+        self._expects_continue = False
         if not received:
             received += self._connection.receive()
             if not received:
                 raise Refused(HTTPStatus.BAD_REQUEST, "the body ends early")
         size = min(len(buffer), self.unread, len(received))
+        self._connection.server.hold(size)  # not what was announced: to announce costs a peer nothing
+        self._held += size
         buffer[:size] = received[:size]
         del received[:size]
         self.unread -= size
         return size
 
     def release(self) -> None:
-        """Give back the memory that was set aside."""
+        """Give back the memory that was taken."""
         self._connection.server.release(self._held)
         self._held = 0
 
