@@ -133,14 +133,14 @@ class Server(ThreadingMixIn, HTTPServer):
             self._connections[connection.request] = connection
 
     def hold(self, size: int) -> None:
-        """Set memory aside for a body, until `release`; raises `Refused` (503) where there is none."""
+        """Take memory for `size` bytes of a body, until `release`; raises `Refused` (503) where there is none."""
         with self._changed:
             if self._bodies + size > self.limits.bodies:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests are in hand")
             self._bodies += size
 
     def release(self, size: int) -> None:
-        """Give back what `hold` set aside."""
+        """Give back what `hold` took."""
         with self._changed:
             self._bodies -= size
 
@@ -151,6 +151,7 @@ class Server(ThreadingMixIn, HTTPServer):
         have one under way to us at this moment. So idle ones stay open for `quiet` seconds; then they are closed for
         reading, after which Linux still hands out what it had received.
         """
+        quiet = min(quiet, timeout)
         self.draining, self.grace = True, quiet
         began = time.monotonic()
         with suppress(OSError):  # BlockingIOError where none is left
@@ -158,7 +159,7 @@ class Server(ThreadingMixIn, HTTPServer):
                 self.process_request(*self.get_request())
         self.socket.close()
         with self._changed:
-            self._changed.wait_for(lambda: not self._connections, min(quiet, timeout))
+            self._changed.wait_for(lambda: not self._connections, quiet)
             for connection in self._connections.values():
                 if connection and connection.idle:
                     connection.hang_up(socket.SHUT_RD)
@@ -315,24 +316,24 @@ class _Body(io.RawIOBase):
         if not self.unread:
             return 0
         received = self._connection.received
-        if not self._held:
-            self._connection.server.hold(self.unread)
-            self._held = self.unread
-            if self._expects_continue and not received:
-                with suppress(OSError):  # if the peer is gone, receiving tells
-                    self._connection.request.sendall(_CONTINUE)
+        if self._expects_continue and not received:
+            with suppress(OSError):  # if the peer is gone, receiving tells
+                self._connection.request.sendall(_CONTINUE)
+        self._expects_continue = False
         if not received:
             received += self._connection.receive()
             if not received:
                 raise Refused(HTTPStatus.BAD_REQUEST, "the body ends early")
         size = min(len(buffer), self.unread, len(received))
+        self._connection.server.hold(size)  # not what was announced: to announce costs a peer nothing
+        self._held += size
         buffer[:size] = received[:size]
         del received[:size]
         self.unread -= size
         return size
 
     def release(self) -> None:
-        """Give back the memory that was set aside."""
+        """Give back the memory that was taken."""
         self._connection.server.release(self._held)
         self._held = 0
 
