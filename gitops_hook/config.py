@@ -136,7 +136,8 @@ def _patterns(text: str) -> tuple[str, ...]:
 
 
 def _clone_url(text: str) -> str:
-    if "{repository}" not in text or "{" in text.replace("{repository}", ""):
+    rest = text.replace("{repository}", "")
+    if rest == text or "{" in rest or "}" in rest:
         raise ValueError("it must hold {repository}, and no other braces")
     return text
 
@@ -148,8 +149,8 @@ def _log_format(text: str) -> str:
 
 
 def _credential(environ: Mapping[str, str]) -> str:
-    path = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "webhook-secret")
-    return str(path) if path.is_file() else ""
+    path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "webhook-secret")  # noqa: PTH118
+    return path if os.path.isfile(path) else ""  # noqa: PTH113 - that of a Path raises where a folder is closed
 
 
 def _state(environ: Mapping[str, str]) -> str:
@@ -256,8 +257,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
             text, source = option.default(environ), "the default"
         try:
             values[option.field] = option.parse(text)
-        except ValueError as error:
-            raise ConfigError(f"{option.env}={text!r} from {source} will not do: {error}") from None
+        except (ValueError, OSError, RuntimeError) as error:  # the last from Path.expanduser()
+            raise ConfigError(f"{option.env}={text!r} from {source} will not do: {_reason(error)}") from None
     return Settings(**values)
 
 
@@ -276,7 +277,7 @@ class SecretSource:
 
     def __init__(self, secret: str, path: Path | None) -> None:
         """Read `path`, if any; raises `ConfigError` where it cannot be read or there is no secret at all."""
-        self._fixed = {"environment": secret.encode()} if secret else {}
+        self._fixed = {"environment": os.fsencode(secret)} if secret else {}
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         if not self._fixed and not path:
