@@ -16,7 +16,12 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glo
 
 #: The floors that are not the ground floor; `__init__` holds the version alone, `__main__` calls `cli`.
 FLOORS = {
-    "__main__": 6, "cli": 5, "daemon": 4, "app": 3, "dashboard": 3, "doctor": 3, "dispatcher": 2, "journal": 1,
+    "__main__": 6,
+    "cli": 5,
+    "daemon": 4, "actions": 4,
+    "app": 3, "dashboard": 3, "doctor": 3, "reports": 3,
+    "dispatcher": 2, "overview": 2,
+    "journal": 1,
 }  # fmt: skip
 EMPTY_WORDS = re.compile(r"(manager|utils?|helpers?|services?|processors?)(?![a-z])", re.IGNORECASE)
 

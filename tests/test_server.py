@@ -161,8 +161,8 @@ class Serving(ExitStack):
 
     def connect(self) -> Peer:
         peer = Peer(socket.socket(self.server.address_family))
-        peer.channel.connect(self.server.server_address)
         self.callback(peer.close)
+        peer.channel.connect(self.server.server_address)
         return peer
 
     def stop(self) -> None:
