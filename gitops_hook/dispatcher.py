@@ -27,7 +27,7 @@ from typing import NamedTuple
 from gitops_hook.journal import Claim, Journal, JournalError, Run
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
-from gitops_hook.runner import Result, Runner, Task
+from gitops_hook.runner import GRACE, Result, Runner, Task
 
 #: Seconds that a worker waits for more work before it goes. A thread is cheap to start, and to keep a little.
 _IDLE = 10.0
@@ -39,6 +39,8 @@ _JOURNAL_WAIT = 1.0
 #: So many runs in a row that the daemon's own shutdown had to end are no accident: the deploy restarts the daemon and
 #: waits for it. Going on would restart it for ever.
 _RESTART_LOOP = 3
+#: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
+_OVERDUE = 30.0
 _ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
 
 #: Outcomes that leave the checkout where upstream is, or where the operator wants it.
@@ -130,6 +132,11 @@ class Dispatcher:
         # putting into their queues: a worker that goes must see under the lock that nothing was put.
         self._workers: dict[str, _Worker] = {}
         self._lock = threading.Lock()
+        #: The last run that did not go well, since the start.
+        self.failure: Run | None = None
+        # The runs of the script in hand, and the time on the monotonic clock when each must be over. Written by their
+        # workers, looked at by anyone; each step is whole, so no lock is needed.
+        self._due: dict[int, float] = {}
 
     def start(self) -> None:
         """Take up what an earlier daemon left: say which runs it interrupted, run what is owed, look at every checkout.
@@ -203,6 +210,16 @@ class Dispatcher:
         """How many workers there are now."""
         return len(self._workers)
 
+    @property
+    def in_hand(self) -> int:
+        """How many runs of the script are in hand now."""
+        return len(self._due)
+
+    def overdue(self) -> list[int]:
+        """The runs that go on though nothing lets a script live so long: their workers hang, in code of ours."""
+        now = time.monotonic()
+        return [run for run, due in self._due.copy().items() if due < now]
+
     # -- what workers do --------------------------------------------------------------------------------------------
 
     def step(self, repository: str, trigger: str) -> bool:
@@ -230,17 +247,23 @@ class Dispatcher:
         limit = self._sync_timeout
         if checkout:
             own = checkout.settings.get("timeout", "")
-            limit = int(own) if own.isascii() and own.isdigit() and int(own) else limit
+            # Zero would be no limit at all to timeout(1).
+            limit = int(own) or limit if own.isascii() and own.isdigit() else limit
         elif may_clone(run.repository, self._clone):
             task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
+        self._due[run.id] = time.monotonic() + limit + GRACE + _OVERDUE
         try:
             result = self._runner.run(task, self._journal.log_path(run.id), limit)
         except OSError as error:
             result = Result("interrupted", None, message=f"The script could not be started: {error}")
+        finally:
+            del self._due[run.id]
         if result.outcome == "interrupted" and self._stopping.is_set():
             result = result._replace(message=_ENDED_BY_US)
         ended = run._replace(ended=time.time(), **result._asdict())
         settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
+        if ended.outcome not in _GOOD:
+            self.failure = ended
         self._record(ended, settled=settled)
         _tell(ended, claim.deliveries, task)
         return settled
