@@ -182,7 +182,7 @@ class _Housekeeping:
             self._told = status
 
     def _feed_watchdog(self) -> None:
-        """Feed it if everything moves. While the journal's writing thread hangs, we hang here with it: no feed either."""
+        """Feed it if everything moves. While the journal's writing thread hangs, so does this: no feed either."""
         self._journal.probe()
         now = time.monotonic()
         stuck = [_describe(server.server_address) for server in self._servers if now - server.turned > _TURN]

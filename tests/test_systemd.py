@@ -13,8 +13,9 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-from gitops_hook.systemd import notify, reloading, watchdog_interval
 from harness import Daemon, push
+
+from gitops_hook.systemd import notify, reloading, watchdog_interval
 
 
 class Supervisor:
