@@ -9,7 +9,26 @@ TEST_PYTHON := $(if $(HAS_TEST_TOOLS),$(PYTHON),$(VENV)/bin/python)
 TEST_TOOLS := $(if $(HAS_TEST_TOOLS),,$(VENV)/.ready)
 LINT := .venv-lint
 
-.PHONY: help demo run test test-slow coverage bench lint clean
+# Where `make install` puts things, by the GNU conventions. What it puts below lib is shaped as this tree is, so that
+# the program finds its script there as here.
+PREFIX ?= /usr/local
+DESTDIR ?=
+bindir ?= $(PREFIX)/bin
+libdir ?= $(PREFIX)/lib
+datadir ?= $(PREFIX)/share
+docdir ?= $(datadir)/doc/gitops-hook
+sysconfdir ?= /etc
+INSTALL ?= install
+HOUSE = $(libdir)/gitops-hook
+UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
+MAN := $(wildcard docs/gitops-hook.8)
+COMPLETION := $(wildcard docs/gitops-hook.bash)
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.py)
+# The time that every file in an archive bears: two builds of one commit are the same bytes.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+
+.PHONY: help demo run test test-slow test-systemd coverage bench lint install uninstall dist deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -36,6 +55,9 @@ coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 	$(LINT)/bin/coverage combine -q
 	$(LINT)/bin/coverage report --fail-under=95
 
+test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of its own; needs root and systemd-nspawn
+	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
+
 bench: ## figures of this machine, each beside the bare alternative
 	@$(PYTHON) tests/bench.py $(BENCH)
 
@@ -46,8 +68,63 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/shellcheck scripts/*.sh .ci/run
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
+install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(HOUSE)/gitops_hook $(HOUSE)/scripts $(bindir) $(docdir) \
+	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
+	$(INSTALL) -m 644 gitops_hook/*.py $(DESTDIR)$(HOUSE)/gitops_hook
+	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(HOUSE)/scripts
+	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(HOUSE)/scripts/gitops-hook
+	$(PYTHON) -m compileall -q -d $(HOUSE)/gitops_hook $(DESTDIR)$(HOUSE)/gitops_hook
+	ln -srf $(DESTDIR)$(HOUSE)/scripts/gitops-hook $(DESTDIR)$(bindir)/gitops-hook
+	$(INSTALL) -m 644 $(UNITS) $(DESTDIR)$(libdir)/systemd/system
+	cd $(DESTDIR)$(libdir)/systemd/system && \
+	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
+	$(INSTALL) -m 644 sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/sysusers.d
+	$(INSTALL) -m 644 tmpfiles.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d
+	$(INSTALL) -m 644 README.md LICENSE docs/*.md $(DESTDIR)$(docdir)
+	$(if $(MAN),$(INSTALL) -D -m 644 $(MAN) $(DESTDIR)$(datadir)/man/man8/gitops-hook.8)
+	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
+
+uninstall: ## what `make install` put there; settings, checkouts and the journal stay
+	rm -rf $(DESTDIR)$(HOUSE) $(DESTDIR)$(docdir)
+	rm -f $(DESTDIR)$(bindir)/gitops-hook $(addprefix $(DESTDIR)$(libdir)/systemd/system/,$(UNITS))
+	rm -f $(DESTDIR)$(libdir)/sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d/gitops-hook.conf
+	rm -f $(DESTDIR)$(datadir)/man/man8/gitops-hook.8 $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook
+
+dist: ## dist/gitops-hook.pyz, the program in one file, and the source as a tarball
+	rm -rf build/pyz
+	$(INSTALL) -d dist build/pyz/gitops_hook build/pyz/scripts
+	$(INSTALL) -m 644 gitops_hook/*.py build/pyz/gitops_hook
+	$(INSTALL) -m 644 gitops_hook/__main__.py build/pyz
+	$(INSTALL) -m 755 scripts/gitops_sync.sh build/pyz/scripts
+	find build/pyz -exec touch -d @$(SOURCE_DATE_EPOCH) {} +
+	TZ=UTC $(PYTHON) -m zipapp --python '/usr/bin/env python3' --output dist/gitops-hook.pyz build/pyz
+	chmod 755 dist/gitops-hook.pyz
+	git ls-files -z | LC_ALL=C sort -z | tar --create --null --no-recursion --files-from - \
+	    --transform 's|^|gitops-hook-$(VERSION)/|' --format gnu --mtime @$(SOURCE_DATE_EPOCH) \
+	    --owner 0 --group 0 --numeric-owner --mode u=rwX,go=rX | gzip -9n > dist/gitops-hook-$(VERSION).tar.gz
+
+deb: ## dist/gitops-hook_VERSION_all.deb
+	rm -rf build/deb
+	$(MAKE) --no-print-directory install DESTDIR=build/deb PREFIX=/usr PYTHON=$(PYTHON)
+	find build/deb -name __pycache__ -exec rm -r {} +  # made when the package is configured, for the Python there
+	sed -i '1s|.*|#!/usr/bin/python3|' build/deb/usr/lib/gitops-hook/scripts/gitops-hook
+	$(INSTALL) -D -m 644 packaging/gitops-hook.env build/deb/etc/gitops-hook/gitops-hook.env
+	mv build/deb/usr/share/doc/gitops-hook/LICENSE build/deb/usr/share/doc/gitops-hook/copyright
+	printf 'gitops-hook (%s) unstable; urgency=medium\n\n  * CHANGELOG.md tells what changed.\n\n -- %s  %s\n' '$(VERSION)' \
+	    "$$(sed -n 's/^Maintainer: //p' packaging/deb/control)" "$$(date -Rud @$(SOURCE_DATE_EPOCH))" | \
+	    gzip -9n > build/deb/usr/share/doc/gitops-hook/changelog.gz
+	$(INSTALL) -d build/deb/DEBIAN dist
+	$(INSTALL) -m 755 packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm build/deb/DEBIAN
+	sed 's/^Version:.*/Version: $(VERSION)/' packaging/deb/control > build/deb/DEBIAN/control
+	echo /etc/gitops-hook/gitops-hook.env > build/deb/DEBIAN/conffiles
+	cd build/deb && find usr -type f | LC_ALL=C sort | xargs md5sum > DEBIAN/md5sums
+	find build/deb -exec touch -hd @$(SOURCE_DATE_EPOCH) {} +
+	chmod -R u=rwX,go=rX build/deb
+	dpkg-deb --root-owner-group --build build/deb dist/gitops-hook_$(VERSION)_all.deb
+
 clean: ## remove what the above made, except ./var
-	rm -rf .venv-* .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv-* .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info .cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/.ready: tests/requirements.txt

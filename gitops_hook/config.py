@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipimport import zipimporter
 
 from gitops_hook.logs import log
 from gitops_hook.webhook import Secrets
@@ -158,10 +159,34 @@ def _state(environ: Mapping[str, str]) -> str:
     return environ.get("STATE_DIRECTORY", "").partition(":")[0] or "~/.local/state/gitops-hook"
 
 
-def shipped(name: str) -> str:
-    """The path of a script that came with the package: beside it in a source tree, or on PATH once installed."""
+def shipped(environ: Mapping[str, str]) -> str:
+    """The path of the sync script that came with the package: beside it in a source tree and where it is installed.
+
+    A program in a single file unpacks it into the state folder, for out of an archive the kernel executes nothing.
+    Raises ValueError where that cannot be done.
+    """
+    name = "gitops_sync.sh"
+    loader = __spec__.loader
+    if isinstance(loader, zipimporter):
+        folder = _path(environ.get("GITOPS_STATE") or _state(environ))
+        return str(_unpacked(loader.get_data(f"scripts/{name}"), folder / name))
     beside = _PACKAGE.parent / "scripts" / name
     return str(beside) if beside.is_file() else shutil.which(name) or str(beside)
+
+
+def _unpacked(content: bytes, path: Path) -> Path:
+    """`path`, once it is an executable file of `content`."""
+    try:
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Another process may be executing the old one, or be about to write the same.
+            new = path.with_name(f"{path.name}.{os.getpid()}")
+            new.write_bytes(content)
+            new.chmod(0o755)
+            new.replace(path)
+    except OSError as error:
+        raise ValueError(f"it cannot be unpacked to {path}: {error.strerror}") from error
+    return path
 
 
 class Option(NamedTuple):
@@ -218,7 +243,7 @@ OPTIONS = (
     Option(
         "GITOPS_SYNC_SCRIPT",
         _program,
-        lambda environ: shipped("gitops_sync.sh"),
+        shipped,
         "the shipped `gitops_sync.sh`",
         "what a run executes, with the repository's name as its argument",
     ),
@@ -247,15 +272,14 @@ CONTRACT = {
 def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
     """The settings from `environ` and from `flags` (by field); raises `ConfigError` for the first bad one."""
     _refuse_unknown(environ)
+    given = {**environ, **{option.env: flags[option.field] for option in OPTIONS if option.field in flags}}
     values = {}
     for option in OPTIONS:
-        if option.field in flags:
-            text, source = flags[option.field], f"the flag {option.flag}"
-        elif option.env in environ:
-            text, source = environ[option.env], "the environment"
-        else:
-            text, source = option.default(environ), "the default"
+        by_flag, by_environ = option.field in flags, option.env in environ
+        source = f"the flag {option.flag}" if by_flag else "the environment" if by_environ else "the default"
+        text = given.get(option.env, "")
         try:
+            text = text if by_flag or by_environ else option.default(given)
             values[option.field] = option.parse(text)
         except (ValueError, OSError, RuntimeError) as error:  # the last from Path.expanduser()
             raise ConfigError(f"{option.env}={text!r} from {source} will not do: {_reason(error)}") from None

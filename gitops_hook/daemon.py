@@ -2,21 +2,26 @@
 
 Rules:
 
-1. Signal handlers only put a word into a queue; the main thread acts on it, and otherwise sleeps.
+1. Signal handlers only put a word into a queue; the main thread acts on it, and otherwise does its chores by the
+   clock.
 2. At the start, sockets come last: who can connect is served. At the end they go first, and the journal last.
 3. One daemon to a state folder, by a lock on that folder which dies with its process.
+4. The watchdog is fed only while everything moves: what would leave a push unserved for ever ends the feed. Where it
+   hung, the traceback of every thread tells, for that is what becomes of the supervisor's SIGABRT.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import os
 import queue
+import sched
 import signal
 import socket
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,11 +31,11 @@ from gitops_hook.app import WebhookApp
 from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.journal import Journal, JournalError
-from gitops_hook.logs import log
+from gitops_hook.logs import escape, log
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import GRACE, Runner
 from gitops_hook.server import Server
-from gitops_hook.systemd import inherited_sockets, notify
+from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 
 #: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
 REQUESTS_DEADLINE = 5.0
@@ -38,6 +43,10 @@ RUNS_DEADLINE = 60.0
 #: Seconds between looks at what is owed, and between prunings of the journal.
 _REMIND = 60.0
 _PRUNE = 3600.0
+#: Seconds between looks at whether there is a new status to tell: it is read by people.
+_STATUS = 1.0
+#: Seconds without a turn after which a loop that accepts hangs. A turn takes 0.25 s, and little over 1 s at the worst.
+_TURN = 10.0
 
 #: Words in the main thread's queue, beside the numbers of signals.
 _RUNS_ENDED = "runs ended"
@@ -60,6 +69,8 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: words.put(number))
     secrets = SecretSource(settings.webhook_secret, settings.webhook_secret_file)
+    faulthandler.enable(2)
+    interval = watchdog_interval(environ)
     with ExitStack() as stack:
         _lock(settings.state, stack)
         try:
@@ -84,36 +95,105 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
             log.info("listening", address=_describe(server.server_address), version=__version__, root=settings.root)
         notify(environ, "READY=1")
-        status = _stay(words, dispatcher, journal)
+        status = _Housekeeping(servers, dispatcher, journal, checkouts, environ).stay(words, interval)
         notify(environ, "STOPPING=1")
         _stop(words, servers, dispatcher)
     log.info("stopped", status=status)
     return status
 
 
-def _stay(words: queue.SimpleQueue[Any], dispatcher: Dispatcher, journal: Journal) -> int:
-    """Do the house's chores until a signal or a fault ends the day; returns the exit status."""
-    pruned = 0.0
-    while True:
-        try:
-            word = words.get(timeout=_REMIND)
-        except queue.Empty:
+class _Housekeeping:
+    """What the main thread looks after while the daemon serves."""
+
+    def __init__(
+        self,
+        servers: list[Server],
+        dispatcher: Dispatcher,
+        journal: Journal,
+        checkouts: Checkouts,
+        environ: MutableMapping[str, str],
+    ) -> None:
+        self._servers = servers
+        self._dispatcher = dispatcher
+        self._journal = journal
+        self._checkouts = checkouts
+        self._environ = environ
+        self._repositories = 0
+        self._told = ""
+
+    def stay(self, words: queue.SimpleQueue[Any], watchdog: float | None) -> int:
+        """Do the chores until a signal or a fault ends the day; returns the exit status."""
+        chores = sched.scheduler()
+
+        def every(seconds: float, chore: Callable[[], None]) -> None:
+            def again() -> None:
+                chores.enter(seconds, 0, again)
+                chore()
+
+            chores.enter(0, 0, again)
+
+        every(_REMIND, self._remind)
+        every(_PRUNE, self._prune)
+        every(_PRUNE, self._count)
+        every(_STATUS, self._tell_status)
+        if watchdog:
+            every(watchdog, self._feed_watchdog)
+        while True:
             try:
-                dispatcher.remind()
-                if time.monotonic() - pruned > _PRUNE:
-                    journal.prune()
-                    pruned = time.monotonic()
-            except (JournalError, OSError) as error:
-                log.error("the journal cannot be looked after", reason=error)
-            continue
-        if word == signal.SIGHUP:
-            log.info("every checkout is synced once, as asked by SIGHUP")
-            dispatcher.sweep()
-        elif word == _NOT_ACCEPTING:
-            return 1
+                word = words.get(timeout=chores.run(blocking=False))
+            except queue.Empty:
+                continue
+            if word == signal.SIGHUP:
+                log.info("every checkout is synced once, as asked by SIGHUP")
+                notify(self._environ, *reloading())
+                self._dispatcher.sweep()
+                self._count()
+                notify(self._environ, "READY=1")
+            elif word == _NOT_ACCEPTING:
+                return 1
+            else:
+                log.info("stopping", signal=signal.Signals(word).name)
+                return 0
+
+    def _remind(self) -> None:
+        try:
+            self._dispatcher.remind()
+        except JournalError as error:
+            log.error("the journal cannot be read", reason=error)
+
+    def _prune(self) -> None:
+        try:
+            self._journal.prune()
+        except (JournalError, OSError) as error:
+            log.error("the journal cannot be pruned", reason=error)
+
+    def _count(self) -> None:
+        # Not at every look at the status: it reads all folders, and the config of some checkouts.
+        self._repositories = sum(1 for _ in self._checkouts)
+
+    def _tell_status(self) -> None:
+        """Tell the line that ``systemctl status`` shows, if it has changed."""
+        status = f"repositories: {self._repositories}, runs in hand: {self._dispatcher.in_hand}"
+        failure = self._dispatcher.failure
+        if failure:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.ended))
+            status += f"; last failure: run {failure.id} of {failure.repository}, {failure.outcome}, {when}"
+        if self._journal.fault:
+            status += f"; the journal cannot be written: {self._journal.fault}"
+        if status != self._told:
+            notify(self._environ, f"STATUS={escape(status)}")
+            self._told = status
+
+    def _feed_watchdog(self) -> None:
+        """Feed it if everything moves. While the journal's writing thread hangs, so does this: no feed either."""
+        self._journal.probe()
+        now = time.monotonic()
+        stuck = [_describe(server.server_address) for server in self._servers if now - server.turned > _TURN]
+        overdue = self._dispatcher.overdue()
+        if stuck or overdue:
+            log.error("the watchdog is not fed", not_accepting=stuck or None, runs_that_hang=overdue or None)
         else:
-            log.info("stopping", signal=signal.Signals(word).name)
-            return 0
+            notify(self._environ, "WATCHDOG=1")
 
 
 def _stop(words: queue.SimpleQueue[Any], servers: list[Server], dispatcher: Dispatcher) -> None:

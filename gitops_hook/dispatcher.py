@@ -28,7 +28,7 @@ from typing import NamedTuple
 from gitops_hook.journal import Claim, Journal, JournalError, Run
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
-from gitops_hook.runner import Result, Runner, Task
+from gitops_hook.runner import GRACE, Result, Runner, Task
 
 #: Seconds that a worker waits for more work before it goes. A thread is cheap to start, and to keep a little.
 _IDLE = 10.0
@@ -40,6 +40,8 @@ _JOURNAL_WAIT = 1.0
 #: So many runs in a row that the daemon's own shutdown had to end are no accident: the deploy restarts the daemon and
 #: waits for it. Going on would restart it for ever.
 _RESTART_LOOP = 3
+#: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
+_OVERDUE = 30.0
 _ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
 
 #: What `gitops.timeout` may be, in seconds; anything else is as if it were not set.
@@ -136,6 +138,11 @@ class Dispatcher:
         # putting into their queues: a worker that goes must see under the lock that nothing was put.
         self._workers: dict[str, _Worker] = {}
         self._lock = threading.Lock()
+        #: The last run that did not go well, since the start.
+        self.failure: Run | None = None
+        # The runs of the script in hand, and the time on the monotonic clock when each must be over. Written by their
+        # workers, looked at by anyone; each step is whole, so no lock is needed.
+        self._due: dict[int, float] = {}
 
     def start(self) -> None:
         """Take up what an earlier daemon left: say which runs it interrupted, run what is owed, look at every checkout.
@@ -213,6 +220,16 @@ class Dispatcher:
         """How many workers there are now."""
         return len(self._workers)
 
+    @property
+    def in_hand(self) -> int:
+        """How many runs of the script are in hand now."""
+        return len(self._due)
+
+    def overdue(self) -> list[int]:
+        """The runs that go on though nothing lets a script live so long: their workers hang, in code of ours."""
+        now = time.monotonic()
+        return [run for run, due in self._due.copy().items() if due < now]
+
     # -- what workers do --------------------------------------------------------------------------------------------
 
     def step(self, repository: str, trigger: str) -> bool:
@@ -260,6 +277,8 @@ class Dispatcher:
             result = result._replace(outcome="interrupted", message=_ENDED_BY_US)
         ended = run._replace(ended=time.time(), **result._asdict())
         settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
+        if ended.outcome not in _GOOD:
+            self.failure = ended
         self._record(ended, settled=settled)
         _tell(ended, claim.deliveries, task)
         return ended, settled
@@ -273,7 +292,11 @@ class Dispatcher:
             limit = int(own) if _TIMEOUT.fullmatch(own) else limit
         elif may_clone(run.repository, self._clone):
             task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
-        return self._runner.run(task, self._journal.log_path(run.id), limit)
+        self._due[run.id] = time.monotonic() + limit + GRACE + _OVERDUE
+        try:
+            return self._runner.run(task, self._journal.log_path(run.id), limit)
+        finally:
+            del self._due[run.id]
 
     def _record(self, run: Run, *, settled: bool) -> None:
         """Write down how a run ended, however long the journal takes to be writable again."""

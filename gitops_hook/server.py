@@ -83,11 +83,17 @@ class Server(ThreadingMixIn, HTTPServer):
         self.draining = False
         #: Seconds that an idle connection is kept, whatever the limits say; `drain` sets it.
         self.grace = math.inf
+        #: When the loop that accepts last came round, on the monotonic clock: how a watchdog knows that it does.
+        self.turned = time.monotonic()
         # Guards the two below; notified when a connection ends. Taken by the thread that accepts and by those that
         # serve, for a few steps, never while waiting for a peer. A connection is None until its thread has begun.
         self._changed = threading.Condition()
         self._connections: dict[socket.socket, _Connection | None] = {}
         self._bodies = 0
+
+    def service_actions(self) -> None:
+        """Note another turn of the loop that accepts; `serve_forever` calls this."""
+        self.turned = time.monotonic()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection. Out of descriptors, make room rather than spin."""

@@ -1,12 +1,13 @@
 """What systemd and a daemon say to each other: sockets handed over, states told. Without systemd, silence.
 
-Sources: sd_listen_fds(3), sd_notify(3).
+Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import MutableMapping
 
 #: SD_LISTEN_FDS_START.
@@ -28,14 +29,30 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> dict[str, list[socke
     return sockets
 
 
-def notify(environ: MutableMapping[str, str], state: str) -> None:
-    """Tell the supervisor a state such as ``READY=1``, if there is one that listens."""
+def watchdog_interval(environ: MutableMapping[str, str]) -> float | None:
+    """Seconds from one ``WATCHDOG=1`` to the next, half of what the supervisor allows; None if it watches nothing.
+
+    The variables that tell of it are taken out of `environ`, for they speak to this process alone.
+    """
+    allowed, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", str(os.getpid()))
+    if pid != str(os.getpid()) or not allowed.isdigit() or not int(allowed):
+        return None
+    return int(allowed) / 1e6 / 2
+
+
+def notify(environ: MutableMapping[str, str], *states: str) -> None:
+    """Tell the supervisor states such as ``READY=1``, in one message, if there is one that listens."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
             channel.connect("\0" + address[1:] if address[0] == "@" else address)
-            channel.sendall(state.encode())
+            channel.sendall("\n".join(states).encode())
         except OSError:
             pass  # a supervisor that does not listen must not end the daemon
+
+
+def reloading() -> tuple[str, str]:
+    """The states to tell when a reload begins; ``READY=1`` ends it."""
+    return "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"

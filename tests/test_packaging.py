@@ -1,0 +1,190 @@
+"""What operators get: installed into a folder, as a single file, as a source tarball, as a Debian package."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from harness import SOURCE, Daemon, push
+from scratch import Upstream, git
+
+from gitops_hook import __version__
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """The tree as it is tracked, apart from where others work on it."""
+    if not (SOURCE / ".git").exists():
+        pytest.skip("this is no git checkout, and what is packed is what git tracks")
+    tree = tmp_path_factory.mktemp("source")
+    names = git("ls-files", "-z", cwd=SOURCE).rstrip("\0").split("\0")
+    for name in names:
+        if (SOURCE / name).exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(SOURCE / name, tree / name)
+    git("init", "--quiet", cwd=tree)
+    git("add", "--all", cwd=tree)
+    git("commit", "--quiet", "--message", "as it is", cwd=tree)
+    return tree
+
+
+def make(source: Path, *arguments: object, umask: int = 0o022) -> str:
+    done = subprocess.run(
+        ["make", "--no-print-directory", *map(str, arguments), f"PYTHON={sys.executable}"],
+        cwd=source,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        umask=umask,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def serves_a_push(tmp_path: Path, start_daemon, **options) -> Daemon:
+    """A daemon that was started so moves a checkout with the script that came with it."""
+    upstream = Upstream(tmp_path / "forge")
+    daemon = start_daemon(PYTHONPATH="", **options)
+    checkout = upstream.checkout(daemon.root)
+    after = upstream.commit({"a": "b"})
+    daemon.deliver(push("acme/site", after))
+    daemon.wait_for("run updated")
+    assert git("rev-parse", "HEAD", cwd=checkout) == after
+    return daemon
+
+
+def test_what_is_installed_runs_without_the_source_and_can_be_uninstalled(tmp_path, source, start_daemon):
+    staging = tmp_path / "staging"
+    make(source, "install", f"DESTDIR={staging}", "PREFIX=/opt/hook", "sysconfdir=/opt/etc")
+    program = staging / "opt/hook/bin/gitops-hook"
+    assert os.readlink(program) == "../lib/gitops-hook/scripts/gitops-hook"
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd="/")
+    assert told.stdout == f"gitops-hook {__version__}\n"
+    unit = (staging / "opt/hook/lib/systemd/system/gitops-hook.service").read_text()
+    assert "ExecStart=/opt/hook/bin/gitops-hook serve\n" in unit
+    assert "LoadCredential=webhook-secret:/opt/etc/gitops-hook/webhook-secret\n" in unit
+    daemon = serves_a_push(tmp_path, start_daemon, program=[str(program)])
+    assert daemon.stop() == 0
+    (staging / "opt/hook/bin/neighbour").touch()
+    make(source, "uninstall", f"DESTDIR={staging}", "PREFIX=/opt/hook")
+    assert files_below(staging) == {"opt/hook/bin/neighbour"}
+
+
+def test_the_single_file_has_its_script_with_it(tmp_path, source, start_daemon):
+    make(source, "dist")
+    program = shutil.copy(source / "dist/gitops-hook.pyz", tmp_path / "gitops-hook")
+    daemon = serves_a_push(tmp_path, start_daemon, program=[str(program)])
+    script = daemon.state / "gitops_sync.sh"
+    assert script.read_text() == (SOURCE / "scripts/gitops_sync.sh").read_text()
+    assert daemon.stop() == 0
+    script.write_text("of an older version")
+    daemon.start()
+    assert script.read_text() == (SOURCE / "scripts/gitops_sync.sh").read_text()
+    assert not list(daemon.state.glob("gitops_sync.sh.*"))
+
+
+def test_a_single_file_that_cannot_unpack_its_script_says_so(tmp_path, source):
+    make(source, "dist")
+    (tmp_path / "state").write_text("no folder")
+    done = subprocess.run(
+        [sys.executable, source / "dist/gitops-hook.pyz", "serve", "--root", tmp_path, "--state", tmp_path / "state"],
+        env={"GITHUB_WEBHOOK_SECRET": "x", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78
+    assert f"from the default will not do: it cannot be unpacked to {tmp_path}/state/gitops_sync.sh: " in done.stderr
+
+
+def test_exit_statuses_come_through_the_single_file(source):
+    make(source, "dist")
+    assert subprocess.run([source / "dist/gitops-hook.pyz", "nonsense"], capture_output=True).returncode == 64
+
+
+def test_two_builds_are_the_same_bytes_whoever_makes_them(source):
+    targets = ["dist", "deb"] if shutil.which("dpkg-deb") else ["dist"]
+
+    def build(umask: int) -> dict[str, bytes]:
+        shutil.rmtree(source / "dist", ignore_errors=True)
+        for path in source.rglob("*"):
+            os.utime(path, follow_symlinks=False)
+        make(source, *targets, umask=umask)
+        return {path.name: path.read_bytes() for path in (source / "dist").iterdir()}
+
+    first, second = build(0o022), build(0o077)
+    assert first.keys() == second.keys() and len(first) == len(targets) + 1
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_the_tarball_is_the_source_and_builds_itself(tmp_path, source):
+    make(source, "dist")
+    with tarfile.open(source / f"dist/gitops-hook-{__version__}.tar.gz") as tarball:
+        tarball.extractall(tmp_path)
+    tree = tmp_path / f"gitops-hook-{__version__}"
+    assert files_below(tree) == set(git("ls-files", cwd=source).splitlines())
+    make(tree, "install", f"DESTDIR={tmp_path}/staging")
+    subprocess.run([tmp_path / "staging/usr/local/bin/gitops-hook", "--version"], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not here")
+def test_the_package_holds_every_unit_and_treats_settings_as_its_operator_s(tmp_path, source):
+    make(source, "deb")
+    package = source / f"dist/gitops-hook_{__version__}_all.deb"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tmp_path / "package"], check=True)
+    held = files_below(tmp_path / "package")
+    for unit in SOURCE.glob("gitops-hook*.*"):
+        assert f"usr/lib/systemd/system/{unit.name}" in held
+    assert (tmp_path / "package/DEBIAN/conffiles").read_text() == "/etc/gitops-hook/gitops-hook.env\n"
+    assert "etc/gitops-hook/webhook-secret" not in held
+    assert not [name for name in held if name.endswith(".pyc")]
+    launcher = (tmp_path / "package/usr/lib/gitops-hook/scripts/gitops-hook").read_text()
+    assert launcher.startswith("#!/usr/bin/python3\n")
+
+
+@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not here")
+def test_lintian_finds_no_error_in_the_package(source):
+    make(source, "deb")
+    package = source / f"dist/gitops-hook_{__version__}_all.deb"
+    done = subprocess.run(["lintian", "--fail-on", "error", package], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+@pytest.mark.parametrize("name", ["gitops-hook.service", "gitops-hook-sweep.service"])
+def test_the_services_are_as_confined_as_is_claimed(name):
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", SOURCE / name], capture_output=True, text=True
+    )
+    exposure = re.search(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
+    assert exposure, done.stderr
+    assert float(exposure[1]) <= 3.0
+
+
+def test_the_stop_timeout_is_longer_than_the_drain():
+    from gitops_hook.daemon import REQUESTS_DEADLINE, RUNS_DEADLINE
+    from gitops_hook.runner import GRACE
+
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", (SOURCE / "gitops-hook.service").read_text(), re.MULTILINE)
+    assert stop
+    assert int(stop[1]) > REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 2
+
+
+def test_the_sweep_is_confined_as_the_daemon_is():
+    def confinement(name: str) -> set[str]:
+        lines = (SOURCE / name).read_text().splitlines()
+        return {line for line in lines if re.match("Protect|Private|Restrict[ARN]|System|Lock|NoNew|Cap|Mem|Tasks|OOM|Limit", line)}  # fmt: skip
+
+    daemon = {line for line in confinement("gitops-hook.service") if not line.startswith("RestartP")}
+    assert len(daemon) > 20
+    assert confinement("gitops-hook-sweep.service") == daemon

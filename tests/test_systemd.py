@@ -1,0 +1,198 @@
+"""What the daemon tells systemd, and that the watchdog bites: programs that really hang, in each place where one can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+
+import pytest
+from harness import Daemon, push
+
+from gitops_hook.systemd import notify, reloading, watchdog_interval
+
+
+class Supervisor:
+    """The other end of ``NOTIFY_SOCKET``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+
+    def hear(self, timeout: float = 30) -> list[str]:
+        """The states in the next message, or none if there is none for so many seconds."""
+        self._socket.settimeout(timeout)
+        try:
+            return self._socket.recv(4096).decode().split("\n")
+        except OSError:  # TimeoutError, since Python 3.10
+            return []
+
+    def wait_for(self, state: str, timeout: float = 30) -> list[str]:
+        """The next message with a state that begins so."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            states = self.hear(max(0.001, deadline - time.monotonic()))
+            if any(told.startswith(state) for told in states):
+                return states
+        raise AssertionError(f"the supervisor did not hear {state}")
+
+    def is_fed(self, seconds: float) -> bool:
+        """Whether the watchdog is fed within so many seconds from now."""
+        self._socket.setblocking(False)
+        try:
+            while self._socket.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        try:
+            self.wait_for("WATCHDOG=1", seconds)
+        except AssertionError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    supervisor = Supervisor(tmp_path / "notify")
+    yield supervisor
+    supervisor.close()
+
+
+@pytest.fixture
+def start_hanging(start_daemon: Callable[..., Daemon], supervisor: Supervisor) -> Callable[..., Daemon]:
+    """Starts a watched daemon in which `fault`, a piece of Python, has been planted."""
+
+    def start(fault: str, **settings: str) -> Daemon:
+        program = (
+            "import threading\n"
+            "from gitops_hook import daemon, dispatcher, journal, runner, server\n"
+            "from gitops_hook.cli import main\n"
+            "def hang(*_): threading.Event().wait()\n"
+            "daemon._TURN = 0.5\n"
+            f"{fault}\n"
+            "raise SystemExit(main())"
+        )
+        return start_daemon(
+            program=["-c", program], NOTIFY_SOCKET=str(supervisor.path), WATCHDOG_USEC="200000", **settings
+        )
+
+    return start
+
+
+def deliver_without_answer(daemon: Daemon) -> None:
+    """Deliver a push from a thread that outlives its connection: the answer does not come."""
+
+    def deliver() -> None:
+        with suppress(OSError, HTTPException):
+            daemon.deliver(push("acme/site"))
+
+    threading.Thread(target=deliver, daemon=True).start()
+
+
+def test_the_interval_is_half_of_what_systemd_allows_and_is_kept_from_children():
+    environ = {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid()), "PATH": "/bin"}
+    assert watchdog_interval(environ) == 15
+    assert environ == {"PATH": "/bin"}
+    assert watchdog_interval({"WATCHDOG_USEC": "30000000"}) == 15
+
+
+@pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "9", "WATCHDOG_PID": "1"}])  # fmt: skip
+def test_nothing_is_fed_where_nobody_watches(environ):
+    assert watchdog_interval(environ) is None
+
+
+def test_without_a_supervisor_nothing_is_said_and_nothing_fails(tmp_path):
+    notify({}, "READY=1")
+    notify({"NOTIFY_SOCKET": str(tmp_path / "gone")}, "READY=1")
+    notify({"NOTIFY_SOCKET": "relative"}, "READY=1")
+
+
+def test_an_abstract_socket_is_found(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other_end:
+        other_end.bind(f"\0{tmp_path}")
+        notify({"NOTIFY_SOCKET": f"@{tmp_path}"}, "READY=1", "STATUS=x")
+        assert other_end.recv(100) == b"READY=1\nSTATUS=x"
+
+
+def test_a_reload_is_told_with_the_time_at_which_it_began(supervisor, start_daemon):
+    daemon = start_daemon(NOTIFY_SOCKET=str(supervisor.path))
+    supervisor.wait_for("READY=1")
+    before = time.monotonic_ns() // 1000
+    daemon.process.send_signal(signal.SIGHUP)
+    told = dict(state.split("=") for state in supervisor.wait_for("RELOADING=1"))
+    assert before <= int(told["MONOTONIC_USEC"]) <= int(reloading()[1].partition("=")[2])
+    supervisor.wait_for("READY=1")
+
+
+def test_the_status_tells_repositories_runs_in_hand_and_the_last_failure(tmp_path, supervisor, start_daemon, script):
+    (tmp_path / "root/acme/site/.git").mkdir(parents=True)
+    os.mkfifo(tmp_path / "go")
+    fails = script('read -r word < "$GITOPS_ROOT/../go"; exit 70')
+    start_daemon(NOTIFY_SOCKET=str(supervisor.path), GITOPS_SYNC_SCRIPT=fails)
+    supervisor.wait_for("STATUS=repositories: 1, runs in hand: 1")
+    (tmp_path / "go").write_text("now\n")
+    told = supervisor.wait_for(
+        "STATUS=repositories: 1, runs in hand: 0; last failure: run 1 of acme/site, deploy-failed, 20"
+    )
+    assert len(told) == 1
+
+
+def test_a_daemon_that_is_well_feeds_the_watchdog_and_is_done_with_it_at_the_end(supervisor, start_hanging):
+    daemon = start_hanging("")
+    for _ in range(5):
+        assert supervisor.is_fed(5)
+    assert daemon.stop() == 0
+    assert "WATCHDOG=1" not in supervisor.wait_for("STOPPING=1")
+
+
+def test_an_accept_loop_that_hangs_ends_the_feed_and_the_traceback_tells_where(supervisor, start_hanging):
+    daemon = start_hanging("server.Server.process_request = hang")
+    assert supervisor.is_fed(5)
+    with socket.create_connection(("127.0.0.1", daemon.port)):
+        daemon.wait_for(rf"the watchdog is not fed not_accepting=.*127.0.0.1:{daemon.port}")
+        assert not supervisor.is_fed(1)
+    daemon.process.send_signal(signal.SIGABRT)  # as systemd does
+    assert daemon.wait() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in daemon.log
+    assert "in process_request" in daemon.log or "in hang" in daemon.log
+
+
+def test_a_journal_that_hangs_ends_the_feed(supervisor, start_hanging):
+    daemon = start_hanging(
+        "commit = journal.Journal._commit\n"
+        "journal.Journal._commit = lambda self, works: hang() if works[0].delivery else commit(self, works)"
+    )
+    assert supervisor.is_fed(5)
+    (daemon.root / "acme/site/.git").mkdir(parents=True)
+    deliver_without_answer(daemon)
+    deadline = time.monotonic() + 10
+    while supervisor.is_fed(1):
+        assert time.monotonic() < deadline
+
+
+def test_a_worker_that_hangs_in_our_code_ends_the_feed_and_is_named(supervisor, start_hanging):
+    daemon = start_hanging("runner.Runner.run = hang; dispatcher._OVERDUE = -10.0", GITOPS_SYNC_TIMEOUT="1")
+    (daemon.root / "acme/site/.git").mkdir(parents=True)
+    assert supervisor.is_fed(5)
+    daemon.deliver(push("acme/site"))
+    daemon.wait_for(r"the watchdog is not fed runs_that_hang=\[1\]")
+    assert not supervisor.is_fed(1)
+
+
+def test_a_run_that_takes_long_is_no_reason_to_let_the_watchdog_starve(supervisor, start_hanging, script, tmp_path):
+    os.mkfifo(tmp_path / "running")
+    daemon = start_hanging("dispatcher._OVERDUE = 0.0", GITOPS_SYNC_SCRIPT=script('echo > "$GITOPS_ROOT/../running"; sleep 60'))  # fmt: skip
+    (daemon.root / "acme/site/.git").mkdir(parents=True)
+    daemon.deliver(push("acme/site"))
+    (tmp_path / "running").read_text()
+    assert all(supervisor.is_fed(2) for _ in range(10))
