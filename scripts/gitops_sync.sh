@@ -74,9 +74,9 @@ read_arguments() {
     (($# == 1)) || finish usage "give one repository's name, not $#; see gitops_sync.sh --help"
     is_name "$1" || finish usage "'${1:0:120}' is not a repository's name: at most 100 of A-Z a-z 0-9 . _ -"
     name=$1
-    [[ ${GITOPS_REPOSITORY:-} ]] || return 0
+    [[ ${GITOPS_REPOSITORY:-$name} != "$name" ]] || return 0 # the owner is not known
     local owner=${GITOPS_REPOSITORY%%/*} rest=${GITOPS_REPOSITORY#*/}
-    is_name "$owner" && is_name "$rest" && [[ ${rest,,} == "${name,,}" ]] ||
+    is_name "$owner" && is_name "$rest" && [[ $GITOPS_REPOSITORY == */* && ${rest,,} == "${name,,}" ]] ||
         finish usage "GITOPS_REPOSITORY must be owner/$name, not '${GITOPS_REPOSITORY:0:220}'"
     repository=$owner/$rest
 }
@@ -295,7 +295,7 @@ read_loose_refs() {
         [[ ! -e $GIT_DIR/packed-refs ]] || IFS= read -r -d '' packed <"$GIT_DIR/packed-refs"
         [[ $packed != *" $state/bad"* ]] || return
         [[ ! -e $GIT_DIR/$state/bad ]] || read -r bad <"$GIT_DIR/$state/bad"
-        local_branch[$branch]=$head
+        before=$head local_branch[$branch]=$head
     } 2>/dev/null
 }
 
