@@ -163,10 +163,10 @@ remote_git() {
     exec {out}<&-
     ((status)) || return 0
     lines=('see above')
-    [[ ! $says ]] || mapfile -t lines <"$says"
+    [[ ! -s $says ]] || mapfile -t lines <"$says"
     ((status != 143)) || lines+=("no end within $limit s")
     printf '%s\n' "${lines[@]}" >&2
-    words=${lines[-1]:-no answer}
+    words=${lines[-1]}
     return "$status"
 }
 
@@ -261,6 +261,8 @@ is_commit() { [[ $1 =~ ^([0-9a-f]{40}|[0-9a-f]{64})$ && $1 == *[!0]* ]]; }
 # Is origin the repository that was pushed? Compared are the last parts of its URL, letter case and .git aside.
 check_origin() {
     local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
+    # Where git knows no repository at all it finds no settings either, and says nothing.
+    [[ $url ]] || git rev-parse --git-dir &>/dev/null || repair 'git does not know it for a repository'
     [[ $url ]] || finish mismatch "'$checkout' has no remote called origin; git -C '$checkout' remote add origin <url>"
     url_ends_in "$wanted" "$url" && return
     # url.<base>.insteadOf may stand between the URL and the name.
@@ -404,8 +406,9 @@ repair() {
     [[ $url != '<url>' ]] || finish missing "$why, and its config names no origin; $cure"
     [[ ! $dry_run ]] || finish missing "$why; a run would build its repository anew from $url"
     take_lock
-    build_repository "$url" .git/config || finish unreachable "$why, and $url cannot be fetched to mend it: $words"
-    carry_over "$broken" || finish missing "$why, and $url does not have the commit that is checked out; $cure"
+    finish_interrupted_swap
+    build_repository "$url" .git/config || drop_building unreachable "$why, and $url cannot be fetched to mend it: $words"
+    carry_over "$broken" || drop_building missing "$why, and $url does not have the commit that is checked out; $cure"
     # Dying after any of these renames, the next run does the rest: see finish_interrupted_swap.
     aside=.git/broken-$(now)
     mv -T .git.gitops-building .git.gitops-ready && mv -T .git .git.gitops-old && mv -T .git.gitops-ready .git &&
@@ -415,6 +418,8 @@ rm -rf '$checkout/$aside' when nothing in it is missed"
     unset GIT_DIR GIT_WORK_TREE
     exec "$BASH" "$0" "${arguments[@]}" 9<&- # begin again, with the lock given back
 }
+
+drop_building() { rm -rf "$GIT_DIR" && finish "$@"; }
 
 # Into the new repository, whatever of the broken one can be read; the files are linked, not copied.
 carry_over() {
@@ -550,8 +555,9 @@ put_back() {
     local from=$1 to=$2 path aside gone=()
     git read-tree -i -m "$to" "$from" 2>/dev/null # the index, if the dead run came to write it
     while IFS= read -r -d '' path; do
-        [[ -d $path && ! -L $path ]] && continue
-        if [[ -L $path ]] || begins "$path" "$to"; then
+        if [[ -d $path && ! -L $path ]]; then
+            :
+        elif [[ -L $path ]] || begins "$path" "$to"; then
             rm -f -- "$path"
             [[ $path != */* ]] || rmdir -p --ignore-fail-on-non-empty -- "${path%/*}"
         elif [[ -e $path ]]; then
@@ -586,8 +592,13 @@ move_to() {
         [[ $line == $'\t'* ]] && in_the_way+=("${line#$'\t'}")
     done <<<"$says"
     # A refusal comes before the first file is written; anything else may have come later.
-    ((${#in_the_way[@]})) || is_in_the_midst || put_back "$from" "$to"
-    if [[ $owed ]]; then note "$from $from $tried"; else forget_note; fi
+    if ((${#in_the_way[@]} == 0)) && ! is_in_the_midst && ! put_back "$from" "$to"; then
+        words+='; not every file could be put back, which the next run tries again'
+    elif [[ $owed ]]; then
+        note "$from $from $tried"
+    else
+        forget_note
+    fi
     return 1
 }
 
@@ -614,7 +625,7 @@ move() {
 commit or stash them, or git -C '$checkout' config gitops.dirty stash"
     is_in_the_midst && finish dirty "a merge or rebase is unfinished here, in the way of $there; finish or abort it"
     is_broken && repair "$words"
-    finish failed "the tree could not be moved to $there and was put back: $words"
+    finish failed "the tree could not be moved to $there, and was put back: $words"
 }
 
 # Commits that only this checkout has would be lost to sight when their branch moves: keep them, or refuse.
