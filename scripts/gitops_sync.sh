@@ -10,6 +10,7 @@
 # 5. Nothing from a pushed tree runs unless gitops.deploy or gitops.health says so: git's hooks are off.
 #
 # docs/sync.md has the table of every state, what happens in it, and the test that shows it.
+# shellcheck disable=SC2015 # `A && B || C` is meant: C wherever one of them fails
 set -uo pipefail
 shopt -s nullglob dotglob globstar globasciiranges nocaseglob
 
@@ -60,6 +61,9 @@ head_branch='' default_branch='' deployed='' bad='' answer=''
 locked='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
 arguments=("$@")
+# What the webhook said: text from outside, compared with, never passed on.
+hinted_branch=${GITOPS_REF:-} hinted_commit=${GITOPS_AFTER:-}
+[[ $hinted_branch == refs/heads/* ]] && hinted_branch=${hinted_branch#refs/heads/} || hinted_branch=''
 
 read_arguments() {
     while [[ ${1:-} == --* ]]; do
@@ -122,7 +126,7 @@ prepare_clone() {
     if ((${#inside[@]})) && [[ ${inside[*]##*/} != .git.gitops-building ]]; then
         finish missing "'$checkout' holds files but no git repository; move it away, then $cure"
     elif [[ ! ${GITOPS_CLONE_URL:-} || $dry_run ]]; then
-        finish missing "there is no checkout at '$checkout'; $cure"
+        finish missing "there is no checkout at '$checkout'; $cure; or if it was renamed or transferred, move its checkout there"
     elif [[ $2 == */* && -e ${checkout%/*}/.git ]]; then
         finish missing "'${checkout%/*}' is itself a checkout, so no clone is made inside it; move it to '<owner>/${2%/*}'"
     fi
@@ -267,8 +271,8 @@ check_origin() {
     url_ends_in "$wanted" "$url" && return
     # url.<base>.insteadOf may stand between the URL and the name.
     url_ends_in "$wanted" "$(git ls-remote --get-url origin)" && return
-    finish mismatch "'$checkout' is a checkout of $url, not of $wanted; if $wanted was renamed or transferred to here," \
-"git -C '$checkout' remote set-url origin <url of $wanted>"
+    finish mismatch "'$checkout' is a checkout of $url, not of $wanted; if it was renamed or transferred, \
+git -C '$checkout' remote set-url origin <url of $wanted>"
 }
 
 url_ends_in() {
@@ -278,27 +282,38 @@ url_ends_in() {
 }
 
 # Read every ref that matters. False: git cannot, or HEAD's commit is gone.
-read_refs() {
-    read_loose_refs "${setting[branch]}" || list_refs
-}
+read_refs() { read_refs_as_files "${setting[branch]}" || list_refs; }
 
-# As files, which spares a process: HEAD on the branch and every ref loose, as after most runs. False: ask git.
-read_loose_refs() {
-    local branch=$1 ref packed=''
+# In the ordinary case, HEAD on the tracked branch, as files, which spares a process. False: ask git.
+read_refs_as_files() {
+    local branch=$1 packed='' name
     [[ $state == refs/gitops && ! -e $common_dir/reftable ]] || return
     {
-        read -r _ ref <"$GIT_DIR/refs/remotes/origin/HEAD" && default_branch=${ref#refs/remotes/origin/}
-        read -r _ ref <"$GIT_DIR/HEAD" && head_branch=${ref#refs/heads/}
-        [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
-        read -r head <"$GIT_DIR/refs/heads/$branch" && is_commit "$head" || return
-        read -r "tracking[$branch]" <"$GIT_DIR/refs/remotes/origin/$branch" && is_commit "${tracking[$branch]}" || return
-        read -r deployed <"$GIT_DIR/$state/deployed" && is_commit "$deployed" || return
-        bad=''
-        [[ ! -e $GIT_DIR/packed-refs ]] || IFS= read -r -d '' packed <"$GIT_DIR/packed-refs"
-        [[ $packed != *" $state/bad"* ]] || return
-        [[ ! -e $GIT_DIR/$state/bad ]] || read -r bad <"$GIT_DIR/$state/bad"
-        before=$head local_branch[$branch]=$head
+        # At most what bash reads at once; a longer list is git's to search.
+        ! IFS= read -r -N 200000 packed <"$GIT_DIR/packed-refs" || return
+        read -r _ default_branch <"$GIT_DIR/refs/remotes/origin/HEAD"
+        read -r _ head_branch <"$GIT_DIR/HEAD"
     } 2>/dev/null
+    default_branch=${default_branch#refs/remotes/origin/} head_branch=${head_branch#refs/heads/}
+    [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
+    read_ref "refs/heads/$branch" && is_commit "$REPLY" && head=$REPLY before=$REPLY local_branch[$branch]=$REPLY || return
+    read_ref "refs/remotes/origin/$branch" && is_commit "$REPLY" && tracking[$branch]=$REPLY || return
+    for name in deployed bad; do
+        if read_ref "$state/$name"; then
+            is_commit "$REPLY" || return
+        fi
+        printf -v "$name" %s "$REPLY"
+    done
+}
+
+# A ref's id, or nothing, from its own file or else from the packed ones.
+read_ref() {
+    REPLY=''
+    if [[ -e $GIT_DIR/$1 ]]; then
+        read -r REPLY <"$GIT_DIR/$1"
+    else
+        [[ $packed =~ ([0-9a-f]+)" $1"$'\n' ]] && REPLY=${BASH_REMATCH[1]}
+    fi
 }
 
 list_refs() {
@@ -325,9 +340,8 @@ list_refs() {
 
 # Has what the webhook announced been here and deployed since long? Then there is nothing to ask anybody.
 is_old_news() {
-    is_commit "${GITOPS_AFTER:-}" && [[ $GITOPS_AFTER == "$head" && $GITOPS_AFTER == "$deployed" ]] &&
-        [[ ${GITOPS_REF:-} == "refs/heads/$head_branch" && $head_branch == "${setting[branch]:-$default_branch}" ]] &&
-        [[ ! -s $unfinished && ! $force ]]
+    [[ $head && $head == "$hinted_commit" && $head == "$deployed" && ! -s $unfinished && ! $force ]] &&
+        [[ $head_branch == "$hinted_branch" && $head_branch == "${setting[branch]:-$default_branch}" ]]
 }
 
 # --------------------------------------------------------------------------------------- one run at a time, wreckage
@@ -466,7 +480,7 @@ is_broken() { ! git fsck --no-dangling --no-progress >/dev/null 2>&1; }
 # The tracked branch: gitops.branch, else upstream's default. That is asked for only where nothing agrees on it.
 find_branch() {
     branch=${setting[branch]:-$default_branch}
-    [[ $branch && (${setting[branch]} || ${GITOPS_REF:-} == "refs/heads/$branch") ]] || follow_default
+    [[ $branch && (${setting[branch]} || $branch == "$hinted_branch") ]] || follow_default
 }
 
 follow_default() {
@@ -486,7 +500,10 @@ ask_default() {
     is_branch "$answer" || answer=''
 }
 
-say_unreachable() { finish unreachable "${config[remote.origin.url]} cannot be fetched: $1; tried again later"; }
+say_unreachable() {
+    list_refs || repair "$1" # it may be this side that git cannot read
+    finish unreachable "${config[remote.origin.url]} cannot be fetched: $1; tried again later"
+}
 
 say_gone() {
     finish missing "the branch $branch is gone from ${config[remote.origin.url]}; nothing was touched; \
@@ -656,15 +673,16 @@ push them, or git -C '$checkout' config gitops.diverged reset, which keeps them 
 
 # Say what a run would do; what would refuse the move is asked of a copy of the index.
 say_what_would_move() {
-    local copy=$GIT_DIR/gitops-index says
+    local copy says
+    copy=$(mktemp) || finish failed "no temporary file can be made"
     if cp -- "$GIT_DIR/index" "$copy" 2>/dev/null; then
         GIT_INDEX_FILE=$copy git update-index -q --refresh >/dev/null
         says=$(GIT_INDEX_FILE=$copy git read-tree --dry-run -um --exclude-per-directory=.gitignore "$head" "$target" 2>&1) || {
             rm -f "$copy"
             finish dirty "changes here would be in the way of $branch ${target:0:10}: $says"
         }
-        rm -f "$copy"
     fi
+    rm -f "$copy"
     finish unchanged "would move from ${head:0:10} to $branch ${target:0:10}${setting[deploy]:+ and deploy it}"
 }
 
@@ -806,7 +824,7 @@ main() {
     check_owner
     ask_settings
     # Only if the hint looks like old news is it worth to decide without the lock.
-    { [[ ${GITOPS_AFTER:-} ]] && read_loose_refs "${GITOPS_REF#refs/heads/}" && [[ $GITOPS_AFTER == "$head" ]]; } || take_lock
+    read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] || take_lock
     read_settings || repair 'git cannot read it'
     forbid_prompts
     check_origin
