@@ -111,6 +111,9 @@ class History:
         self.site.git("checkout", "--quiet", "--detach", check=False)
 
     def person_goes_home(self) -> None:
+        if not self.site.git("symbolic-ref", "--quiet", "HEAD", check=False):  # or it were the person who loses commits
+            self.number += 1
+            self.site.git("branch", f"kept{self.number}", check=False)
         self.site.git("checkout", "--quiet", "main", check=False)
 
     def person_changes_a_setting(self) -> None:
@@ -127,9 +130,14 @@ class History:
             assert self.site.is_at_upstream(), f"it said {outcome}"
 
     def run_killed(self) -> None:
+        slow = self.random.random() < 0.5  # files are written slowly, so that it dies in the middle of them
+        attributes = self.site.path / ".git/info/attributes"
+        attributes.write_text("* filter=slow\n" if slow else "")
+        self.site.git("config", "filter.slow.smudge", "sleep 0.01; cat")
         run = self.site.start()
-        time.sleep(self.random.uniform(0.002, 0.045))
+        time.sleep(self.random.uniform(0.002, 0.1 if slow else 0.045))
         self.site.kill(run)
+        attributes.unlink()
 
     # The invariants.
 
