@@ -21,11 +21,22 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gitops_sync.sh"
 #: The exit code that each outcome must come with.
 EXIT = {
     **dict.fromkeys(["updated", "unchanged", "cloned", "paused"], 0),
-    **{"failed": 1, "usage": 64, "diverged": 65, "dirty": 65, "unverified": 65, "missing": 66, "mismatch": 66},
-    **{"deploy-failed": 70, "rolled-back": 71, "unreachable": 75, "denied": 77},
+    "failed": 1,
+    "usage": 64,
+    "diverged": 65,
+    "dirty": 65,
+    "unverified": 65,
+    "missing": 66,
+    "mismatch": 66,
+    "deploy-failed": 70,
+    "rolled-back": 71,
+    "unreachable": 75,
+    "denied": 77,
 }
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED FOR WANT OF ROOT: mounts and other users need it")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="SKIPPED FOR WANT OF ROOT: mounts and other users need it"
+)
 
 
 class Run(NamedTuple):
@@ -66,7 +77,13 @@ class Site:
     def command(self, *options: str, name: str = "site") -> List[str]:
         return ["/bin/bash", str(SCRIPT), *options, name]
 
-    def run(self, *options: str, name: str = "site", prefix: Optional[List[str]] = None, **environment: Optional[str]) -> Run:
+    def run(
+        self,
+        *options: str,
+        name: str = "site",
+        prefix: Optional[List[str]] = None,
+        **environment: Optional[str],
+    ) -> Run:
         """Run the script; `environment` adds to its environment, None takes away."""
         result = self.folder / "result"
         result.unlink(missing_ok=True)

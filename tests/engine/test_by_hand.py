@@ -9,7 +9,6 @@ from typing import Dict
 
 import pytest
 from conftest import EXIT, SCRIPT, Site
-
 from scratch import git
 
 
@@ -35,7 +34,12 @@ def test_dry_run_of_a_move(synced: Site) -> None:
     before = state(synced)
     tip = synced.upstream.commit({"page": "1\n"})
     run = synced.run("--dry-run")
-    assert run.outcome == "unchanged" and "would move" in run.message and tip[:10] in run.message and "deploy" in run.message
+    assert (
+        run.outcome == "unchanged"
+        and "would move" in run.message
+        and tip[:10] in run.message
+        and "deploy" in run.message
+    )
     assert state(synced) == before
     assert synced.run().outcome == "updated"
     assert synced.run("--dry-run").message.endswith("as upstream")
@@ -111,7 +115,9 @@ def test_a_terminal_sees_progress(synced: Site) -> None:
     synced.git("remote", "set-url", "origin", f"file://{synced.upstream.bare}")
     synced.upstream.commit({f"page{number}": f"{number}\n" for number in range(20)})
     ours, theirs = pty.openpty()
-    done = subprocess.run(synced.command(), env=synced.environment, stdout=subprocess.DEVNULL, stderr=theirs, check=False)
+    done = subprocess.run(
+        synced.command(), env=synced.environment, stdout=subprocess.DEVNULL, stderr=theirs, check=False
+    )
     os.close(theirs)
     assert done.returncode == 0 and b"objects: 100%" in os.read(ours, 65536)
     os.close(ours)

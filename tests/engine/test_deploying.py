@@ -10,7 +10,6 @@ from typing import List
 
 import pytest
 from conftest import Site
-
 from scratch import git
 
 #: A deploy that says what it deployed.
@@ -27,13 +26,39 @@ def test_the_deploy_knows_what_it_deploys(site: Site) -> None:
     site.checkout()
     old = site.head()
     names = "GITOPS_ROOT GITOPS_REPOSITORY GITOPS_REF GITOPS_BEFORE GITOPS_AFTER GITOPS_EVENT GITOPS_DELIVERY GITOPS_RUN"
-    site.set("deploy", f'pwd >>"$TRACE"; for name in {names}; do echo "${{!name}}"; done >>"$TRACE"; env >>"$TRACE"; echo to-the-log')
+    site.set(
+        "deploy",
+        f'pwd >>"$TRACE"; for name in {names}; do echo "${{!name}}"; done >>"$TRACE"; env >>"$TRACE"; echo to-the-log',
+    )
     tip = site.upstream.commit({"page": "1\n"})
-    run = site.run(GITOPS_EVENT="push", GITOPS_DELIVERY="guid", GITOPS_RUN="7", GITOPS_AFTER="f" * 40, GITOPS_CLONE_URL="x")
+    run = site.run(
+        GITOPS_EVENT="push",
+        GITOPS_DELIVERY="guid",
+        GITOPS_RUN="7",
+        GITOPS_AFTER="f" * 40,
+        GITOPS_CLONE_URL="x",
+    )
     lines = (site.folder / "trace").read_text().splitlines()
-    assert lines[:9] == [str(site.path), str(site.root), "acme/site", "refs/heads/main", old, tip, "push", "guid", "7"]
+    assert lines[:9] == [
+        str(site.path),
+        str(site.root),
+        "acme/site",
+        "refs/heads/main",
+        old,
+        tip,
+        "push",
+        "guid",
+        "7",
+    ]
     kept = {line.partition("=")[0] for line in lines[9:]}
-    assert not kept & {"GITOPS_RESULT", "GITOPS_CLONE_URL", "GIT_DIR", "GIT_WORK_TREE", "GIT_ASKPASS", "GIT_SSH_COMMAND"}
+    assert not kept & {
+        "GITOPS_RESULT",
+        "GITOPS_CLONE_URL",
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_ASKPASS",
+        "GIT_SSH_COMMAND",
+    }
     assert "to-the-log" in run.output
 
 
@@ -80,7 +105,9 @@ def test_what_a_deploy_starts_holds_neither_the_lock_nor_the_run(synced: Site) -
         synced.upstream.commit()
         synced.set("deploy", "true")
         assert synced.run().outcome == "updated"
-        held = subprocess.run(["ls", "-l", f"/proc/{pid.read_text().strip()}/fd"], capture_output=True, text=True, check=True)
+        held = subprocess.run(
+            ["ls", "-l", f"/proc/{pid.read_text().strip()}/fd"], capture_output=True, text=True, check=True
+        )
         assert str(synced.path) not in held.stdout
     finally:
         os.kill(int(pid.read_text()), signal.SIGKILL)
@@ -89,7 +116,7 @@ def test_what_a_deploy_starts_holds_neither_the_lock_nor_the_run(synced: Site) -
 def test_healthy_in_the_end(synced: Site) -> None:
     synced.set("deploy", TRACING)
     tries = synced.folder / "tries"
-    synced.set("health", f'echo >>{tries}; [[ $(wc -l <{tries}) -ge 2 ]]')
+    synced.set("health", f"echo >>{tries}; [[ $(wc -l <{tries}) -ge 2 ]]")
     synced.upstream.commit()
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
     assert len(tries.read_text().splitlines()) == 2
@@ -132,7 +159,9 @@ def test_a_better_commit_ends_it(sick: Site) -> None:
 def test_force_deploys_a_bad_commit(sick: Site) -> None:
     sick.run()
     sick.set("health", "true")
-    assert sick.run("--force").outcome == "updated" and sick.is_at_upstream() and not sick.ref("refs/gitops/bad")
+    assert (
+        sick.run("--force").outcome == "updated" and sick.is_at_upstream() and not sick.ref("refs/gitops/bad")
+    )
 
 
 def test_force_deploys_once_more(sick: Site) -> None:
@@ -153,6 +182,16 @@ def test_a_roll_back_that_fails_too_is_told(sick: Site) -> None:
     assert sick.run().outcome == "rolled-back" and deployed(sick) == before
 
 
+def test_local_commits_beside_a_bad_commit_are_kept(sick: Site) -> None:
+    sick.run()
+    mine = sick.commit_here()
+    assert sick.run().outcome == "diverged" and sick.head() == mine
+    sick.set("diverged", "reset")
+    run = sick.run()
+    assert run.outcome == "rolled-back" and "refs/gitops/backup" in run.message and sick.head() == sick.good
+    assert sick.ref("refs/gitops/backup") == mine
+
+
 def test_a_roll_back_over_work_done_meanwhile_is_told(sick: Site) -> None:
     sick.set("deploy", f"{TRACING}; [[ ! -e sick ]] || echo mine >page")
     run = sick.run()
@@ -163,14 +202,18 @@ def test_a_roll_back_over_work_done_meanwhile_is_told(sick: Site) -> None:
 def test_nothing_to_roll_back_to(site: Site) -> None:
     site.upstream.checkout(site.root, health="false", healthTimeout="0")
     run = site.run()
-    assert run.outcome == "deploy-failed" and not site.ref("refs/gitops/deployed") and not site.ref("refs/gitops/bad")
+    assert (
+        run.outcome == "deploy-failed"
+        and not site.ref("refs/gitops/deployed")
+        and not site.ref("refs/gitops/bad")
+    )
 
 
 @pytest.mark.parametrize("moment", ["deploy", "health"])
 def test_a_roll_back_killed_is_completed(sick: Site, moment: str) -> None:
     marker = sick.folder / "moment"
     os.mkfifo(marker)
-    stop = f'[[ -e sick || ! -p {marker} ]] || {{ echo >{marker}; sleep 60; }}'
+    stop = f"[[ -e sick || ! -p {marker} ]] || {{ echo >{marker}; sleep 60; }}"
     sick.set("deploy", f"{stop if moment == 'deploy' else ':'}; {TRACING}")
     if moment == "health":
         sick.set("health", f"{stop}; [[ ! -e sick ]]")
@@ -218,7 +261,9 @@ def test_in_doubt_whether_paths_concern_it_it_is_deployed(synced: Site) -> None:
     synced.upstream.commit({"web/x": None})
     synced.set("deploy", TRACING)
     synced.run()
-    assert len(deployed(synced)) == 2, "nothing differs from what was last deployed, but a deploy was begun since"
+    assert len(deployed(synced)) == 2, (
+        "nothing differs from what was last deployed, but a deploy was begun since"
+    )
     synced.set("paths", ":(nonsense)web")
     synced.upstream.commit({"api": "1\n"})
     synced.run()
@@ -254,7 +299,11 @@ def test_only_signed_commits_are_deployed(signing: Site) -> None:
     run = signing.run()
     assert run.outcome == "unverified" and bad[:10] in run.message
     assert signing.run("--force").outcome == "unverified"
-    assert signing.head() == before and (signing.path / "page").read_text() == "signed\n" and deployed(signing) == told
+    assert (
+        signing.head() == before
+        and (signing.path / "page").read_text() == "signed\n"
+        and deployed(signing) == told
+    )
     git("config", "commit.gpgSign", "true", cwd=signing.upstream.work)
     signing.upstream.commit({"page": "signed again\n"})
     assert signing.run().outcome == "updated" and signing.is_at_upstream()
@@ -279,7 +328,19 @@ def test_paused(synced: Site) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("paused", "perhaps"), ("verify", "2"), ("submodules", "x"), ("diverged", "merge"), ("dirty", "reset"), ("healthTimeout", "soon"), ("timeout", "0"), ("branch", "-x"), ("branch", "a b"), ("branch", "a..b"), ("branch", "x/")],
+    [
+        ("paused", "perhaps"),
+        ("verify", "2"),
+        ("submodules", "x"),
+        ("diverged", "merge"),
+        ("dirty", "reset"),
+        ("healthTimeout", "soon"),
+        ("timeout", "0"),
+        ("branch", "-x"),
+        ("branch", "a b"),
+        ("branch", "a..b"),
+        ("branch", "x/"),
+    ],
 )
 def test_a_bad_setting_is_named(synced: Site, key: str, value: str) -> None:
     synced.set(key, value)
@@ -305,7 +366,7 @@ def test_only_the_checkout_s_own_settings_count(synced: Site) -> None:
 
 def test_a_deploy_that_ends_the_daemon_is_recorded(synced: Site) -> None:
     """A deploy asks for its own service's restart without waiting for it; the run then ends as any other."""
-    synced.set("deploy", f'{TRACING}; (sleep 0.2; kill -TERM $PPID) & disown')
+    synced.set("deploy", f"{TRACING}; (sleep 0.2; kill -TERM $PPID) & disown")
     synced.upstream.commit()
     run = synced.run()
     assert run.outcome == "updated" and synced.is_at_upstream()

@@ -15,7 +15,11 @@ ROWS = re.findall(r"^\| (.+?) \| (.*?) \| (.*?) \| (.*?) \| `(test_\w+)` \|$", D
 
 
 def test_every_row_names_a_test_and_an_exit_code() -> None:
-    tests = {name for path in HERE.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    tests = {
+        name
+        for path in HERE.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
     assert len(ROWS) > 100
     for state, _, outcome, code, test in ROWS:
         assert test in tests, f"{state}: {test}"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from conftest import Site
-
 from scratch import Upstream, git
 
 
@@ -125,7 +124,14 @@ def test_upstream_without_any_branch(synced: Site) -> None:
 def test_a_stale_tracking_branch_in_the_way(synced: Site) -> None:
     git("push", "--quiet", "origin", "HEAD:refs/heads/release", cwd=synced.upstream.work)
     synced.git("fetch", "--quiet")
-    git("push", "--quiet", "origin", ":refs/heads/release", "HEAD:refs/heads/release/2", cwd=synced.upstream.work)
+    git(
+        "push",
+        "--quiet",
+        "origin",
+        ":refs/heads/release",
+        "HEAD:refs/heads/release/2",
+        cwd=synced.upstream.work,
+    )
     synced.set("branch", "release/2")
     assert synced.run().outcome == "updated"
     assert synced.git("symbolic-ref", "--short", "HEAD") == "release/2"

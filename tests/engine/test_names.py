@@ -8,11 +8,35 @@ from pathlib import Path
 import pytest
 from conftest import SCRIPT, Site
 
-BAD = ["..", ".", ".git", ".GIT", "a/b", "../site", "/etc", "-x", "--", "a b", "a\nb", "", "x" * 101, "x" * 300, "é", "a$b", "*", "[s]ite", "~"]
+BAD = [
+    "..",
+    ".",
+    ".git",
+    ".GIT",
+    "a/b",
+    "../site",
+    "/etc",
+    "-x",
+    "--",
+    "a b",
+    "a\nb",
+    "",
+    "x" * 101,
+    "x" * 300,
+    "é",
+    "a$b",
+    "*",
+    "[s]ite",
+    "~",
+]
 
 
 def tree(folder: Path) -> list:
-    return sorted((str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*") if path.name not in ("result", "HEAD"))
+    return sorted(
+        (str(path), path.lstat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.name not in ("result", "HEAD")
+    )
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -25,7 +49,21 @@ def test_a_bad_name_touches_nothing(synced: Site, name: str) -> None:
     assert [entry for entry in tree(synced.folder) if entry[0] != str(synced.folder)] == before
 
 
-@pytest.mark.parametrize("repository", ["../site", "a/b/site", "/site", "acme/", "acme/other", "acme\n/site", "-a/site", ".../../site", "other", "x" * 101 + "/site"])
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "../site",
+        "a/b/site",
+        "/site",
+        "acme/",
+        "acme/other",
+        "acme\n/site",
+        "-a/site",
+        ".../../site",
+        "other",
+        "x" * 101 + "/site",
+    ],
+)
 def test_a_bad_owner_touches_nothing(synced: Site, repository: str) -> None:
     (synced.root.parent / "site").mkdir()
     assert synced.run(GITOPS_REPOSITORY=repository).outcome == "usage"
@@ -57,7 +95,9 @@ def test_the_exact_name_wins_over_one_that_differs_in_case(synced: Site) -> None
     assert run.outcome == "usage" and "acme/SITE" in run.message and "acme/site" in run.message
 
 
-@pytest.mark.parametrize("hint", ["--upload-pack=touch x", "0" * 40, "f" * 40, "x" * 40, "$(touch x)", "HEAD", "f" * 64, "\n"])
+@pytest.mark.parametrize(
+    "hint", ["--upload-pack=touch x", "0" * 40, "f" * 40, "x" * 40, "$(touch x)", "HEAD", "f" * 64, "\n"]
+)
 def test_hints_are_no_more_than_hints(synced: Site, hint: str) -> None:
     synced.upstream.commit({"page": "1\n"})
     run = synced.run(GITOPS_AFTER=hint, GITOPS_REF=hint, GITOPS_DELIVERY=hint, GITOPS_EVENT=hint)

@@ -10,7 +10,6 @@ from typing import Callable
 
 import pytest
 from conftest import Site, needs_root
-
 from scratch import git
 
 
@@ -25,7 +24,9 @@ def test_nested_in_another_repository(site: Site) -> None:
     assert site.run().outcome == "updated" and site.is_at_upstream()
     shutil.rmtree(site.path / ".git")
     assert site.run().outcome == "missing"
-    assert git("rev-parse", "HEAD", cwd=site.folder) == outer and not git("status", "--porcelain", cwd=site.folder)
+    assert git("rev-parse", "HEAD", cwd=site.folder) == outer and not git(
+        "status", "--porcelain", cwd=site.folder
+    )
 
 
 def test_nested_with_a_broken_repository(site: Site) -> None:
@@ -36,7 +37,9 @@ def test_nested_with_a_broken_repository(site: Site) -> None:
     assert not git("for-each-ref", cwd=site.folder)
 
 
-@pytest.mark.parametrize("name", ["with space", "ünïcödé 字", "it's \"quoted\"", "co:lon", "glob*[x]", "-dash", "new\nline"])
+@pytest.mark.parametrize(
+    "name", ["with space", "ünïcödé 字", 'it\'s "quoted"', "co:lon", "glob*[x]", "-dash", "new\nline"]
+)
 def test_strange_paths(tmp_path: Path, name: str) -> None:
     site = Site(tmp_path / name)
     site.checkout(deploy='echo "$PWD" >>"$TRACE"')

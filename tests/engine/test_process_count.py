@@ -63,3 +63,16 @@ def test_old_news_touch_no_network(counted: Site, packed: bool) -> None:
     assert len(started(counted)) == 1
     assert counted.run(GITOPS_REF="refs/heads/other", GITOPS_AFTER=counted.head()).outcome == "unreachable"
     assert counted.run(GITOPS_REF="refs/heads/main", GITOPS_AFTER="f" * 40).outcome == "unreachable"
+
+
+def test_git_gc_is_asked_when_the_repository_has_grown(counted: Site) -> None:
+    counted.upstream.commit()
+    counted.run()
+    assert not any("gc" in line.split() for line in started(counted))
+    crowd = counted.path / ".git/objects/17"
+    crowd.mkdir(exist_ok=True)
+    for number in range(28):
+        (crowd / f"{number:038x}").touch()
+    counted.upstream.commit()
+    counted.run()
+    assert any("gc --auto" in line for line in started(counted))

@@ -15,7 +15,6 @@ from typing import Callable, List, Set
 
 import pytest
 from conftest import Site
-
 from scratch import git
 
 SEQUENCES = int(os.environ.get("GITOPS_SEQUENCES", "20"))
@@ -58,7 +57,15 @@ class History:
             self.upstream.commit({name: None})
 
     def upstream_amends(self) -> None:
-        git("commit", "--quiet", "--amend", "--allow-empty", "-m", self.text("amended")[:20], cwd=self.upstream.work)
+        git(
+            "commit",
+            "--quiet",
+            "--amend",
+            "--allow-empty",
+            "-m",
+            self.text("amended")[:20],
+            cwd=self.upstream.work,
+        )
         self.upstream.commit({self.random.choice(FILES): self.text("theirs")})
 
     def upstream_goes_back(self) -> None:
@@ -111,13 +118,17 @@ class History:
         self.site.git("checkout", "--quiet", "--detach", check=False)
 
     def person_goes_home(self) -> None:
-        if not self.site.git("symbolic-ref", "--quiet", "HEAD", check=False):  # or it were the person who loses commits
+        if not self.site.git(
+            "symbolic-ref", "--quiet", "HEAD", check=False
+        ):  # or it were the person who loses commits
             self.number += 1
             self.site.git("branch", f"kept{self.number}", check=False)
         self.site.git("checkout", "--quiet", "main", check=False)
 
     def person_changes_a_setting(self) -> None:
-        key, values = self.random.choice([("diverged", ["refuse", "reset"]), ("dirty", ["refuse", "stash"]), ("deploy", ["true", "false"])])
+        key, values = self.random.choice(
+            [("diverged", ["refuse", "reset"]), ("dirty", ["refuse", "stash"]), ("deploy", ["true", "false"])]
+        )
         self.site.set(key, self.random.choice(values))
 
     # The runs.
@@ -172,7 +183,11 @@ class History:
             self.person_changes_a_setting,
         ]
         for _ in range(length):
-            for act in (self.random.choice(upstream), self.random.choice(person), self.random.choice([self.run, self.run_killed])):
+            for act in (
+                self.random.choice(upstream),
+                self.random.choice(person),
+                self.random.choice([self.run, self.run_killed]),
+            ):
                 if act.__name__.startswith("person") and list(self.site.path.glob(".git/*.lock")):
                     continue  # git would refuse a person too
                 self.told.append(act.__name__)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
 from conftest import Site
-
 from scratch import Upstream, git
 
 
@@ -66,7 +63,9 @@ HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertis
 
 
 @pytest.mark.parametrize(("scheme", "answer"), [("git", b""), ("http", HALF), ("git", b"0032")])
-def test_a_remote_that_hangs(synced: Site, listener: Callable[[bytes], int], scheme: str, answer: bytes) -> None:
+def test_a_remote_that_hangs(
+    synced: Site, listener: Callable[[bytes], int], scheme: str, answer: bytes
+) -> None:
     synced.set("timeout", "2")
     synced.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{listener(answer)}/acme/site.git")
     start = time.monotonic()
@@ -158,7 +157,16 @@ def test_no_origin_at_all(synced: Site) -> None:
     assert run.outcome == "mismatch" and "remote add origin" in run.message
 
 
-@pytest.mark.parametrize("url", ["https://forge.example/acme/site.git", "https://forge.example/Acme/Site/", "git@forge.example:acme/site", "ssh://git@forge.example:2222/acme/site.git", "forge:acme/site.git"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://forge.example/acme/site.git",
+        "https://forge.example/Acme/Site/",
+        "git@forge.example:acme/site",
+        "ssh://git@forge.example:2222/acme/site.git",
+        "forge:acme/site.git",
+    ],
+)
 def test_instead_of_is_honoured_and_urls_are_understood(synced: Site, url: str) -> None:
     synced.git("remote", "set-url", "origin", url)
     synced.git("config", f"url.{synced.upstream.bare}.insteadOf", url)
@@ -172,8 +180,22 @@ def test_instead_of_gives_the_name(synced: Site) -> None:
     assert synced.run().outcome == "unchanged"
 
 
+def test_a_password_in_a_url_is_not_told(synced: Site) -> None:
+    for url, outcome in [
+        ("http://ada:secret@127.0.0.1:1/acme/site", "unreachable"),
+        ("http://ada:se@cret@127.0.0.1:1/x", "mismatch"),
+    ]:
+        synced.git("remote", "set-url", "origin", url)
+        run = synced.run(GITOPS_REF="refs/heads/main")
+        assert run.outcome == outcome and "127.0.0.1" in run.message and "cret" not in run.message
+
+
 def test_a_name_that_ends_alike_is_another(synced: Site) -> None:
-    for url in ("https://forge.example/acme/website", "https://forge.example/notacme/site", "https://forge.example/acme/site/more"):
+    for url in (
+        "https://forge.example/acme/website",
+        "https://forge.example/notacme/site",
+        "https://forge.example/acme/site/more",
+    ):
         synced.git("remote", "set-url", "origin", url)
         assert synced.run().outcome == "mismatch"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from conftest import Site
-
 from scratch import git
 
 
@@ -41,7 +40,9 @@ def test_what_is_in_the_way_is_stashed_where_asked(synced: Site, kind: str) -> N
     assert run.outcome == "updated" and synced.is_at_upstream()
     stash = synced.git("rev-parse", "--short", "refs/stash")
     assert stash in run.message and name in run.message
-    assert (synced.path / name).read_text() == "theirs\n" and (synced.path / "elsewhere").read_text() == "stays\n"
+    assert (synced.path / name).read_text() == "theirs\n" and (
+        synced.path / "elsewhere"
+    ).read_text() == "stays\n"
     part = "stash^3" if kind in ("untracked", "ignored") else "stash"
     assert synced.git("show", f"{part}:{name}") == "mine"
 
@@ -103,7 +104,7 @@ def test_an_untracked_file_below_a_folder_that_becomes_a_file(synced: Site) -> N
 def test_many_and_strange_file_names_are_told(synced: Site) -> None:
     for name in ("a b", "é", "c\td"):
         synced.write(name, "mine\n")
-    synced.upstream.commit({name: "theirs\n" for name in ("a b", "é", "c\td")})
+    synced.upstream.commit(dict.fromkeys(("a b", "é", "c\td"), "theirs\n"))
     run = synced.run()
     assert run.outcome == "dirty" and "a b" in run.message and "é" in run.message and "c\\x09d" in run.message
 
@@ -128,7 +129,30 @@ def test_local_commits_are_kept_where_reset_is_asked(synced: Site) -> None:
     for _ in range(2):  # two within one second
         other = synced.commit_here("other")
         assert synced.run().outcome == "updated"
-        assert other in synced.git("for-each-ref", "--format=%(objectname)", "refs/gitops/backup").splitlines()
+        assert (
+            other in synced.git("for-each-ref", "--format=%(objectname)", "refs/gitops/backup").splitlines()
+        )
+
+
+def test_a_backup_is_made_once_and_told_though_the_move_is_refused(synced: Site) -> None:
+    synced.set("diverged", "reset")
+    mine = synced.commit_here()
+    synced.write("README", "mine\n")
+    synced.upstream.commit({"README": "theirs\n"})
+    run = synced.run()
+    assert run.outcome == "dirty" and "refs/gitops/backup" in run.message
+    assert synced.run().outcome == "dirty" and synced.head() == mine
+    assert synced.ref("refs/gitops/backup") == mine
+
+
+def test_history_that_cannot_be_read_is_no_licence(synced: Site) -> None:
+    synced.commit_here("first")
+    first = synced.git("rev-parse", "HEAD")
+    mine = synced.commit_here("second")
+    (synced.path / f".git/objects/{first[:2]}/{first[2:]}").unlink()
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    assert run.outcome in ("missing", "diverged") and synced.head() == mine
 
 
 def test_pushed_local_commits_are_nobody_s_loss(synced: Site) -> None:

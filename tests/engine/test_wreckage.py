@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Callable, List
 
 import pytest
-from conftest import Run, Site, needs_root
-
+from conftest import SCRIPT, Run, Site, needs_root
 from scratch import git
 
 
@@ -31,7 +30,12 @@ def killed_in(site: Site, moment: str) -> None:
     )
     wrapper.chmod(0o755)
     when, _, what = moment.partition(" ")
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "STOP_BEFORE": "", "STOP_AFTER": "", "MARKER": str(marker)}
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "STOP_BEFORE": "",
+        "STOP_AFTER": "",
+        "MARKER": str(marker),
+    }
     if when != "deploy":
         environment[f"STOP_{when.upper()}"] = what
     run = site.start(**environment)
@@ -40,9 +44,23 @@ def killed_in(site: Site, moment: str) -> None:
     marker.unlink()
 
 
-@pytest.mark.parametrize("moment", ["before fetch", "after fetch", "before switch", "after switch", "before update-ref", "after update-ref", "deploy"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before fetch",
+        "after fetch",
+        "before switch",
+        "after switch",
+        "before update-ref",
+        "after update-ref",
+        "deploy",
+    ],
+)
 def test_killed_between_any_two_steps(synced: Site, moment: str) -> None:
-    synced.set("deploy", 'echo "$GITOPS_AFTER" >>"$TRACE"; [[ -z ${MARKER:-} ]] || [[ ! -p $MARKER ]] || [[ -n $STOP_BEFORE$STOP_AFTER ]] || { echo >"$MARKER"; sleep 60; }')
+    synced.set(
+        "deploy",
+        'echo "$GITOPS_AFTER" >>"$TRACE"; [[ -z ${MARKER:-} ]] || [[ ! -p $MARKER ]] || [[ -n $STOP_BEFORE$STOP_AFTER ]] || { echo >"$MARKER"; sleep 60; }',
+    )
     synced.run("--force")
     tip = synced.upstream.commit({"page": "1\n", "README": "2\n"})
     killed_in(synced, moment)
@@ -69,19 +87,39 @@ def killed_half_way(site: Site, *, then: str = "") -> None:
 
 def tree_for_a_move(site: Site) -> None:
     """A first state of the tree, synced, and a second one upstream; git writes them in the order of their names."""
-    site.upstream.commit({"a-edited": "old\n", "b-removed": "old\n", "c/file": "old\n", "d": "old\n", "stop": "old\n", "z-late": "old\n"})
+    site.upstream.commit(
+        {
+            "a-edited": "old\n",
+            "b-removed": "old\n",
+            "c/file": "old\n",
+            "d": "old\n",
+            "stop": "old\n",
+            "z-late": "old\n",
+        }
+    )
     assert site.run().outcome == "updated"
     site.write("README", "a person's edit\n")
     site.write("staged", "a person's\n")
     site.git("add", "staged")
     (site.upstream.work / "d").unlink()
-    site.upstream.commit({"a-edited": "new\n", "b-removed": None, "b/added": "new\n", "d/file": "new\n", "stop": "new\n", "z-late": "new\n"})
+    site.upstream.commit(
+        {
+            "a-edited": "new\n",
+            "b-removed": None,
+            "b/added": "new\n",
+            "d/file": "new\n",
+            "stop": "new\n",
+            "z-late": "new\n",
+        }
+    )
 
 
 def test_killed_while_git_writes_the_tree(synced: Site) -> None:
     tree_for_a_move(synced)
     killed_half_way(synced)
-    assert (synced.path / "a-edited").read_text() == "new\n" and (synced.path / "z-late").read_text() == "old\n"
+    assert (synced.path / "a-edited").read_text() == "new\n" and (
+        synced.path / "z-late"
+    ).read_text() == "old\n"
     assert synced.run().outcome == "updated"
     assert synced.is_at_upstream()
     assert synced.status().splitlines() == ["M README", "A  staged"], "what a person did is as it was"
@@ -106,6 +144,25 @@ def test_work_done_over_a_half_moved_tree_is_kept(synced: Site) -> None:
     [kept] = synced.path.glob("a-edited.kept-*")
     assert kept.read_text() == "a person came first\n" and kept.name in run.message
     assert (synced.path / "a-edited").read_text() == "new\n"
+
+
+def test_links_over_a_half_moved_tree(synced: Site) -> None:
+    for name in ("theirs", "mine"):
+        (synced.upstream.work / name).symlink_to("old")
+    synced.upstream.commit()
+    synced.run()
+    for name in ("theirs", "mine"):
+        (synced.upstream.work / name).unlink()
+        (synced.upstream.work / name).symlink_to("new")
+    old, tip = synced.head(), synced.upstream.commit()
+    synced.git("fetch", "--quiet")
+    for name, target in (("theirs", "new"), ("mine", "my own")):
+        (synced.path / name).unlink()
+        (synced.path / name).symlink_to(target)
+    (synced.path / ".git/gitops-unfinished").write_text(f"{old} {tip} \n")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    [kept] = synced.path.glob("mine.kept-*")
+    assert os.readlink(kept) == "my own" and os.readlink(synced.path / "theirs") == "new"
 
 
 def test_killed_between_the_index_and_head(synced: Site) -> None:
@@ -134,7 +191,18 @@ def test_a_smudge_filter_that_fails_puts_the_old_tree_back(synced: Site) -> None
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 
 
-LOCKS = ["index.lock", "HEAD.lock", "config.lock", "shallow.lock", "packed-refs.lock", "refs/heads/main.lock", "refs/remotes/origin/main.lock", "refs/gitops/deployed.lock", "refs/gitops/upstream/deep.lock", "objects/maintenance.lock"]
+LOCKS = [
+    "index.lock",
+    "HEAD.lock",
+    "config.lock",
+    "shallow.lock",
+    "packed-refs.lock",
+    "refs/heads/main.lock",
+    "refs/remotes/origin/main.lock",
+    "refs/gitops/deployed.lock",
+    "refs/gitops/upstream/deep.lock",
+    "objects/maintenance.lock",
+]
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -164,7 +232,14 @@ def test_a_git_commit_with_its_editor_open_is_respected(synced: Site) -> None:
     synced.write("README", "mine\n")
     synced.upstream.commit({"page": "1\n"})
     commit = subprocess.Popen(
-        ["git", "-c", f"core.editor=echo >{marker}; read x <{marker}; echo message >", "commit", "--quiet", "--all"],
+        [
+            "git",
+            "-c",
+            f"core.editor=echo >{marker}; read x <{marker}; echo message >",
+            "commit",
+            "--quiet",
+            "--all",
+        ],
         cwd=synced.path,
         env=synced.environment,
     )
@@ -297,7 +372,22 @@ def truncated_index(site: Site) -> None:
     index.write_bytes(index.read_bytes()[:20])
 
 
-WRECKS = [corrupt_head, empty_head, no_head, branch_ref_gone, branch_ref_empty, branch_ref_to_nowhere, refs_gone, malformed_packed_refs, objects_gone, objects_empty, objects_truncated, head_commit_gone, head_tree_gone, truncated_index]
+WRECKS = [
+    corrupt_head,
+    empty_head,
+    no_head,
+    branch_ref_gone,
+    branch_ref_empty,
+    branch_ref_to_nowhere,
+    refs_gone,
+    malformed_packed_refs,
+    objects_gone,
+    objects_empty,
+    objects_truncated,
+    head_commit_gone,
+    head_tree_gone,
+    truncated_index,
+]
 
 
 @pytest.mark.parametrize("moved", [True, False], ids=["upstream moved", "upstream still"])
@@ -318,7 +408,10 @@ def test_a_rotten_repository_is_built_anew(synced: Site, wreck: Callable[[Site],
         assert run.outcome == "updated"  # nobody needs it: README is edited, and not upstream
         return
     assert run.outcome in ("updated", "unchanged"), run.output
-    if "broken" in run.message or wreck not in (objects_gone, head_commit_gone):  # git fetches anew what is all gone
+    if "broken" in run.message or wreck not in (
+        objects_gone,
+        head_commit_gone,
+    ):  # git fetches anew what is all gone
         broken_repository_is_kept(synced, run)
     assert synced.is_at_upstream() and synced.git("config", "gitops.deploy") == "true"
     synced.git("fsck")
@@ -355,8 +448,25 @@ def test_a_broken_local_commit_fails_loudly(synced: Site) -> None:
     (synced.path / ".git/refs/gitops/deployed").unlink()
     run = synced.run()
     assert run.outcome == "missing" and "git clone" in run.message and str(synced.path) in run.message
-    assert (synced.path / "local").exists() and (synced.path / ".git/refs/heads/main").read_text().strip() == mine
+    assert (synced.path / "local").exists() and (
+        synced.path / ".git/refs/heads/main"
+    ).read_text().strip() == mine
     assert not list(synced.path.glob(".git?*"))
+
+
+def test_a_repair_from_relative_paths(synced: Site) -> None:
+    corrupt_head(synced)
+    environment = {**synced.environment, "GITOPS_ROOT": "root"}
+    script = os.path.relpath(SCRIPT, synced.folder)
+    done = subprocess.run(
+        ["bash", script, "site"],
+        cwd=synced.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "built anew" in done.stdout
 
 
 def test_a_repair_waits_for_the_remote(synced: Site) -> None:
