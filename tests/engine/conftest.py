@@ -1,4 +1,4 @@
-"""What the engine's tests share: a forge with one repository, a host with its checkout, and a way to run the script."""
+"""What the engine's tests share: a forge, a host with a checkout, and a way to run the script."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 import pytest
 
@@ -66,7 +67,7 @@ class Site:
         }
 
     def checkout(self, **settings: str) -> Path:
-        """Clone as an operator would, and run the script once, so that the checkout has been synced before."""
+        """Clone as an operator would, and run the script once, so that the checkout has been synced."""
         self.upstream.checkout(self.root, **settings)
         self.run()
         return self.path
@@ -74,15 +75,15 @@ class Site:
     def set(self, key: str, value: str) -> None:
         git("config", f"gitops.{key}", value, cwd=self.path)
 
-    def command(self, *options: str, name: str = "site") -> List[str]:
+    def command(self, *options: str, name: str = "site") -> list[str]:
         return ["/bin/bash", str(SCRIPT), *options, name]
 
     def run(
         self,
         *options: str,
         name: str = "site",
-        prefix: Optional[List[str]] = None,
-        **environment: Optional[str],
+        prefix: list[str] | None = None,
+        **environment: str | None,
     ) -> Run:
         """Run the script; `environment` adds to its environment, None takes away."""
         result = self.folder / "result"

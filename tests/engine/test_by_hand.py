@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
-from typing import Dict
 
 import pytest
 from conftest import EXIT, SCRIPT, Site
@@ -19,7 +18,7 @@ def test_help() -> None:
         assert word in done.stdout
 
 
-def state(site: Site) -> Dict[str, object]:
+def state(site: Site) -> dict[str, object]:
     """Everything in the checkout but fetched objects, with its time of change."""
     found = {}
     for path in site.path.rglob("*"):

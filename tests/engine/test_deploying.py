@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import time
-from typing import List
 
 import pytest
 from conftest import Site
@@ -16,7 +15,7 @@ from scratch import git
 TRACING = 'echo "$GITOPS_AFTER" >>"$TRACE"'
 
 
-def deployed(site: Site) -> List[str]:
+def deployed(site: Site) -> list[str]:
     """The commits that TRACING has seen, in order."""
     trace = site.folder / "trace"
     return trace.read_text().split() if trace.exists() else []
@@ -25,10 +24,13 @@ def deployed(site: Site) -> List[str]:
 def test_the_deploy_knows_what_it_deploys(site: Site) -> None:
     site.checkout()
     old = site.head()
-    names = "GITOPS_ROOT GITOPS_REPOSITORY GITOPS_REF GITOPS_BEFORE GITOPS_AFTER GITOPS_EVENT GITOPS_DELIVERY GITOPS_RUN"
+    names = " ".join(
+        f"GITOPS_{name}"
+        for name in ["ROOT", "REPOSITORY", "REF", "BEFORE", "AFTER", "EVENT", "DELIVERY", "RUN"]
+    )
     site.set(
         "deploy",
-        f'pwd >>"$TRACE"; for name in {names}; do echo "${{!name}}"; done >>"$TRACE"; env >>"$TRACE"; echo to-the-log',
+        f'{{ pwd; for name in {names}; do echo "${{!name}}"; done; env; }} >>"$TRACE"; echo to-the-log',
     )
     tip = site.upstream.commit({"page": "1\n"})
     run = site.run(
@@ -124,7 +126,7 @@ def test_healthy_in_the_end(synced: Site) -> None:
 
 @pytest.fixture()
 def sick(synced: Site) -> Site:
-    """A checkout that deploys, and is ill wherever the tree holds a file `sick`; upstream has come to hold one."""
+    """A checkout that is ill wherever the tree holds a file `sick`; upstream has come to hold one."""
     synced.set("deploy", TRACING)
     synced.set("health", "[[ ! -e sick ]]")
     synced.set("healthTimeout", "0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import List
 
 import pytest
 from conftest import Site
@@ -17,7 +16,9 @@ def counted(synced: Site) -> Site:
     tools.mkdir()
     wrapper = tools / "git"
     wrapper.write_text(
-        '#!/bin/bash\n[[ $(ps -o comm= -p "$PPID") == git* && $(ps -o comm= -p "$PPID") != gitops* ]] || echo "$*" >>"$COUNT"\n'
+        "#!/bin/bash\n"
+        'parent=$(ps -o comm= -p "$PPID")\n'  # git's own children do not count
+        '[[ $parent == git* && $parent != gitops* ]] || echo "$*" >>"$COUNT"\n'
         f'exec {shutil.which("git")} "$@"\n'
     )
     wrapper.chmod(0o755)
@@ -25,7 +26,7 @@ def counted(synced: Site) -> Site:
     return synced
 
 
-def started(site: Site) -> List[str]:
+def started(site: Site) -> list[str]:
     """The git processes since the last look."""
     count = site.folder / "count"
     lines = count.read_text().splitlines() if count.exists() else []

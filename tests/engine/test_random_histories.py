@@ -1,7 +1,7 @@
-"""Random histories: whatever upstream, a person and kill -9 do, nothing is lost, nothing is claimed, all converges.
+"""Random histories: whatever upstream, a person and kill -9 do, nothing is lost and all converges.
 
-Each sequence is drawn from a seed, which a failure names: ``GITOPS_SEED=<seed> pytest tests/engine/test_random_histories.py``
-plays it again. ``GITOPS_SEQUENCES`` says how many are played.
+Each sequence is drawn from a seed, which a failure names; ``GITOPS_SEED=<seed>`` plays that one alone.
+ ``GITOPS_SEQUENCES`` says how many are played.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Callable, List, Set
+from typing import Callable
 
 import pytest
 from conftest import Site
@@ -36,8 +36,8 @@ class History:
         self.upstream = site.upstream
         self.random = random.Random(seed)
         self.number = 0
-        self.told: List[str] = []
-        self.commits: Set[str] = set()
+        self.told: list[str] = []
+        self.commits: set[str] = set()
         #: What a person wrote and has not thrown away, by place: a file in the tree, or in the index.
         self.texts: dict = {}
 
@@ -165,13 +165,13 @@ class History:
             assert blob(text) in kept, f"what a person wrote to {name} is gone: {text[:20]}"
 
     def play(self, length: int) -> None:
-        upstream: List[Callable[[], None]] = [self.upstream_commits] * 4 + [
+        upstream: list[Callable[[], None]] = [self.upstream_commits] * 4 + [
             self.upstream_deletes,
             self.upstream_amends,
             self.upstream_goes_back,
             self.upstream_renames_its_branch,
         ]
-        person: List[Callable[[], None]] = [
+        person: list[Callable[[], None]] = [
             self.person_edits,
             self.person_edits,
             self.person_makes_a_file,
@@ -195,7 +195,7 @@ class History:
                 self.check_nothing_is_lost()
 
     def converge(self) -> None:
-        """A person lets the engine put everything aside: the next run must be at upstream, and the one after too."""
+        """A person lets the engine put all aside: the next run must come to upstream, and stay there."""
         for key, value in {"diverged": "reset", "dirty": "stash", "deploy": "true"}.items():
             self.site.set(key, value)
         run = self.site.run()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from typing import Callable, Iterator
+from collections.abc import Iterator
+from typing import Callable
 
 import pytest
 from conftest import Site
@@ -33,7 +34,7 @@ def test_a_refused_connection(synced: Site, scheme: str) -> None:
 
 @pytest.fixture()
 def listener() -> Iterator[Callable[[bytes], int]]:
-    """Start servers that answer every connection with the same bytes and then say no more; the port of each."""
+    """Start servers that answer every connection with the same bytes and no more; gives the port."""
     sockets = []
 
     def serve(answer: bytes) -> int:
@@ -59,7 +60,10 @@ def listener() -> Iterator[Callable[[bytes], int]]:
         each.close()
 
 
-HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\nContent-Length: 5000\r\n\r\n001e# se"
+HALF = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n"
+    b"Content-Length: 5000\r\n\r\n001e# se"
+)
 
 
 @pytest.mark.parametrize(("scheme", "answer"), [("git", b""), ("http", HALF), ("git", b"0032")])
@@ -81,7 +85,10 @@ def test_a_slow_remote_is_waited_for(synced: Site) -> None:
 
 
 def test_wrong_credentials_do_not_prompt(synced: Site, listener: Callable[[bytes], int]) -> None:
-    refusal = b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm="x"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
+    refusal = (
+        b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm="x"\r\n'
+        b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+    )
     synced.git("remote", "set-url", "origin", f"http://127.0.0.1:{listener(refusal)}/acme/site.git")
     run = synced.run()
     assert run.outcome == "unreachable" and "Authentication failed" in run.message

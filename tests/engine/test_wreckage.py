@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable
 
 import pytest
 from conftest import SCRIPT, Run, Site, needs_root
@@ -15,7 +15,7 @@ from scratch import git
 
 
 def killed_in(site: Site, moment: str) -> None:
-    """Kill a run, with all that it started, as git or the deploy comes to `moment`; a wrapper on PATH tells when."""
+    """Kill a run, with all that it started, when git or the deploy comes to `moment`; a git on PATH tells."""
     marker = site.folder / "moment"
     os.mkfifo(marker)
     tools = site.folder / "tools"
@@ -25,7 +25,7 @@ def killed_in(site: Site, moment: str) -> None:
     wrapper.write_text(
         "#!/bin/bash\n"
         f'for word; do [[ $word == "$STOP_BEFORE" ]] && {{ echo >{marker}; sleep 60; }}; done\n'
-        f'[[ -z $STOP_AFTER || " $* " != *" $STOP_AFTER "* ]] || {{ {real} "$@"; echo >{marker}; sleep 60; }}\n'
+        f'[[ $STOP_AFTER && " $* " == *" $STOP_AFTER "* ]] && {{ {real} "$@"; echo >{marker}; sleep 60; }}\n'
         f'exec {real} "$@"\n'
     )
     wrapper.chmod(0o755)
@@ -57,10 +57,8 @@ def killed_in(site: Site, moment: str) -> None:
     ],
 )
 def test_killed_between_any_two_steps(synced: Site, moment: str) -> None:
-    synced.set(
-        "deploy",
-        'echo "$GITOPS_AFTER" >>"$TRACE"; [[ -z ${MARKER:-} ]] || [[ ! -p $MARKER ]] || [[ -n $STOP_BEFORE$STOP_AFTER ]] || { echo >"$MARKER"; sleep 60; }',
-    )
+    stop = '[[ -p ${MARKER:-} && -z $STOP_BEFORE$STOP_AFTER ]] && { echo >"$MARKER"; sleep 60; }'
+    synced.set("deploy", f'echo "$GITOPS_AFTER" >>"$TRACE"; {stop}; true')
     synced.run("--force")
     tip = synced.upstream.commit({"page": "1\n", "README": "2\n"})
     killed_in(synced, moment)
@@ -71,7 +69,7 @@ def test_killed_between_any_two_steps(synced: Site, moment: str) -> None:
     assert synced.run().outcome == "unchanged"
 
 
-def killed_half_way(site: Site, *, then: str = "") -> None:
+def killed_half_way(site: Site) -> None:
     """Kill a run while git writes the tree: a filter in the checkout stops it at the file called `stop`."""
     marker = site.folder / "moment"
     os.mkfifo(marker)
@@ -86,7 +84,7 @@ def killed_half_way(site: Site, *, then: str = "") -> None:
 
 
 def tree_for_a_move(site: Site) -> None:
-    """A first state of the tree, synced, and a second one upstream; git writes them in the order of their names."""
+    """A state of the tree, synced, and another one upstream; git writes files in the order of names."""
     site.upstream.commit(
         {
             "a-edited": "old\n",
@@ -162,7 +160,7 @@ def test_links_over_a_half_moved_tree(synced: Site) -> None:
     (synced.path / ".git/gitops-unfinished").write_text(f"{old} {tip} \n")
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
     [kept] = synced.path.glob("mine.kept-*")
-    assert os.readlink(kept) == "my own" and os.readlink(synced.path / "theirs") == "new"
+    assert str(kept.readlink()) == "my own" and str((synced.path / "theirs").readlink()) == "new"
 
 
 def test_killed_between_the_index_and_head(synced: Site) -> None:
@@ -285,7 +283,7 @@ def broken_repository_is_kept(site: Site, run: Run) -> None:
     assert [path.name for path in site.path.glob(".git?*")] == []
 
 
-def loose_objects(site: Site) -> List[Path]:
+def loose_objects(site: Site) -> list[Path]:
     site.git("unpack-objects", "-q", check=False)
     return [path for path in (site.path / ".git/objects").glob("??/*") if path.is_file()]
 
