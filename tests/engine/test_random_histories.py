@@ -1,7 +1,7 @@
 """Random histories: whatever upstream, a person and kill -9 do, nothing is lost and all converges.
 
 Each sequence is drawn from a seed, which a failure names; ``GITOPS_SEED=<seed>`` plays that one alone.
- ``GITOPS_SEQUENCES`` says how many are played.
+``GITOPS_SEQUENCES`` says how many are played.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def add_submodule(upstream: Upstream, url: object, path: str) -> None:
 
 @pytest.fixture()
 def with_submodules(synced: Site) -> Site:
-    """A submodule `lib` by a relative URL, which has one of its own; git may use file URLs, as it must here."""
+    """A submodule `lib` by a relative URL, which has one of its own; git may use file URLs."""
     allowed = synced.folder / "gitconfig"
     allowed.write_text('[protocol "file"]\n\tallow = always\n')
     synced.environment["GIT_CONFIG_GLOBAL"] = str(allowed)
