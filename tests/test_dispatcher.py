@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gitops_hook import dispatcher as module
+from gitops_hook import runner
 from gitops_hook.dispatcher import Dispatcher, Places, _Worker
 from gitops_hook.journal import Delivery, Journal, Run
 from gitops_hook.repository import Checkouts
@@ -118,6 +119,7 @@ def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IDLE", 0.1)
     monkeypatch.setattr(module, "_FIRST_WAIT", 0.02)
     monkeypatch.setattr(module, "_JOURNAL_WAIT", 0.02)
+    monkeypatch.setattr(runner, "GRACE", 2)  # bash keeps a TERM that comes just before it reads until it has read
 
 
 @pytest.fixture
