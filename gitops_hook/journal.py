@@ -208,7 +208,7 @@ class JournalReader:
         """A connection that reads, for one look."""
         uri = f"file:{_uri(self._path)}?mode=ro"
         try:
-            with closing(sqlite3.connect(uri, _BUSY_MS / 1000, uri=True)) as connection:
+            with closing(sqlite3.connect(uri, timeout=_BUSY_MS / 1000, uri=True)) as connection:
                 yield connection
         except sqlite3.Error as error:
             if _is_damage(error):
@@ -425,7 +425,7 @@ class Journal(JournalReader):
             raise sqlite3.DatabaseError("it is missing or empty, but what belongs to it is there")
         # The connection is made here and used by the writing thread alone, hence check_same_thread. Transactions are
         # begun and ended by hand (isolation_level None).
-        connection = sqlite3.connect(self._path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         try:
             os.chmod(self._path, 0o600)  # noqa: PTH101 - it tells who pushed what
             # quick_check reads every page: some milliseconds for a megabyte, once a start.

@@ -127,8 +127,10 @@ class Runner:
         with self._lock:
             for thread in self._threads:
                 for child in _children(thread):
-                    with suppress(ProcessLookupError):
-                        os.kill(child, signal.SIGTERM)  # timeout(1) hands it on to the group
+                    # timeout(1) hands it on to its group, but not while it forks: then it would leave the script.
+                    for end in (os.killpg, os.kill):
+                        with suppress(ProcessLookupError):
+                            end(child, signal.SIGTERM)
 
     @contextmanager
     def _in_hand(self) -> Iterator[None]:
