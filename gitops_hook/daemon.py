@@ -2,8 +2,7 @@
 
 Rules:
 
-1. Signal handlers only put a word into a queue; the main thread acts on it, and otherwise does its chores by the
-   clock.
+1. A signal is a word to the main thread, which acts on it, and otherwise does its chores by the clock.
 2. At the start, sockets come last: who can connect is served. At the end they go first, and the journal last.
 3. One daemon to a state folder, by a lock on that folder which dies with its process.
 4. The watchdog is fed only while everything moves: what would leave a push unserved for ever ends the feed. Where it
@@ -15,8 +14,8 @@ from __future__ import annotations
 import faulthandler
 import fcntl
 import os
-import queue
 import sched
+import select
 import signal
 import socket
 import threading
@@ -48,9 +47,9 @@ _STATUS = 1.0
 #: Seconds without a turn after which a loop that accepts hangs. A turn takes 0.25 s, and little over 1 s at the worst.
 _TURN = 10.0
 
-#: Words in the main thread's queue, beside the numbers of signals.
-_RUNS_ENDED = "runs ended"
-_NOT_ACCEPTING = "not accepting"
+#: What threads have to say to the main thread: words of one byte, beside the numbers of signals.
+_RUNS_ENDED = 254
+_NOT_ACCEPTING = 255
 
 
 class StartError(Failure):
@@ -60,14 +59,36 @@ class StartError(Failure):
         super().__init__(69, message)
 
 
+class Words:
+    """What the main thread is told, in a pipe: signals, and what other threads have to say.
+
+    The handler in C writes a signal's number as it comes. One in Python would have to wait until the main thread runs,
+    which may be in a minute, if the signal comes between its last look and its sleep.
+    """
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        signal.set_wakeup_fd(self._writing)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: None)
+
+    def put(self, word: int) -> None:
+        """Say a word; from any thread."""
+        os.write(self._writing, bytes([word]))
+
+    def get(self, timeout: float | None) -> int | None:
+        """The next word, or None if there is none for `timeout` seconds."""
+        ready, _, _ = select.select([self._reading], [], [], timeout)
+        return os.read(self._reading, 1)[0] if ready else None
+
+
 def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
     """Run the daemon until a signal ends it; returns its exit status.
 
     Raises `ConfigError` or `StartError` where it cannot start.
     """
-    words: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: words.put(number))
+    words = Words()
     secrets = SecretSource(settings.webhook_secret, settings.webhook_secret_file)
     faulthandler.enable(2)
     interval = watchdog_interval(environ)
@@ -121,7 +142,7 @@ class _Housekeeping:
         self._repositories = 0
         self._told = ""
 
-    def stay(self, words: queue.SimpleQueue[Any], watchdog: float | None) -> int:
+    def stay(self, words: Words, watchdog: float | None) -> int:
         """Do the chores until a signal or a fault ends the day; returns the exit status."""
         chores = sched.scheduler()
 
@@ -139,9 +160,8 @@ class _Housekeeping:
         if watchdog:
             every(watchdog, self._feed_watchdog)
         while True:
-            try:
-                word = words.get(timeout=chores.run(blocking=False))
-            except queue.Empty:
+            word = words.get(chores.run(blocking=False))
+            if word is None:
                 continue
             if word == signal.SIGHUP:
                 log.info("every checkout is synced once, as asked by SIGHUP")
@@ -196,7 +216,7 @@ class _Housekeeping:
             notify(self._environ, "WATCHDOG=1")
 
 
-def _stop(words: queue.SimpleQueue[Any], servers: list[Server], dispatcher: Dispatcher) -> None:
+def _stop(words: Words, servers: list[Server], dispatcher: Dispatcher) -> None:
     """Accept no more, answer what was begun, let runs in hand end, or end them."""
     dispatcher.stop()
     for server in servers:
@@ -209,17 +229,14 @@ def _stop(words: queue.SimpleQueue[Any], servers: list[Server], dispatcher: Disp
         words.put(_RUNS_ENDED)
 
     threading.Thread(target=wait_for_runs, name="wait for runs", daemon=True).start()
-    try:
-        word = words.get(timeout=RUNS_DEADLINE)
-    except queue.Empty:
-        word = None
+    word = words.get(RUNS_DEADLINE)
     if word != _RUNS_ENDED:
         log.warning("runs are ended", reason="a second signal" if word else f"{RUNS_DEADLINE:.0f} s are over")
         dispatcher.terminate()
         dispatcher.join(GRACE + 2)
 
 
-def _accept(server: Server, words: queue.SimpleQueue[Any]) -> None:
+def _accept(server: Server, words: Words) -> None:
     """Accept connections until `Server.shutdown`; a daemon that cannot is of no use, and ends."""
     try:
         server.serve_forever(poll_interval=0.25)

@@ -30,8 +30,8 @@ from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
 from gitops_hook.runner import GRACE, Result, Runner, Task
 
-#: Seconds that a worker waits for more work before it goes. A thread is cheap to start, and to keep a little.
-_IDLE = 10.0
+#: Seconds that a worker waits for more work before it goes: a thread is cheap to start, and a sweep needs many.
+_IDLE = 1.0
 #: The first and the longest wait before another try, in seconds. The longest is what a polling timer would take.
 _FIRST_WAIT = 5.0
 _LONGEST_WAIT = 900.0

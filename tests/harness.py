@@ -200,7 +200,7 @@ class Daemon:
         self.process.kill()
         self.wait(10)
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 90) -> int:
         """The exit status, once it has ended."""
         status = self.process.wait(timeout)
         self._gatherer.join(timeout)

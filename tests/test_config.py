@@ -31,13 +31,13 @@ def program(folder: Path) -> Path:
 def test_a_script_is_found_beside_the_package_or_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "gitops_hook")
     monkeypatch.setenv("PATH", str(tmp_path))
-    beside = tmp_path / "scripts" / "program"
-    assert module.shipped("program") == str(beside)
-    installed = program(tmp_path)
-    assert module.shipped("program") == str(installed)
+    beside = tmp_path / "scripts" / "gitops_sync.sh"
+    assert module.shipped({}) == str(beside)
+    installed = program(tmp_path).rename(tmp_path / "gitops_sync.sh")
+    assert module.shipped({}) == str(installed)
     beside.parent.mkdir()
     beside.touch()
-    assert module.shipped("program") == str(beside)
+    assert module.shipped({}) == str(beside)
 
 
 #: For each option a text and what becomes of it; ``{tmp}`` is a folder that holds ``program``.

@@ -23,7 +23,8 @@ FLOORS = {
     "dispatcher": 2, "overview": 2,
     "journal": 1,
 }  # fmt: skip
-EMPTY_WORDS = re.compile(r"(manager|utils?|helpers?|services?|processors?)(?![a-z])", re.IGNORECASE)
+#: `service_actions` is socketserver's word.
+EMPTY_WORDS = re.compile(r"(manager|utils?|helpers?|services?(?!_actions)|processors?)(?![a-z])", re.IGNORECASE)
 
 
 def imports(tree: ast.Module) -> Iterator[str]:

@@ -68,7 +68,7 @@ def test_what_is_installed_runs_without_the_source_and_can_be_uninstalled(tmp_pa
     staging = tmp_path / "staging"
     make(source, "install", f"DESTDIR={staging}", "PREFIX=/opt/hook", "sysconfdir=/opt/etc")
     program = staging / "opt/hook/bin/gitops-hook"
-    assert os.readlink(program) == "../lib/gitops-hook/scripts/gitops-hook"
+    assert str(program.readlink()) == "../lib/gitops-hook/scripts/gitops-hook"
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd="/")
     assert told.stdout == f"gitops-hook {__version__}\n"
     unit = (staging / "opt/hook/lib/systemd/system/gitops-hook.service").read_text()

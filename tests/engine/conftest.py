@@ -35,9 +35,7 @@ EXIT = {
     "denied": 77,
 }
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="SKIPPED FOR WANT OF ROOT: mounts and other users need it"
-)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED FOR WANT OF ROOT: mounts and other users need it")
 
 
 class Run(NamedTuple):

@@ -25,8 +25,7 @@ def test_the_deploy_knows_what_it_deploys(site: Site) -> None:
     site.checkout()
     old = site.head()
     names = " ".join(
-        f"GITOPS_{name}"
-        for name in ["ROOT", "REPOSITORY", "REF", "BEFORE", "AFTER", "EVENT", "DELIVERY", "RUN"]
+        f"GITOPS_{name}" for name in ["ROOT", "REPOSITORY", "REF", "BEFORE", "AFTER", "EVENT", "DELIVERY", "RUN"]
     )
     site.set(
         "deploy",
@@ -161,9 +160,7 @@ def test_a_better_commit_ends_it(sick: Site) -> None:
 def test_force_deploys_a_bad_commit(sick: Site) -> None:
     sick.run()
     sick.set("health", "true")
-    assert (
-        sick.run("--force").outcome == "updated" and sick.is_at_upstream() and not sick.ref("refs/gitops/bad")
-    )
+    assert sick.run("--force").outcome == "updated" and sick.is_at_upstream() and not sick.ref("refs/gitops/bad")
 
 
 def test_force_deploys_once_more(sick: Site) -> None:
@@ -204,11 +201,7 @@ def test_a_roll_back_over_work_done_meanwhile_is_told(sick: Site) -> None:
 def test_nothing_to_roll_back_to(site: Site) -> None:
     site.upstream.checkout(site.root, health="false", healthTimeout="0")
     run = site.run()
-    assert (
-        run.outcome == "deploy-failed"
-        and not site.ref("refs/gitops/deployed")
-        and not site.ref("refs/gitops/bad")
-    )
+    assert run.outcome == "deploy-failed" and not site.ref("refs/gitops/deployed") and not site.ref("refs/gitops/bad")
 
 
 @pytest.mark.parametrize("moment", ["deploy", "health"])
@@ -263,9 +256,7 @@ def test_in_doubt_whether_paths_concern_it_it_is_deployed(synced: Site) -> None:
     synced.upstream.commit({"web/x": None})
     synced.set("deploy", TRACING)
     synced.run()
-    assert len(deployed(synced)) == 2, (
-        "nothing differs from what was last deployed, but a deploy was begun since"
-    )
+    assert len(deployed(synced)) == 2, "nothing differs from what was last deployed, but a deploy was begun since"
     synced.set("paths", ":(nonsense)web")
     synced.upstream.commit({"api": "1\n"})
     synced.run()
@@ -301,11 +292,7 @@ def test_only_signed_commits_are_deployed(signing: Site) -> None:
     run = signing.run()
     assert run.outcome == "unverified" and bad[:10] in run.message
     assert signing.run("--force").outcome == "unverified"
-    assert (
-        signing.head() == before
-        and (signing.path / "page").read_text() == "signed\n"
-        and deployed(signing) == told
-    )
+    assert signing.head() == before and (signing.path / "page").read_text() == "signed\n" and deployed(signing) == told
     git("config", "commit.gpgSign", "true", cwd=signing.upstream.work)
     signing.upstream.commit({"page": "signed again\n"})
     assert signing.run().outcome == "updated" and signing.is_at_upstream()

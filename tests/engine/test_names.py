@@ -33,9 +33,7 @@ BAD = [
 
 def tree(folder: Path) -> list:
     return sorted(
-        (str(path), path.lstat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if path.name not in ("result", "HEAD")
+        (str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*") if path.name not in ("result", "HEAD")
     )
 
 

@@ -23,9 +23,7 @@ def test_nested_in_another_repository(site: Site) -> None:
     assert site.run().outcome == "updated" and site.is_at_upstream()
     shutil.rmtree(site.path / ".git")
     assert site.run().outcome == "missing"
-    assert git("rev-parse", "HEAD", cwd=site.folder) == outer and not git(
-        "status", "--porcelain", cwd=site.folder
-    )
+    assert git("rev-parse", "HEAD", cwd=site.folder) == outer and not git("status", "--porcelain", cwd=site.folder)
 
 
 def test_nested_with_a_broken_repository(site: Site) -> None:

@@ -118,9 +118,7 @@ class History:
         self.site.git("checkout", "--quiet", "--detach", check=False)
 
     def person_goes_home(self) -> None:
-        if not self.site.git(
-            "symbolic-ref", "--quiet", "HEAD", check=False
-        ):  # or it were the person who loses commits
+        if not self.site.git("symbolic-ref", "--quiet", "HEAD", check=False):  # or it were the person who loses commits
             self.number += 1
             self.site.git("branch", f"kept{self.number}", check=False)
         self.site.git("checkout", "--quiet", "main", check=False)

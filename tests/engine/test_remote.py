@@ -67,9 +67,7 @@ HALF = (
 
 
 @pytest.mark.parametrize(("scheme", "answer"), [("git", b""), ("http", HALF), ("git", b"0032")])
-def test_a_remote_that_hangs(
-    synced: Site, listener: Callable[[bytes], int], scheme: str, answer: bytes
-) -> None:
+def test_a_remote_that_hangs(synced: Site, listener: Callable[[bytes], int], scheme: str, answer: bytes) -> None:
     synced.set("timeout", "2")
     synced.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{listener(answer)}/acme/site.git")
     start = time.monotonic()

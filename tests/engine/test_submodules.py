@@ -39,11 +39,7 @@ def with_submodules(synced: Site) -> Site:
 def test_submodules_are_brought_with_theirs(with_submodules: Site) -> None:
     site = with_submodules
     assert site.run().outcome == "updated"
-    assert (
-        (site.path / "lib/README").exists()
-        and (site.path / "lib/inner/README").exists()
-        and not site.status()
-    )
+    assert (site.path / "lib/README").exists() and (site.path / "lib/inner/README").exists() and not site.status()
 
 
 def test_submodules_follow(with_submodules: Site) -> None:
@@ -62,9 +58,7 @@ def test_a_submodule_dropped_upstream_goes_and_its_repository_stays(with_submodu
     git("rm", "--quiet", "lib", cwd=site.upstream.work)
     site.upstream.commit()
     assert site.run().outcome == "updated"
-    assert (
-        not (site.path / "lib").exists() and (site.path / ".git/modules/lib").exists() and not site.status()
-    )
+    assert not (site.path / "lib").exists() and (site.path / ".git/modules/lib").exists() and not site.status()
 
 
 def test_a_dropped_submodule_with_work_in_it_stays(with_submodules: Site) -> None:
@@ -83,11 +77,7 @@ def test_a_submodule_that_cannot_be_fetched_is_owed(with_submodules: Site) -> No
     assert site.run().outcome == "unreachable"
     assert site.ref("refs/gitops/deployed") != site.upstream.head()
     site.lib.bare.with_suffix(".away").rename(site.lib.bare)
-    assert (
-        site.run().outcome == "updated"
-        and site.is_at_upstream()
-        and (site.path / "lib/inner/README").exists()
-    )
+    assert site.run().outcome == "updated" and site.is_at_upstream() and (site.path / "lib/inner/README").exists()
 
 
 def test_submodules_are_left_alone_unless_asked_for(with_submodules: Site) -> None:

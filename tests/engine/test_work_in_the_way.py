@@ -40,9 +40,7 @@ def test_what_is_in_the_way_is_stashed_where_asked(synced: Site, kind: str) -> N
     assert run.outcome == "updated" and synced.is_at_upstream()
     stash = synced.git("rev-parse", "--short", "refs/stash")
     assert stash in run.message and name in run.message
-    assert (synced.path / name).read_text() == "theirs\n" and (
-        synced.path / "elsewhere"
-    ).read_text() == "stays\n"
+    assert (synced.path / name).read_text() == "theirs\n" and (synced.path / "elsewhere").read_text() == "stays\n"
     part = "stash^3" if kind in ("untracked", "ignored") else "stash"
     assert synced.git("show", f"{part}:{name}") == "mine"
 
@@ -129,9 +127,7 @@ def test_local_commits_are_kept_where_reset_is_asked(synced: Site) -> None:
     for _ in range(2):  # two within one second
         other = synced.commit_here("other")
         assert synced.run().outcome == "updated"
-        assert (
-            other in synced.git("for-each-ref", "--format=%(objectname)", "refs/gitops/backup").splitlines()
-        )
+        assert other in synced.git("for-each-ref", "--format=%(objectname)", "refs/gitops/backup").splitlines()
 
 
 def test_a_backup_is_made_once_and_told_though_the_move_is_refused(synced: Site) -> None:

@@ -115,9 +115,7 @@ def tree_for_a_move(site: Site) -> None:
 def test_killed_while_git_writes_the_tree(synced: Site) -> None:
     tree_for_a_move(synced)
     killed_half_way(synced)
-    assert (synced.path / "a-edited").read_text() == "new\n" and (
-        synced.path / "z-late"
-    ).read_text() == "old\n"
+    assert (synced.path / "a-edited").read_text() == "new\n" and (synced.path / "z-late").read_text() == "old\n"
     assert synced.run().outcome == "updated"
     assert synced.is_at_upstream()
     assert synced.status().splitlines() == ["M README", "A  staged"], "what a person did is as it was"
@@ -446,9 +444,7 @@ def test_a_broken_local_commit_fails_loudly(synced: Site) -> None:
     (synced.path / ".git/refs/gitops/deployed").unlink()
     run = synced.run()
     assert run.outcome == "missing" and "git clone" in run.message and str(synced.path) in run.message
-    assert (synced.path / "local").exists() and (
-        synced.path / ".git/refs/heads/main"
-    ).read_text().strip() == mine
+    assert (synced.path / "local").exists() and (synced.path / ".git/refs/heads/main").read_text().strip() == mine
     assert not list(synced.path.glob(".git?*"))
 
 
