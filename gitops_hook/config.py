@@ -78,6 +78,7 @@ class Settings(NamedTuple):
     state: Path
     sync_script: Path
     listen: Address
+    dashboard_listen: Address | None
     max_syncs: int
     sync_timeout: int
     clone: tuple[str, ...]
@@ -91,6 +92,10 @@ def _address(text: str) -> Address:
         raise ValueError("it is not ADDRESS:PORT")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     return Address(str(ip_address(host)), int(port))
+
+
+def _optional_address(text: str) -> Address | None:
+    return _address(text) if text else None
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:
@@ -248,6 +253,12 @@ OPTIONS = (
         "what a run executes, with the repository's name as its argument",
     ),
     _fixed("GITOPS_LISTEN", _address, "127.0.0.1:8787", "address and port of the webhook; inherited sockets win"),
+    _fixed(
+        "GITOPS_DASHBOARD_LISTEN",
+        _optional_address,
+        "127.0.0.1:8788",
+        "address and port of the page and its JSON, for reading alone; empty turns them off",
+    ),
     _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "runs at one time, over all repositories"),
     _fixed(
         "GITOPS_SYNC_TIMEOUT",

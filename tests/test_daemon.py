@@ -32,6 +32,7 @@ def serve(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complet
         "GITHUB_WEBHOOK_SECRET": SECRET,
         "GITOPS_ROOT": str(tmp_path),
         "GITOPS_LISTEN": "127.0.0.1:0",
+        "GITOPS_DASHBOARD_LISTEN": "127.0.0.1:0",
         **environ,
     }
     given = {name: value for name, value in given.items() if value != "unset"}
