@@ -224,18 +224,13 @@ declare -A config=() tracking=() local_branch=() setting=(
     [submodules]=false [paused]=false [verify]=false [timeout]=600
 )
 
-# Read the settings, all at once; only the checkout's own config counts, not the user's. Asked before it is needed,
-# so that git starts while we wait for the lock. False: git cannot read them.
-ask_settings() {
-    exec {settings}< <(exec "${GIT[@]}" config --show-scope --null \
-        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
-}
-
+# Read the settings, all at once; only the checkout's own config counts, not the user's. False: git cannot read them.
 read_settings() {
     local entries scope key value i
-    mapfile -d '' -t entries <&"$settings"
-    exec {settings}<&-
+    mapfile -d '' -t entries < <(exec "${GIT[@]}" config --show-scope --null \
+        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
     wait "$!" || (($? == 1)) || return 1 # 1: nothing is set
+    setting[paths]=''
     for ((i = 0; i + 1 < ${#entries[@]}; i += 2)); do
         scope=${entries[i]} key=${entries[i + 1]%%$'\n'*} value=true
         [[ ${entries[i + 1]} == *$'\n'* ]] && value=${entries[i + 1]#*$'\n'}
@@ -272,7 +267,7 @@ is_commit() { [[ $1 =~ ^([0-9a-f]{40}|[0-9a-f]{64})$ && $1 == *[!0]* ]]; }
 # Is origin the repository that was pushed? Compared are the last parts of its URL, letter case and .git aside.
 check_origin() {
     local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
-    origin=$(without_password "$url")
+    name_origin "$url"
     # Where git knows no repository at all it finds no settings either, and says nothing.
     [[ $url ]] || git rev-parse --git-dir &>/dev/null || repair 'git does not know it for a repository'
     [[ $url ]] || finish mismatch "'$checkout' has no remote called origin; git -C '$checkout' remote add origin <url>"
@@ -283,10 +278,8 @@ check_origin() {
 git -C '$checkout' remote set-url origin <url of $wanted>"
 }
 
-# A URL as it may stand in a message.
-without_password() {
-    if [[ $1 =~ ^([^/]*://)[^/]*@(.*)$ ]]; then printf %s "${BASH_REMATCH[1]}${BASH_REMATCH[2]}"; else printf %s "$1"; fi
-}
+# A remote's URL as it may stand in a message, without a password: `origin`.
+name_origin() { if [[ $1 =~ ^([^/]*://)[^/]*@(.*)$ ]]; then origin=${BASH_REMATCH[1]}${BASH_REMATCH[2]}; else origin=$1; fi; }
 
 url_ends_in() {
     local url=${2,,}
@@ -309,7 +302,8 @@ read_refs_as_files() {
     } 2>/dev/null
     default_branch=${default_branch#refs/remotes/origin/} head_branch=${head_branch#refs/heads/}
     [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
-    read_ref "refs/heads/$branch" && is_commit "$REPLY" && head=$REPLY before=$REPLY local_branch[$branch]=$REPLY || return
+    read_ref "refs/heads/$branch" && is_commit "$REPLY" || return
+    head=$REPLY before=$REPLY local_branch[$branch]=$REPLY
     read_ref "refs/remotes/origin/$branch" && is_commit "$REPLY" && tracking[$branch]=$REPLY || return
     for name in deployed bad; do
         if read_ref "$state/$name"; then
@@ -356,6 +350,22 @@ is_old_news() {
     [[ $head && $head == "$hinted_commit" && $head == "$deployed" && ! -s $unfinished && ! $force ]] &&
         [[ $head_branch == "$hinted_branch" && $head_branch == "${setting[branch]:-$default_branch}" ]]
 }
+
+is_paused() { [[ ${setting[paused]} == true ]]; }
+
+# Many hints are old news, and end here, without the lock and before bash has read the rest of this file.
+arrive() {
+    exec </dev/null
+    read_arguments "$@"
+    enter_checkout
+    [[ -e .git ]] || return
+    find_repository
+    check_owner
+    read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] && read_settings || return
+    [[ ${config[remote.origin.url]:-} ]] && check_origin && ! is_paused && is_old_news || return
+    finish unchanged "${head:0:10} is here and deployed"
+}
+arrive "$@"
 
 # --------------------------------------------------------------------------------------- one run at a time, wreckage
 
@@ -413,14 +423,15 @@ build_repository() {
     unset GIT_WORK_TREE
     git init --quiet --bare "$GIT_DIR" || return
     if [[ $old_config ]]; then cp -- "$old_config" "$GIT_DIR/config"; else git remote add origin "$url"; fi
-    git config core.bare false && ask_settings && read_settings && forbid_prompts
+    git config core.bare false && read_settings && forbid_prompts
     remote_git fetch --quiet --no-auto-maintenance origin
 }
 
 clone() {
     if ! build_repository "$GITOPS_CLONE_URL"; then
         cd / && rm -rf "$GIT_DIR" && rmdir -- "$checkout"
-        finish unreachable "$(without_password "$GITOPS_CLONE_URL") cannot be cloned: $words; tried again later"
+        name_origin "$GITOPS_CLONE_URL"
+        finish unreachable "$origin cannot be cloned: $words; tried again later"
     fi
     mv -T .git.gitops-building .git || finish failed "'$checkout/.git' cannot be made"
     cloned=cloned
@@ -432,14 +443,14 @@ repair() {
     local why="'$checkout' is broken: $1" url broken=$checkout/.git aside
     [[ ! $mended && -d .git && ! -L .git ]] || finish missing "$why; look into it with git -C '$checkout' fsck"
     url=$(git config --file .git/config remote.origin.url) || url='<url>'
-    origin=$(without_password "$url")
+    name_origin "$url"
     local cure="keep it aside and clone: mv '$checkout' '$checkout.broken' && git clone '$origin' '$checkout'"
     [[ $url != '<url>' ]] || finish missing "$why, and its config names no origin; $cure"
     [[ ! $dry_run ]] || finish missing "$why; a run would build its repository anew from $origin"
     take_lock
     finish_interrupted_swap
-    build_repository "$url" .git/config || drop_building unreachable "$why, and $origin cannot be fetched to mend it: $words"
-    carry_over "$broken" || drop_building missing "$why, and $origin does not have the commit that is checked out; $cure"
+    build_repository "$url" .git/config || drop_building unreachable "$why, and $origin cannot be fetched: $words"
+    carry_over "$broken" || drop_building missing "$why, and $origin has not the commit that was here; $cure"
     # Dying after any of these renames, the next run does the rest: see finish_interrupted_swap.
     aside=.git/broken-$(now)
     mv -T .git.gitops-building .git.gitops-ready && mv -T .git .git.gitops-old && mv -T .git.gitops-ready .git &&
@@ -579,7 +590,7 @@ settle_unfinished() {
     [[ -s $unfinished ]] || return 0
     read -r from to tried <"$unfinished"
     [[ $from != "$to" && ($head == "$from" || ! $head) ]] || return 0
-    [[ ! $dry_run ]] || finish unchanged "would first put right the move to ${to:0:10}, which a run began and did not end"
+    [[ ! $dry_run ]] || finish unchanged "would first put right the move to ${to:0:10}, which a run began"
     put_back "$from" "$to"
     note "$from $from $tried"
 }
@@ -841,27 +852,15 @@ tidy() {
 # ------------------------------------------------------------------------------------------------------- the run
 
 main() {
-    exec </dev/null
-    read_arguments "$@"
-    enter_checkout
-    if [[ ! -e .git ]]; then
-        take_lock
-        finish_interrupted_swap
-        [[ -e .git ]] || clone
-    fi
+    take_lock
+    finish_interrupted_swap
+    [[ -e .git ]] || clone
     find_repository
     check_owner
-    ask_settings
-    # Only if the hint looks like old news is it worth to decide without the lock.
-    read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] || take_lock
     read_settings || repair 'git cannot read it'
     forbid_prompts
     check_origin
-    [[ ${setting[paused]} != true ]] || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
-    is_old_news && finish unchanged "${head:0:10} is here and deployed"
-
-    take_lock
-    finish_interrupted_swap
+    ! is_paused || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
     clear_stale_locks
     read_refs || repair 'HEAD or its commit cannot be read'
     before=$head
@@ -894,4 +893,4 @@ main() {
     finish "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${did:+, $did}"
 }
 
-main "$@"
+main
