@@ -60,7 +60,7 @@ self=$0
 [[ $self == /* ]] || self=$PWD/$self
 dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='' before='' head=''
 head_branch='' default_branch='' deployed='' bad='' answer=''
-locked='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
+locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
 arguments=("$@")
 # What the webhook said: text from outside, compared with, never passed on.
@@ -224,11 +224,19 @@ declare -A config=() tracking=() local_branch=() setting=(
     [submodules]=false [paused]=false [verify]=false [timeout]=600
 )
 
+# Let git begin to tell them while something else is done.
+ask_settings() {
+    exec {settings}< <(exec "${GIT[@]}" config --show-scope --null \
+        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
+}
+
 # Read the settings, all at once; only the checkout's own config counts, not the user's. False: git cannot read them.
 read_settings() {
     local entries scope key value i
-    mapfile -d '' -t entries < <(exec "${GIT[@]}" config --show-scope --null \
-        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
+    [[ $settings ]] || ask_settings
+    mapfile -d '' -t entries <&"$settings"
+    exec {settings}<&-
+    settings=''
     wait "$!" || (($? == 1)) || return 1 # 1: nothing is set
     setting[paths]=''
     for ((i = 0; i + 1 < ${#entries[@]}; i += 2)); do
@@ -361,6 +369,7 @@ arrive() {
     [[ -e .git ]] || return
     find_repository
     check_owner
+    ask_settings
     read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] && read_settings || return
     [[ ${config[remote.origin.url]:-} ]] && check_origin && ! is_paused && is_old_news || return
     finish unchanged "${head:0:10} is here and deployed"
