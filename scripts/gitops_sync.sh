@@ -674,10 +674,7 @@ move() {
     retire_submodules
     move_to "$target" && return
     if ((${#in_the_way[@]})) && [[ ${setting[dirty]} == stash ]]; then
-        GIT_LITERAL_PATHSPECS=1 git stash push --quiet --all --message "gitops: in the way of ${target:0:10}" \
-            -- "${in_the_way[@]}" &&
-            kept+="; what was in the way is in the stash $(git rev-parse --short refs/stash): ${in_the_way[*]}" &&
-            move_to "$target" && return
+        put_into_stash && move_to "$target" && return
     fi
     local there="$branch ${target:0:10}"
     ((${#in_the_way[@]} == 0)) || finish dirty "changes here are in the way of $there: ${in_the_way[*]}; \
@@ -685,6 +682,14 @@ commit or stash them, or git -C '$checkout' config gitops.dirty stash"
     is_in_the_midst && finish dirty "a merge or rebase is unfinished here, in the way of $there; finish or abort it"
     is_broken && repair "$words"
     finish failed "the tree could not be moved to $there, and was put back: $words"
+}
+
+# Stash what is in the way and leave other work in place; but git stash cannot be told of a staged deletion by its
+# path, and then all changes to tracked files go.
+put_into_stash() {
+    local stash=(git stash push --quiet --message "gitops: in the way of ${target:0:10}")
+    GIT_LITERAL_PATHSPECS=1 "${stash[@]}" --all -- "${in_the_way[@]}" || "${stash[@]}" || return
+    kept+="; what was in the way is in the stash $(git rev-parse --short refs/stash): ${in_the_way[*]}"
 }
 
 # Commits that only this checkout has would be lost to sight when their branch moves: keep them, or refuse.
