@@ -277,7 +277,7 @@ check_origin() {
     local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
     name_origin "$url"
     # Where git knows no repository at all it finds no settings either, and says nothing.
-    [[ $url ]] || git rev-parse --git-dir &>/dev/null || repair 'git does not know it for a repository'
+    [[ $url ]] || git rev-parse --git-dir &>/dev/null || repair_or_fail 'git does not know it for a repository'
     [[ $url ]] || finish mismatch "'$checkout' has no remote called origin; git -C '$checkout' remote add origin <url>"
     url_ends_in "$wanted" "$url" && return
     # url.<base>.insteadOf may stand between the URL and the name.
@@ -510,8 +510,16 @@ carry_over() {
 # Are the files of HEAD's commit all there? (Their contents are git's to check as it reads them.)
 is_complete() { git rev-list --objects --no-walk --exclude-promisor-objects HEAD >/dev/null 2>&1; }
 
-# Asked only when git has failed for no other reason, because it reads everything.
-is_broken() { ! git fsck --no-dangling --no-progress >/dev/null 2>&1; }
+# Asked only when git has failed for no other reason, because it reads everything. A git that was killed says nothing.
+is_broken() {
+    git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null && git fsck --no-dangling --no-progress &>/dev/null
+    (($? > 0 && $? <= 128))
+}
+
+repair_or_fail() {
+    is_broken && repair "$1"
+    finish failed "git fails here: $1; its repository is sound, and the next run tries again"
+}
 
 # -------------------------------------------------------------------------------------------- what upstream has
 
@@ -539,7 +547,7 @@ ask_default() {
 }
 
 say_unreachable() {
-    list_refs || repair "$1" # it may be this side that git cannot read
+    list_refs || ! is_broken || repair "$1" # it may be this side that git cannot read
     finish unreachable "$origin cannot be fetched: $1; tried again later"
 }
 
@@ -703,7 +711,7 @@ has_own_commits() {
     local tip=$1 known=${tracking[$branch]:-} own
     [[ $tip == "$target" || $tip == "$deployed" || $tip == "$known" ]] && return 1
     own=$(git rev-list --max-count=1 "$tip" --not "$target" ${known:+"$known"} ${deployed:+"$deployed"} "${@:2}") ||
-        repair 'its history cannot be read' # and so it cannot be said that nothing would be lost
+        repair_or_fail 'its history cannot be read' # and so it cannot be said that nothing would be lost
     [[ $own ]]
 }
 
@@ -871,12 +879,12 @@ main() {
     [[ -e .git ]] || clone
     find_repository
     check_owner
-    read_settings || repair 'git cannot read it'
+    read_settings || repair_or_fail 'git cannot read it'
     forbid_prompts
     check_origin
     ! is_paused || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
     clear_stale_locks
-    read_refs || repair 'HEAD or its commit cannot be read'
+    read_refs || repair_or_fail 'HEAD or its commit cannot be read'
     before=$head
     is_old_news && finish unchanged "${head:0:10} is here and deployed"
     settle_unfinished
@@ -887,7 +895,7 @@ main() {
     [[ $target != "$bad" || ! $deployed || $force ]] || stay_off_bad_commit
     if [[ $head == "$target" && $head_branch == "$branch" ]]; then
         if [[ ! $owed ]]; then
-            is_complete || repair 'objects are missing'
+            is_complete || repair_or_fail 'objects are missing'
             finish unchanged "$branch is at ${head:0:10}, as upstream"
         fi
         check_signature

@@ -159,7 +159,7 @@ class History:
         assert not missing, f"commits are unreachable: {missing}"
         kept = reachable | {line.split()[1] for line in site.git("ls-files", "--stage").splitlines()}
         for path in site.path.rglob("*"):
-            if path.is_file() and ".git" not in path.relative_to(site.path).parts:
+            if path.is_file() and not path.relative_to(site.path).parts[0].startswith(".git"):
                 kept.add(blob(path.read_text()))
         for name, text in self.texts.items():
             assert blob(text) in kept, f"what a person wrote to {name} is gone: {text[:20]}"
