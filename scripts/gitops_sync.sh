@@ -157,27 +157,24 @@ git() { command "${GIT[@]}" "$@" 9<&-; }
 # What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
 # ssh master left behind would keep open.
 remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words out status lines
-    local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
-    [[ ! -t 2 && ! $dry_run ]] || says=''
-    if [[ $says ]]; then
-        exec {out}< <(exec "${command[@]}" 9<&- 2>"$says")
+    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words status lines=('see above')
+    # --foreground: timeout stays in our process group, which the daemon ends as one.
+    local command=(timeout --foreground --kill-after=5 "$limit"
+        "${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
+    if [[ -t 2 || $dry_run ]]; then
+        answer=$(exec "${command[@]}" 9<&-)
     else
-        exec {out}< <(exec "${command[@]}" 9<&-)
+        answer=$(exec "${command[@]}" 9<&- 2>"$says")
     fi
-    IFS= read -r -d '' -t "$limit" -u "$out" answer
-    (($? <= 128)) || kill "$!" || : # no end of it in time
-    wait "$!"
     status=$?
-    exec {out}<&-
     ((status)) || return 0
-    lines=('see above')
-    [[ ! -s $says ]] || mapfile -t lines <"$says"
-    ((status != 143)) || lines+=("no end within $limit s")
+    [[ -t 2 || $dry_run || ! -s $says ]] || mapfile -t lines <"$says"
+    ((status != TIMED_OUT)) || lines+=("no end within $limit s")
     printf '%s\n' "${lines[@]}" >&2
     words=${lines[-1]}
     return "$status"
 }
+TIMED_OUT=124 # timeout's exit status
 
 # No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
 forbid_prompts() {
@@ -226,8 +223,9 @@ declare -A config=() tracking=() local_branch=() setting=(
 
 # Let git begin to tell them while something else is done.
 ask_settings() {
-    exec {settings}< <(exec "${GIT[@]}" config --show-scope --null \
-        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
+    # The exit status goes last: bash may lose that of a process substitution.
+    exec {settings}< <(git config --show-scope --null \
+        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null; printf '%s\0' "$?")
 }
 
 # Read the settings, all at once; only the checkout's own config counts, not the user's. False: git cannot read them.
@@ -237,7 +235,7 @@ read_settings() {
     mapfile -d '' -t entries <&"$settings"
     exec {settings}<&-
     settings=''
-    wait "$!" || (($? == 1)) || return 1 # 1: nothing is set
+    [[ ${entries[-1]} == [01] ]] || return 1 # 1: nothing is set
     setting[paths]=''
     for ((i = 0; i + 1 < ${#entries[@]}; i += 2)); do
         scope=${entries[i]} key=${entries[i + 1]%%$'\n'*} value=true
@@ -334,10 +332,10 @@ read_ref() {
 list_refs() {
     local lines line field
     head='' head_branch='' default_branch='' deployed='' bad=''
-    mapfile -t lines < <(exec "${GIT[@]}" for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
-        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null 9<&-)
-    wait "$!" || return 1
-    for line in "${lines[@]}"; do
+    mapfile -t lines < <(git for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
+        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null; printf '%s\n' "$?")
+    [[ ${lines[-1]} == 0 ]] || return
+    for line in "${lines[@]::${#lines[@]}-1}"; do
         # shellcheck disable=SC2206 # ids and refs hold neither spaces nor patterns
         field=(${line:1})
         case ${field[1]} in
@@ -577,7 +575,7 @@ fetch() {
 # Why did the fetch fail? Ask the remote, which answers more clearly than git's words; then once more, if that may help.
 fetch_again() {
     local status=$1 why=$words
-    ((status != 143)) || say_unreachable "$why" # too slow already
+    ((status != TIMED_OUT)) || say_unreachable "$why" # too slow already
     remote_git ls-remote origin "refs/heads/$branch" || say_unreachable "$why"
     if [[ ! $answer ]]; then
         [[ ! ${setting[branch]} && ! $refetched ]] || say_gone

@@ -134,11 +134,11 @@ class History:
     # The runs.
 
     def run(self) -> None:
-        outcome = self.site.run().outcome
-        self.told[-1] += f" {outcome}"
-        assert outcome in ("updated", "unchanged", "diverged", "dirty", "deploy-failed")
-        if outcome in ("updated", "unchanged"):
-            assert self.site.is_at_upstream(), f"it said {outcome}"
+        run = self.site.run()
+        self.told[-1] += f" {run.outcome}"
+        assert run.outcome in ("updated", "unchanged", "diverged", "dirty", "deploy-failed"), run.output
+        if run.outcome in ("updated", "unchanged"):
+            assert self.site.is_at_upstream(), f"it said {run.outcome}"
 
     def run_killed(self) -> None:
         slow = self.random.random() < 0.5  # files are written slowly, so that it dies in the middle of them
@@ -202,7 +202,8 @@ class History:
         assert run.outcome in ("updated", "unchanged"), run.output
         assert self.site.is_at_upstream()
         self.check_nothing_is_lost()
-        assert self.site.run().outcome == "unchanged"
+        run = self.site.run()
+        assert run.outcome == "unchanged", run.output
 
 
 @pytest.mark.parametrize("seed", SEEDS)
