@@ -157,7 +157,7 @@ class _Housekeeping:
 
         every(_REMIND, self._remind)
         every(_PRUNE, self._prune)
-        every(_PRUNE, self._count)
+        every(_REMIND, self._count)
         every(_STATUS, self._tell_status)
         if watchdog:
             every(watchdog, self._feed_watchdog)
@@ -190,8 +190,7 @@ class _Housekeeping:
             log.error("the journal cannot be pruned", reason=error)
 
     def _count(self) -> None:
-        # Not at every look at the status: it reads all folders, and the config of some checkouts.
-        self._repositories = sum(1 for _ in self._checkouts)
+        self._repositories = self._checkouts.count()  # it reads many folders, so not at every look at the status
 
     def _tell_status(self) -> None:
         """Tell the line that ``systemctl status`` shows, if it has changed."""

@@ -142,6 +142,10 @@ class Checkouts:
                 for nested in filter(_is_checkout, _folders(path)):
                     yield f"{path.name}/{nested.name}"
 
+    def count(self) -> int:
+        """How many checkouts there are; unlike a look at each, this reads nothing but folders."""
+        return sum(1 if _is_checkout(path) else sum(map(_is_checkout, _folders(path))) for path in _folders(self.root))
+
 
 def _name_by_origin(path: Path) -> str:
     """What the checkout at `path` is called by its origin, if that agrees with its folder's name."""
