@@ -276,7 +276,7 @@ OPTIONS = (
 #: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
-    "GITOPS_RUN", "GITOPS_RESULT",
+    "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT",
 }  # fmt: skip
 
 

@@ -65,6 +65,8 @@ mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending th
 arguments=("$@")
 # What the webhook said: text from outside, compared with, never passed on.
 hinted_branch=${GITOPS_REF:-} hinted_commit=${GITOPS_AFTER:-}
+# Of several webhooks these are the last one's to arrive, which need not tell of the last push.
+[[ ${GITOPS_DELIVERIES:-1} == 1 ]] || hinted_commit=''
 [[ $hinted_branch == refs/heads/* ]] && hinted_branch=${hinted_branch#refs/heads/} || hinted_branch=''
 
 read_arguments() {
