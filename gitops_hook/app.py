@@ -104,6 +104,9 @@ class WebhookApp:
             answer = Answer(refused.status, "refused", None, delivery if secret else None, refused.reason)
         except JournalError:
             answer = Answer(503, "unavailable", None, delivery, "the journal cannot be written now")
+        except OSError as error:  # git cannot be run: no process, no descriptor, no memory, no git
+            log.error("checkouts cannot be looked at", reason=error)
+            answer = Answer(503, "unavailable", None, delivery, "the checkouts cannot be looked at now")
         tell = log.info if answer.http < HTTPStatus.BAD_REQUEST else log.warning
         tell(
             f"webhook {answer.status}",

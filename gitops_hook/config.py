@@ -26,8 +26,37 @@ from gitops_hook.webhook import Secrets
 _PACKAGE = Path(__file__).resolve().parent
 
 
-class ConfigError(Exception):
+class Failure(Exception):
+    """What was asked cannot be done: the exit status (sysexits(3)), and the line that says why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConfigError(Failure):
     """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(78, message)
+
+
+#: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.
+ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """The variables that a file for systemd's ``EnvironmentFile=`` sets; none where there is no such file."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))
+    return {name.strip(): _unquoted(value.strip()) for name, equals, value in pairs if equals}
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
 class Address(NamedTuple):
@@ -49,6 +78,7 @@ class Settings(NamedTuple):
     state: Path
     sync_script: Path
     listen: Address
+    dashboard_listen: Address | None
     max_syncs: int
     sync_timeout: int
     clone: tuple[str, ...]
@@ -62,6 +92,10 @@ def _address(text: str) -> Address:
         raise ValueError("it is not ADDRESS:PORT")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     return Address(str(ip_address(host)), int(port))
+
+
+def _optional_address(text: str) -> Address | None:
+    return _address(text) if text else None
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:
@@ -108,7 +142,8 @@ def _patterns(text: str) -> tuple[str, ...]:
 
 
 def _clone_url(text: str) -> str:
-    if "{repository}" not in text or "{" in text.replace("{repository}", ""):
+    rest = text.replace("{repository}", "")
+    if rest == text or "{" in rest or "}" in rest:
         raise ValueError("it must hold {repository}, and no other braces")
     return text
 
@@ -120,8 +155,8 @@ def _log_format(text: str) -> str:
 
 
 def _credential(environ: Mapping[str, str]) -> str:
-    path = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "webhook-secret")
-    return str(path) if path.is_file() else ""
+    path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "webhook-secret")  # noqa: PTH118
+    return path if os.path.isfile(path) else ""  # noqa: PTH113 - that of a Path raises where a folder is closed
 
 
 def _state(environ: Mapping[str, str]) -> str:
@@ -218,6 +253,12 @@ OPTIONS = (
         "what a run executes, with the repository's name as its argument",
     ),
     _fixed("GITOPS_LISTEN", _address, "127.0.0.1:8787", "address and port of the webhook; inherited sockets win"),
+    _fixed(
+        "GITOPS_DASHBOARD_LISTEN",
+        _optional_address,
+        "127.0.0.1:8788",
+        "address and port of the page and its JSON, for reading alone; empty turns them off",
+    ),
     _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "runs at one time, over all repositories"),
     _fixed(
         "GITOPS_SYNC_TIMEOUT",
@@ -235,7 +276,7 @@ OPTIONS = (
 #: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
-    "GITOPS_RUN", "GITOPS_RESULT",
+    "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT",
 }  # fmt: skip
 
 
@@ -251,8 +292,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
         try:
             text = text if by_flag or by_environ else option.default(given)
             values[option.field] = option.parse(text)
-        except ValueError as error:
-            raise ConfigError(f"{option.env}={text!r} from {source} will not do: {error}") from None
+        except (ValueError, OSError, RuntimeError) as error:  # the last from Path.expanduser()
+            raise ConfigError(f"{option.env}={text!r} from {source} will not do: {_reason(error)}") from None
     return Settings(**values)
 
 
@@ -271,7 +312,7 @@ class SecretSource:
 
     def __init__(self, secret: str, path: Path | None) -> None:
         """Read `path`, if any; raises `ConfigError` where it cannot be read or there is no secret at all."""
-        self._fixed = {"environment": secret.encode()} if secret else {}
+        self._fixed = {"environment": os.fsencode(secret)} if secret else {}
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         if not self._fixed and not path:

@@ -2,8 +2,7 @@
 
 Rules:
 
-1. Signal handlers only put a word into a queue; the main thread acts on it, and otherwise does its chores by the
-   clock.
+1. A signal is a word to the main thread, which acts on it, and otherwise does its chores by the clock.
 2. At the start, sockets come last: who can connect is served. At the end they go first, and the journal last.
 3. One daemon to a state folder, by a lock on that folder which dies with its process.
 4. The watchdog is fed only while everything moves: what would leave a push unserved for ever ends the feed. Where it
@@ -15,8 +14,8 @@ from __future__ import annotations
 import faulthandler
 import fcntl
 import os
-import queue
 import sched
+import select
 import signal
 import socket
 import threading
@@ -28,13 +27,14 @@ from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.app import WebhookApp
-from gitops_hook.config import Address, SecretSource, Settings
+from gitops_hook.config import Address, Failure, SecretSource, Settings
+from gitops_hook.dashboard import Dashboard
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import GRACE, Runner
-from gitops_hook.server import Server
+from gitops_hook.server import Application, Server
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 
 #: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
@@ -48,13 +48,40 @@ _STATUS = 1.0
 #: Seconds without a turn after which a loop that accepts hangs. A turn takes 0.25 s, and little over 1 s at the worst.
 _TURN = 10.0
 
-#: Words in the main thread's queue, beside the numbers of signals.
-_RUNS_ENDED = "runs ended"
-_NOT_ACCEPTING = "not accepting"
+#: What threads have to say to the main thread: words of one byte, beside the numbers of signals.
+_RUNS_ENDED = 254
+_NOT_ACCEPTING = 255
 
 
-class StartError(Exception):
-    """The daemon cannot start here and now, for the reason that the message gives in one line."""
+class StartError(Failure):
+    """The daemon cannot start here and now, for the reason that the message gives. Exit 69 (EX_UNAVAILABLE)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(69, message)
+
+
+class Words:
+    """What the main thread is told, in a pipe: signals, and what other threads have to say.
+
+    The handler in C writes a signal's number as it comes. One in Python would have to wait until the main thread runs,
+    which may be in a minute, if the signal comes between its last look and its sleep.
+    """
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        signal.set_wakeup_fd(self._writing)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: None)
+
+    def put(self, word: int) -> None:
+        """Say a word; from any thread."""
+        os.write(self._writing, bytes([word]))
+
+    def get(self, timeout: float | None) -> int | None:
+        """The next word, or None if there is none for `timeout` seconds."""
+        ready, _, _ = select.select([self._reading], [], [], timeout)
+        return os.read(self._reading, 1)[0] if ready else None
 
 
 def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
@@ -62,9 +89,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
 
     Raises `ConfigError` or `StartError` where it cannot start.
     """
-    words: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: words.put(number))
+    words = Words()
     secrets = SecretSource(settings.webhook_secret, settings.webhook_secret_file)
     faulthandler.enable(2)
     interval = watchdog_interval(environ)
@@ -85,12 +110,13 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             clone=settings.clone,
             clone_url=settings.clone_url,
         )
-        app = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
-        servers = [Server(listening, app) for listening in _listen(settings.listen, environ)]
+        webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
+        servers = _serve_both(settings, environ, webhook, Dashboard(journal, checkouts))
         dispatcher.start()
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
-            log.info("listening", address=_describe(server.server_address), version=__version__, root=settings.root)
+            address = _describe(server.server_address)
+            log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
         notify(environ, "READY=1")
         status = _Housekeeping(servers, dispatcher, journal, checkouts, environ).stay(words, interval)
         notify(environ, "STOPPING=1")
@@ -118,7 +144,7 @@ class _Housekeeping:
         self._repositories = 0
         self._told = ""
 
-    def stay(self, words: queue.SimpleQueue[Any], watchdog: float | None) -> int:
+    def stay(self, words: Words, watchdog: float | None) -> int:
         """Do the chores until a signal or a fault ends the day; returns the exit status."""
         chores = sched.scheduler()
 
@@ -136,9 +162,8 @@ class _Housekeeping:
         if watchdog:
             every(watchdog, self._feed_watchdog)
         while True:
-            try:
-                word = words.get(timeout=chores.run(blocking=False))
-            except queue.Empty:
+            word = words.get(chores.run(blocking=False))
+            if word is None:
                 continue
             if word == signal.SIGHUP:
                 log.info("every checkout is synced once, as asked by SIGHUP")
@@ -192,7 +217,7 @@ class _Housekeeping:
             notify(self._environ, "WATCHDOG=1")
 
 
-def _stop(words: queue.SimpleQueue[Any], servers: list[Server], dispatcher: Dispatcher) -> None:
+def _stop(words: Words, servers: list[Server], dispatcher: Dispatcher) -> None:
     """Accept no more, answer what was begun, let runs in hand end, or end them."""
     dispatcher.stop()
     for server in servers:
@@ -205,17 +230,14 @@ def _stop(words: queue.SimpleQueue[Any], servers: list[Server], dispatcher: Disp
         words.put(_RUNS_ENDED)
 
     threading.Thread(target=wait_for_runs, name="wait for runs", daemon=True).start()
-    try:
-        word = words.get(timeout=RUNS_DEADLINE)
-    except queue.Empty:
-        word = None
+    word = words.get(RUNS_DEADLINE)
     if word != _RUNS_ENDED:
         log.warning("runs are ended", reason="a second signal" if word else f"{RUNS_DEADLINE:.0f} s are over")
         dispatcher.terminate()
         dispatcher.join(GRACE + 2)
 
 
-def _accept(server: Server, words: queue.SimpleQueue[Any]) -> None:
+def _accept(server: Server, words: Words) -> None:
     """Accept connections until `Server.shutdown`; a daemon that cannot is of no use, and ends."""
     try:
         server.serve_forever(poll_interval=0.25)
@@ -236,14 +258,24 @@ def _lock(state: Path, stack: ExitStack) -> None:
         raise StartError(f"GITOPS_STATE={str(state)!r} cannot be used: {error.strerror}") from None
 
 
-def _listen(address: Address, environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """The sockets of the webhook: those that systemd hands over, else one bound to `address`."""
+def _serve_both(
+    settings: Settings, environ: MutableMapping[str, str], webhook: Application, dashboard: Application
+) -> list[Server]:
+    """A server for each socket, of those that systemd hands over by name or else of one bound to the address set."""
     inherited = inherited_sockets(environ)
-    sockets = inherited.pop("webhook", [])
+    servers = []
+    for name, option, address, app in (
+        ("webhook", "GITOPS_LISTEN", settings.listen, webhook),
+        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard),
+    ):
+        sockets = inherited.pop(name, []) or ([_bind(option, address)] if address else [])
+        servers += [Server(listening, app, name=name) for listening in sockets]
     for name, strays in inherited.items():
-        log.warning("inherited sockets are not used; only those named webhook are", name=name, sockets=len(strays))
-    if sockets:
-        return sockets
+        log.warning("inherited sockets are not used; their names are not ours", name=name, sockets=len(strays))
+    return servers
+
+
+def _bind(option: str, address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -251,10 +283,11 @@ def _listen(address: Address, environ: MutableMapping[str, str]) -> list[socket.
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
         listening.bind(address)
+        listening.listen()  # a port that another has bound in the meantime shows here
     except OSError as error:
         listening.close()
-        raise StartError(f"GITOPS_LISTEN={address} cannot be used: {error.strerror}") from None
-    return [listening]
+        raise StartError(f"{option}={address} cannot be used: {error.strerror}") from None
+    return listening
 
 
 def _describe(address: Any) -> str:

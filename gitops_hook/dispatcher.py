@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import queue
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -29,8 +30,8 @@ from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
 from gitops_hook.runner import GRACE, Result, Runner, Task
 
-#: Seconds that a worker waits for more work before it goes. A thread is cheap to start, and to keep a little.
-_IDLE = 10.0
+#: Seconds that a worker waits for more work before it goes: a thread is cheap to start, and a sweep needs many.
+_IDLE = 1.0
 #: The first and the longest wait before another try, in seconds. The longest is what a polling timer would take.
 _FIRST_WAIT = 5.0
 _LONGEST_WAIT = 900.0
@@ -42,6 +43,9 @@ _RESTART_LOOP = 3
 #: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
 _OVERDUE = 30.0
 _ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
+
+#: What `gitops.timeout` may be, in seconds; anything else is as if it were not set.
+_TIMEOUT = re.compile("[1-9][0-9]{0,6}")
 
 #: Outcomes that leave the checkout where upstream is, or where the operator wants it.
 _GOOD = {"updated", "unchanged", "cloned", "paused"}
@@ -128,6 +132,8 @@ class Dispatcher:
         self._jitter = jitter
         self._places = Places(max_syncs)
         self._stopping = threading.Event()
+        self._terminated = False
+        self._renewals = journal.renewals
         # The workers by their repository's name in lower case, for forges take names so. Guarded by _lock, and so is
         # putting into their queues: a worker that goes must see under the lock that nothing was put.
         self._workers: dict[str, _Worker] = {}
@@ -155,6 +161,7 @@ class Dispatcher:
 
     def sweep(self) -> None:
         """Sync every managed checkout once."""
+        self._renewals = self._journal.renewals
         self._feed(
             (name for name in self._checkouts if not self._restarts_us(name)), "sweep", max(1, self._max_syncs // 2)
         )
@@ -179,7 +186,9 @@ class Dispatcher:
                 worker.queue.put(Wake(trigger, done))
 
     def remind(self) -> None:
-        """Wake whatever is owed and has no worker: called now and then, it repairs a wake-up that was lost."""
+        """Called now and then, this repairs what was lost: a wake-up, or all that a damaged journal owed."""
+        if self._renewals != self._journal.renewals:
+            self.sweep()
         for repository in self._journal.owed():
             if repository.lower() not in self._workers:
                 self.wake(repository)
@@ -203,6 +212,7 @@ class Dispatcher:
 
     def terminate(self) -> None:
         """After `stop`: end the runs in hand."""
+        self._terminated = True
         self._runner.terminate()
 
     @property
@@ -225,15 +235,27 @@ class Dispatcher:
     def step(self, repository: str, trigger: str) -> bool:
         """Do one run of `repository` if one is due; returns whether the matter is settled."""
         with self._places.one() as granted:
-            if not granted:
-                return True  # we are stopping; the journal remembers
+            if not granted or self._stopping.is_set():
+                return True  # the journal remembers
             try:
                 claim = self._journal.start(repository, trigger, if_owed=trigger == "push")
             except JournalError:
                 return False
-            return self._run(claim) if claim else True
+            return self._run(claim)[1] if claim else True
 
-    def _run(self, claim: Claim) -> bool:
+    def run_now(self, repository: str, trigger: str) -> Run:
+        """Run `repository` in the caller's thread, as soon as there is a place; returns how it ended.
+
+        For a process that has no workers; between processes the script's lock keeps runs apart.
+        Raises `JournalError` where the run cannot be begun.
+        """
+        with self._places.one():
+            claim = self._journal.start(repository, trigger)
+            assert claim
+            return self._run(claim)[0]
+
+    def _run(self, claim: Claim) -> tuple[Run, bool]:
+        """Do a run that has begun; returns how it ended, and whether that settles the matter."""
         run, newest = claim.run, claim.newest
         task = Task(
             repository=newest.repository if newest else run.repository,
@@ -242,31 +264,40 @@ class Dispatcher:
             after=newest.after if newest else "",
             event=newest.event if newest else run.trigger,
             delivery=newest.guid if newest else "",
+            deliveries=claim.deliveries,
         )
-        checkout = self._checkouts.find(run.repository)
-        limit = self._sync_timeout
-        if checkout:
-            own = checkout.settings.get("timeout", "")
-            # Zero would be no limit at all to timeout(1).
-            limit = int(own) or limit if own.isascii() and own.isdigit() else limit
-        elif may_clone(run.repository, self._clone):
-            task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
-        self._due[run.id] = time.monotonic() + limit + GRACE + _OVERDUE
         try:
-            result = self._runner.run(task, self._journal.log_path(run.id), limit)
+            result = self._execute(task, run)
         except OSError as error:
             result = Result("interrupted", None, message=f"The script could not be started: {error}")
-        finally:
-            del self._due[run.id]
-        if result.outcome == "interrupted" and self._stopping.is_set():
-            result = result._replace(message=_ENDED_BY_US)
+        except Exception:
+            log.exception("a run met a fault of our own", repository=run.repository, run=run.id)
+            result = Result("interrupted", None, message="A fault of the daemon's own; its log has the traceback.")
+        # A script may answer TERM with a status of its own. That is not how it would have ended.
+        if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
+            result = result._replace(outcome="interrupted", message=_ENDED_BY_US)
         ended = run._replace(ended=time.time(), **result._asdict())
         settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
         if ended.outcome not in _GOOD:
             self.failure = ended
         self._record(ended, settled=settled)
         _tell(ended, claim.deliveries, task)
-        return settled
+        return ended, settled
+
+    def _execute(self, task: Task, run: Run) -> Result:
+        """Run the script, under the limit that the checkout sets, or with leave to clone one."""
+        checkout = self._checkouts.find(run.repository)
+        limit = self._sync_timeout
+        if checkout:
+            own = checkout.settings.get("timeout", "")
+            limit = int(own) if _TIMEOUT.fullmatch(own) else limit
+        elif may_clone(run.repository, self._clone):
+            task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
+        self._due[run.id] = time.monotonic() + limit + GRACE + _OVERDUE
+        try:
+            return self._runner.run(task, self._journal.log_path(run.id), limit)
+        finally:
+            del self._due[run.id]
 
     def _record(self, run: Run, *, settled: bool) -> None:
         """Write down how a run ended, however long the journal takes to be writable again."""
@@ -278,11 +309,18 @@ class Dispatcher:
                     return None  # unrecorded, it counts as interrupted at the next start, and is done again
 
     def _restarts_us(self, repository: str) -> bool:
-        """Whether the last runs of `repository` were all ended by the daemon's shutdown; what they owe is given up."""
-        last = self._journal.runs(repository, _RESTART_LOOP)
-        if len(last) < _RESTART_LOOP or not all(run.message == _ENDED_BY_US for run in last):
-            return False
-        self._journal.settle(repository)
+        """Whether the last runs of `repository` were all ended by the daemon's shutdown; what they owe is given up.
+
+        A push that came since is another matter, and perhaps the remedy: while one is owed, it has its run.
+        """
+        try:
+            last = self._journal.runs(repository, _RESTART_LOOP)
+            if len(last) < _RESTART_LOOP or not all(run.message == _ENDED_BY_US for run in last):
+                return False
+            if self._journal.settle(repository):
+                return False
+        except JournalError:
+            return False  # then nothing can be run either; whoever tries comes back to it
         log.error(
             "its runs end only by the daemon's shutdown, so it waits for a push; a deploy that restarts the daemon"
             " must not wait for it: systemctl --no-block restart gitops-hook",
@@ -291,16 +329,16 @@ class Dispatcher:
         return True
 
     def _feed(self, repositories: Iterable[str], trigger: str, lanes: int) -> None:
-        """Wake `repositories` one after another, never more than `lanes` of them unfinished."""
+        """Wake `repositories` one after another, never more than `lanes` of them unfinished.
+
+        A lane ends where no worker is to be had: `remind` comes back to what is owed, the next sweep to the rest.
+        """
         rest = iter(repositories)
         lock = threading.Lock()  # guards `rest`, an iterator that several workers come to
 
         def next_one() -> None:
-            try:
-                with lock:
-                    repository = next(rest, None)
-            except JournalError:
-                return  # the rest is left to its pushes and to the next sweep
+            with lock:
+                repository = next(rest, None)
             if repository:
                 self.wake(repository, trigger, next_one)
 
@@ -324,35 +362,41 @@ class _Worker:
         self.queue: queue.Queue[Wake] = queue.Queue()
         self.thread = threading.Thread(target=self._work, name=f"worker {repository}", daemon=True)
         self._dispatcher = dispatcher
+        #: How many tries in a row have settled nothing.
+        self._failures = 0
 
     def _work(self) -> None:
-        failures = 0
-        while True:
-            wakes = self._wait(self._patience(failures))
-            if any(wake.trigger == "stop" for wake in wakes):
-                return
-            if not wakes and not failures:
-                if self._dispatcher._retire(self):
-                    return
-                continue
-            # A push alone runs only what is owed; whatever else was asked for, or a try that is due, runs anyway.
-            triggers = [wake.trigger for wake in wakes] or ["retry"]
-            trigger = next((trigger for trigger in triggers if trigger != "push"), "push")
+        while self.turn():
+            pass
+
+    def turn(self) -> bool:
+        """Wait for a wake-up, or until a try is due, and act on it; returns whether there is to be another turn."""
+        wakes = self._wait(self._patience())
+        if any(wake.trigger == "stop" for wake in wakes):
+            return False
+        if not wakes and not self._failures:
+            return not self._dispatcher._retire(self)
+        # A push alone runs only what is owed; whatever else was asked for, or a try that is due, runs anyway.
+        triggers = [wake.trigger for wake in wakes] or ["retry"]
+        trigger = next((trigger for trigger in triggers if trigger != "push"), "push")
+        settled = False
+        try:
             try:
                 settled = self._dispatcher.step(self.repository, trigger)
-            except Exception:
-                log.exception("a run met a fault of our own", repository=self.repository)
-                settled = False
-            failures = 0 if settled else failures + 1
-            for wake in wakes:
-                if wake.done:
-                    wake.done()
+            finally:
+                for wake in wakes:
+                    if wake.done:
+                        wake.done()
+        except Exception:
+            log.exception("a worker met a fault of our own", repository=self.repository)
+        self._failures = 0 if settled else self._failures + 1
+        return True
 
-    def _patience(self, failures: int) -> float:
+    def _patience(self) -> float:
         """How long to wait for a wake-up: until the next try is due, or until this worker is idle."""
-        if not failures:
+        if not self._failures:
             return _IDLE
-        wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(failures - 1, 10))
+        wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(self._failures - 1, 10))
         return wait * (0.75 + self._dispatcher._jitter() / 2)
 
     def _wait(self, patience: float) -> list[Wake]:

@@ -20,11 +20,12 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from gitops_hook.config import Failure
 from gitops_hook.logs import log
 
 T = TypeVar("T")
@@ -79,8 +80,11 @@ _BATCH = 100
 _BUSY_MS = 5000
 
 
-class JournalError(Exception):
-    """The journal cannot be read or written now; the message says why."""
+class JournalError(Failure):
+    """The journal cannot be read or written now; the message says why. Ends a command with exit 74 (EX_IOERR)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(74, message)
 
 
 class JournalTooNew(JournalError):
@@ -149,18 +153,97 @@ class _Work(Generic[T]):
         return cast(T, self.result)
 
 
-class Journal:
-    """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
+class JournalReader:
+    """The journal in one state folder, to look into. It works beside the process that writes it, and without one."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides."""
         self._path = folder / "journal.db"
         self._logs = folder / "runs"
+
+    def owed(self) -> list[str]:
+        """The repositories that deliveries are owed to."""
+        rows = self._query("SELECT DISTINCT repository FROM deliveries WHERE owed")
+        return [repository for (repository,) in rows]
+
+    def run(self, run: int) -> Run | None:
+        """The run of that id."""
+        rows = self._query("SELECT * FROM runs WHERE id = ?", run)
+        return Run(*rows[0]) if rows else None
+
+    def runs(self, repository: str | None = None, limit: int = 100) -> list[Run]:
+        """The newest runs, of one repository or of all, newest first."""
+        if repository is None:
+            rows = self._query("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
+        else:
+            rows = self._query("SELECT * FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?", repository, limit)
+        return [Run(*row) for row in rows]
+
+    def deliveries(self, guid: str) -> list[Delivery]:
+        """What came of a delivery, once for each time that it came, oldest first."""
+        with self._reading() as connection:
+            return _deliveries(connection, "guid = ? ORDER BY id", guid)
+
+    def log_path(self, run: int) -> Path:
+        """Where the output of a run is kept."""
+        return self._logs / f"{run}.log"
+
+    def newest_runs(self) -> list[Run]:
+        """The newest run of each repository."""
+        return [
+            Run(*row)
+            for row in self._query("SELECT * FROM runs WHERE id IN (SELECT max(id) FROM runs GROUP BY repository)")
+        ]
+
+    def confirmations(self) -> list[tuple[str, float]]:
+        """Each repository, and when a run last left it where upstream was, in seconds since the epoch."""
+        good = "('updated', 'unchanged', 'cloned')"
+        return self._query(f"SELECT repository, max(ended) FROM runs WHERE outcome IN {good} GROUP BY repository")
+
+    def owed_counts(self) -> list[tuple[str, int]]:
+        """Each repository that deliveries are owed to, and how many."""
+        return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection that reads, for one look."""
+        uri = f"file:{_uri(self._path)}?mode=ro"
+        try:
+            with closing(sqlite3.connect(uri, timeout=_BUSY_MS / 1000, uri=True)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            if _is_damage(error):
+                self._doubt(error)
+            raise JournalError(f"{self._path}: {error}") from error
+
+    def _query(self, sql: str, *values: object) -> list[Any]:
+        with self._reading() as connection:
+            return connection.execute(sql, values).fetchall()
+
+    def _doubt(self, damage: sqlite3.Error) -> None:
+        """Called where a look met damage; whoever writes sees to it."""
+
+
+class Journal(JournalReader):
+    """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
+
+    def __init__(self, folder: Path, *, mends: bool = True) -> None:
+        """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides.
+
+        `mends` says that a damaged file may be set aside: for the daemon alone, for it knows that no other has it open.
+        """
+        super().__init__(folder)
+        self._mends = mends
         #: Why the last write failed, or None if it did not.
         self.fault: str | None = None
-        # The writing thread's own from here on; None while the file cannot be opened.
+        #: How many times a damaged file was set aside. What it owed is known to nobody: look at every checkout.
+        self.renewals = 0
+        # The writing thread's own from here on; the connection is None while the file cannot be opened.
+        self._newest_run = 0
         self._connection: sqlite3.Connection | None = self._open()
         self._work: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
+        # Guards _closed and putting into _work: nothing may come behind the None that ends the writing thread.
+        self._lock = threading.Lock()
+        self._closed = False
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
@@ -181,6 +264,7 @@ class Journal:
                 "INSERT INTO runs (repository, trigger, started) VALUES (?, ?, ?)", (repository, trigger, started)
             ).lastrowid
             assert run is not None
+            self._newest_run = run
             claimed = connection.execute(
                 "UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository)
             ).rowcount
@@ -215,15 +299,16 @@ class Journal:
             )
         )
 
-    def settle(self, repository: str) -> None:
-        """Give up what is owed to `repository` until its next trigger."""
-        self._submit(
-            _Work(
-                lambda connection: connection.execute(
-                    "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed", (repository,)
-                )
+    def settle(self, repository: str) -> bool:
+        """Give up what runs have tried for `repository`; returns whether anything that none has tried is owed."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute(
+                "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed AND run IS NOT NULL", (repository,)
             )
-        )
+            return bool(_deliveries(connection, "repository = ? AND owed LIMIT 1", repository))
+
+        return self._submit(_Work(work))
 
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
@@ -247,49 +332,26 @@ class Journal:
             )
 
         self._submit(_Work(work))
-        self._prune_logs(horizon)
+        try:
+            self._prune_logs(horizon)
+        except OSError as error:
+            raise JournalError(f"{error.filename}: {error.strerror}") from error
 
     def close(self) -> None:
         """Finish what was handed in and let go of the file. Calling it again does nothing."""
-        if self._writer.is_alive():
-            self._work.put(None)
-            self._writer.join()
-
-    # -- reading ----------------------------------------------------------------------------------------------------
-
-    def owed(self) -> list[str]:
-        """The repositories that deliveries are owed to."""
-        rows = self._query("SELECT DISTINCT repository FROM deliveries WHERE owed")
-        return [repository for (repository,) in rows]
-
-    def run(self, run: int) -> Run | None:
-        """The run of that id."""
-        rows = self._query("SELECT * FROM runs WHERE id = ?", run)
-        return Run(*rows[0]) if rows else None
-
-    def runs(self, repository: str | None = None, limit: int = 100) -> list[Run]:
-        """The newest runs, of one repository or of all, newest first."""
-        if repository is None:
-            rows = self._query("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
-        else:
-            rows = self._query("SELECT * FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?", repository, limit)
-        return [Run(*row) for row in rows]
-
-    def deliveries(self, guid: str) -> list[Delivery]:
-        """What came of a delivery, once for each time that it came, oldest first."""
-        with closing(self._reader()) as connection:
-            return _deliveries(connection, "guid = ? ORDER BY id", guid)
-
-    def log_path(self, run: int) -> Path:
-        """Where the output of a run is kept."""
-        return self._logs / f"{run}.log"
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._work.put(None)
+        self._writer.join()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _submit(self, work: _Work[T]) -> T:
-        if not self._writer.is_alive():
-            raise JournalError("the journal is closed")
-        self._work.put(work)
+        with self._lock:
+            if self._closed:
+                raise JournalError("the journal is closed")
+            self._work.put(work)
         return work.wait()
 
     def _write(self) -> None:
@@ -338,33 +400,41 @@ class Journal:
                 self._connection = None  # opened anew by the next work, which sets the file aside if it must
 
     def _open(self) -> sqlite3.Connection:
+        """Open the file, or begin a new one where it is damaged."""
         try:
             self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise JournalError(f"{self._path}: {error}") from error
-            self._set_aside(str(error))
-        except OSError as error:
-            raise JournalError(f"{error.filename}: {error.strerror}") from error
-        try:
-            return self._connect()
+            try:
+                return self._connect()
+            except sqlite3.DatabaseError as error:
+                if not (_is_damage(error) and self._mends):
+                    raise
+                self._set_aside(str(error))
+            connection = self._connect()
+            # Runs in hand end under their old ids and go on with their old logs: no new run may be called so.
+            connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('runs', ?)", (self._newest_run,))
+            self.renewals += 1
+            return connection
         except sqlite3.Error as error:
             raise JournalError(f"{self._path}: {error}") from error
+        except OSError as error:
+            raise JournalError(f"{error.filename}: {error.strerror}") from error
 
     def _connect(self) -> sqlite3.Connection:
+        # SQLite takes an empty file for a new one, and deletes the -wal that may hold all there is.
+        if not _size(self._path) and (_size(Path(f"{self._path}-wal")) or any(self._logs.iterdir())):
+            raise sqlite3.DatabaseError("it is missing or empty, but what belongs to it is there")
         # The connection is made here and used by the writing thread alone, hence check_same_thread. Transactions are
         # begun and ended by hand (isolation_level None).
-        connection = sqlite3.connect(self._path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         try:
             os.chmod(self._path, 0o600)  # noqa: PTH101 - it tells who pushed what
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
             # quick_check reads every page: some milliseconds for a megabyte, once a start.
             ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
+            connection.execute("PRAGMA synchronous = FULL")
             self._migrate(connection)
+            connection.execute("PRAGMA journal_mode = WAL")  # this changes the file, so it must be known as ours
         except BaseException:
             connection.close()
             raise
@@ -385,36 +455,30 @@ class Journal:
         while self._path.with_name(self._path.name + suffix).exists():
             suffix += "+"
         aside = self._path.with_name(self._path.name + suffix)
-        try:
-            for path, target in (
-                (Path(f"{self._path}-wal"), Path(f"{aside}-wal")),
-                (Path(f"{self._path}-shm"), Path(f"{aside}-shm")),
-                (self._logs, self._logs.with_name(self._logs.name + suffix)),
-                (self._path, aside),
-            ):
-                if path.exists():
-                    path.rename(target)
-            self._logs.mkdir(mode=0o700)
-        except OSError as error:
-            raise JournalError(f"{error.filename}: {error.strerror}") from error
+        for path, target in (
+            (Path(f"{self._path}-wal"), Path(f"{aside}-wal")),
+            (Path(f"{self._path}-shm"), Path(f"{aside}-shm")),
+            (self._logs, self._logs.with_name(self._logs.name + suffix)),
+            (self._path, aside),
+        ):
+            if path.exists():
+                path.rename(target)
+        self._logs.mkdir(mode=0o700)
         log.error(
             "THE JOURNAL IS DAMAGED and was set aside; a new one is begun, and every checkout is synced",
             reason=reason,
             kept=aside,
         )
 
-    def _reader(self) -> sqlite3.Connection:
-        try:
-            return sqlite3.connect(f"file:{_uri(self._path)}?mode=ro", _BUSY_MS / 1000, uri=True)
-        except sqlite3.Error as error:
-            raise JournalError(f"{self._path}: {error}") from error
+    def _doubt(self, damage: sqlite3.Error) -> None:
+        """Have the writing thread open the file anew: what it holds in memory may hide from it what a reader met."""
 
-    def _query(self, sql: str, *values: object) -> list[Any]:
-        with closing(self._reader()) as connection:
-            try:
-                return connection.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
-                raise JournalError(f"{self._path}: {error}") from error
+        def work(connection: sqlite3.Connection) -> None:
+            raise damage
+
+        with suppress(JournalError):
+            self._submit(_Work(work))
+        self.probe()
 
     def _prune_logs(self, horizon: float) -> None:
         total = 0
@@ -454,7 +518,11 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _number(path: Path) -> int:
-    return int(path.stem) if path.stem.isdigit() else 0
+    return int(path.stem) if path.stem.isdecimal() else 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _uri(path: Path) -> str:

@@ -54,10 +54,12 @@ class Log:
 
 def _emit(level: str, sentence: str, fields: Mapping[str, object]) -> None:
     known = {key: value for key, value in fields.items() if value is not None}
-    line = _format(level, sentence, known) + "\n"
+    line = _format(level, sentence, known)
+    if not line:
+        return
     with suppress(OSError):  # nobody reads; the work goes on
         # One write for a line: a pipe takes up to 4 KiB of it whole, so threads need no lock.
-        os.write(2, line.encode("utf-8", "backslashreplace"))
+        os.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def _as_text(level: str, sentence: str, fields: Mapping[str, object]) -> str:
@@ -85,6 +87,16 @@ def setup(log_format: str, *, under_systemd: bool) -> None:
     """Have lines in `log_format`, ``text`` or ``json``; before this is called they are text."""
     global _format  # noqa: PLW0603 - a process has one standard error
     _format = _as_json if log_format == "json" else _as_journal_text if under_systemd else _as_timed_text
+
+
+def mute() -> None:
+    """Write no lines: for a command that tells in its own words."""
+    global _format  # noqa: PLW0603 - as above
+    _format = _as_nothing
+
+
+def _as_nothing(level: str, sentence: str, fields: Mapping[str, object]) -> str:
+    return ""
 
 
 def _quote(value: str) -> str:

@@ -16,6 +16,7 @@ import fnmatch
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +25,16 @@ from typing import NamedTuple
 _PART = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}")
 _NOT_A_PART = {".", "..", ".git"}
 
+#: A clone URL up to its path: a scheme and a host. The scp-like form and a plain path have no such.
+_URL_HOST = re.compile(r"\A[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
 #: The last one or two parts of a clone URL's path, in any form that git takes (https, ssh, scp-like, a path).
-_URL_TAIL = re.compile(r"(?:^|[/:])(?:([^/:]+)/)?([^/:]+?)(?:\.git)?/*$")
+_URL_TAIL = re.compile(r"(?:^|[/:])(?:([^/:]+)/)?([^/:]+?)(?:\.git)?/*\Z")
+
+#: Settings that have git read another file (git-config(1), "Includes").
+_INCLUDE = re.compile(r"include(if\..*)?\.path", re.DOTALL)
+#: The coarsest step of a file's time, 10 ms where the kernel ticks at 100 Hz. What changed that shortly before it was
+#: read can change again and look the same.
+_TICK_NS = 10_000_000
 
 
 def is_valid(repository: str) -> bool:
@@ -36,7 +45,7 @@ def is_valid(repository: str) -> bool:
 
 def name_in_url(url: str) -> str | None:
     """The ``owner/name`` that a clone URL ends in, or ``name`` if that is all, or None if neither is valid."""
-    tail = _URL_TAIL.search(url)
+    tail = _URL_TAIL.search(_URL_HOST.sub("", url, count=1))
     if not tail:
         return None
     owner, name = tail.groups()
@@ -68,7 +77,7 @@ class _Stamp(NamedTuple):
     path: str
     inode: int = 0
     size: int = 0
-    mtime_ns: int = 0
+    ctime_ns: int = 0
 
     @classmethod
     def of(cls, path: str) -> _Stamp:
@@ -76,11 +85,14 @@ class _Stamp(NamedTuple):
             stat = os.stat(path)  # noqa: PTH116 - a Path would cost more than the system call
         except OSError:
             return cls(path)
-        return cls(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return cls(path, stat.st_ino, stat.st_size, stat.st_ctime_ns)
 
 
 class _Known(NamedTuple):
-    """A checkout that was found, and the files whose looks say that it still is what it was."""
+    """A checkout that was found, and the files whose looks say that it still is what it was.
+
+    Without any, it has to be looked at again: git could not read it, or it had changed in that very moment.
+    """
 
     checkout: Checkout
     stamps: Sequence[_Stamp]
@@ -96,13 +108,16 @@ class Checkouts:
         self._known: dict[str, _Known] = {}
 
     def find(self, repository: str) -> Checkout | None:
-        """The checkout of `repository` (a valid name), or None if there is none.
+        """The checkout of `repository`, or None if there is none, as for a name that is none.
 
-        While its config is unchanged this costs a stat(2) or two, and no process.
+        While its config is unchanged this costs a stat(2) or two, and no process. Raises OSError where git is needed
+        and cannot be started.
         """
         known = self._known.get(repository)
         if known and all(_Stamp.of(stamp.path) == stamp for stamp in known.stamps):
             return known.checkout
+        if not is_valid(repository):  # whoever asks may forget to, and then a path would lead out of the root
+            return None
         owner, _, name = repository.rpartition("/")
         nested = _descend(self.root, [owner, name]) if owner else None
         path = nested or _descend(self.root, [name])
@@ -110,20 +125,19 @@ class Checkouts:
             self._known.pop(repository, None)
             return None
         known = _read(repository, path)
-        if owner and not nested:  # it would take precedence, should it come
-            absent = _Stamp.of(str(self.root / owner / name / ".git"))
-            known = known._replace(stamps=[*known.stamps, absent])
-        self._known[repository] = known
+        self._known.pop(repository, None)
+        if known.stamps:
+            exact = self.root / repository
+            if path != exact:  # it would take precedence, should it come
+                known = known._replace(stamps=[*known.stamps, _Stamp.of(str(exact / ".git"))])
+            self._known[repository] = known
         return known.checkout
 
     def __iter__(self) -> Iterator[str]:
         """The repositories that have a checkout; one that lies in no owner's folder is called as its origin is."""
         for path in _folders(self.root):
             if _is_checkout(path):
-                name = name_in_url(_read(path.name, path).checkout.settings.get("origin", ""))
-                if name is None or name.rpartition("/")[2].lower() != path.name.lower():
-                    name = path.name
-                yield name
+                yield _name_by_origin(path)
             else:
                 for nested in filter(_is_checkout, _folders(path)):
                     yield f"{path.name}/{nested.name}"
@@ -131,6 +145,16 @@ class Checkouts:
     def count(self) -> int:
         """How many checkouts there are; unlike a look at each, this reads nothing but folders."""
         return sum(1 if _is_checkout(path) else sum(map(_is_checkout, _folders(path))) for path in _folders(self.root))
+
+
+def _name_by_origin(path: Path) -> str:
+    """What the checkout at `path` is called by its origin, if that agrees with its folder's name."""
+    try:
+        origin = _read(path.name, path).checkout.settings.get("origin", "")
+    except OSError:  # no process to be had; its run will say so
+        origin = ""
+    name = name_in_url(origin) or ""
+    return name if name.rpartition("/")[2].lower() == path.name.lower() else path.name
 
 
 def _is_checkout(path: Path) -> bool:
@@ -160,8 +184,9 @@ def _descend(root: Path, parts: Sequence[str]) -> Path | None:
 def _read(repository: str, path: Path) -> _Known:
     """Have git read the config of the checkout at `path`."""
     config = _config_file(path)
-    # The stamp of the main file is taken before it is read: a change in between is seen at the next look.
-    stamps = {str(config): _Stamp.of(str(config))}
+    # Stamps are taken before a file is read where that can be: a change in between is seen at the next look.
+    began = time.time_ns()
+    stamps = [_Stamp.of(str(file)) for file in (config, path / ".git") if not file.is_dir()]
     listing = subprocess.run(
         ["git", "config", "--file", config, "--includes", "--show-origin", "--null", "--list"],
         stdin=subprocess.DEVNULL,
@@ -172,15 +197,17 @@ def _read(repository: str, path: Path) -> _Known:
     settings = {}
     fields = os.fsdecode(listing.stdout).split("\0")
     for origin, entry in zip(fields[::2], fields[1::2]):
-        source = str(config.parent / origin[len("file:") :])
-        if source not in stamps:
-            stamps[source] = _Stamp.of(source)
         key, _, value = entry.partition("\n")
         if key == "remote.origin.url":
             settings["origin"] = value
         elif key.startswith("gitops."):
             settings[key[len("gitops.") :]] = value
-    return _Known(Checkout(repository, path, settings), list(stamps.values()))
+        elif _INCLUDE.fullmatch(key):  # whether it is there and in force or not: it may come to be
+            folder = os.path.dirname(origin[len("file:") :])  # noqa: PTH120 - as git takes it
+            stamps.append(_Stamp.of(os.path.join(folder, os.path.expanduser(value))))  # noqa: PTH111, PTH118
+    if listing.returncode or any(stamp.ctime_ns > began - _TICK_NS for stamp in stamps):
+        stamps = []
+    return _Known(Checkout(repository, path, settings), stamps)
 
 
 def _config_file(checkout: Path) -> Path:

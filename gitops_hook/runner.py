@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,8 @@ class Task(NamedTuple):
     after: str = ""
     event: str = ""
     delivery: str = ""
+    #: How many deliveries the run serves; the hints above are the newest one's.
+    deliveries: int = 0
     clone_url: str = ""
 
 
@@ -126,8 +129,10 @@ class Runner:
         with self._lock:
             for thread in self._threads:
                 for child in _children(thread):
-                    with suppress(ProcessLookupError):
-                        os.kill(child, signal.SIGTERM)  # timeout(1) hands it on to the group
+                    # timeout(1) hands it on to its group, but not while it forks: then it would leave the script.
+                    for end in (os.killpg, os.kill):
+                        with suppress(ProcessLookupError):
+                            end(child, signal.SIGTERM)
 
     @contextmanager
     def _in_hand(self) -> Iterator[None]:
@@ -169,6 +174,7 @@ def _context(task: Task, result_file: Path) -> dict[str, str]:
         "GITOPS_AFTER": task.after,
         "GITOPS_EVENT": task.event,
         "GITOPS_DELIVERY": task.delivery,
+        "GITOPS_DELIVERIES": str(task.deliveries or ""),
         "GITOPS_RUN": str(task.run),
         "GITOPS_RESULT": str(result_file),
         "GITOPS_CLONE_URL": task.clone_url,
@@ -179,11 +185,14 @@ def _context(task: Task, result_file: Path) -> dict[str, str]:
 def _read_result(path: Path) -> dict[str, str]:
     """The ``key=value`` lines that the script left, or nothing. 64 KiB bound what a broken script can make of it."""
     try:
+        if not path.is_file():
+            return {}  # to open a FIFO would wait for ever
         with path.open("rb") as file:
             text = file.read(64 << 10).decode("utf-8", "replace")
     except OSError:
         return {}
-    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+    # Not splitlines(), for which a form feed in the middle of a message would begin another line.
+    return {key: value for key, equals, value in (line.partition("=") for line in text.split("\n")) if equals}
 
 
 def _children(thread: int) -> list[int]:
@@ -203,27 +212,30 @@ class BoundedLog:
     """
 
     def __init__(self, path: Path) -> None:
-        """Begin the file at `path`, and read from `pipe` until the block that this manages ends."""
         self._path = path
-        self._file = path.open("w+b", buffering=0)
         self._size = 0
         self._dropped = 0
         self._fault: OSError | None = None
-        self._output, self.pipe = os.pipe()
-        self._over, self._end = os.pipe()
-        self._reader = threading.Thread(target=self._read, name=f"log of run {path.stem}", daemon=True)
-        self._reader.start()
 
     def __enter__(self) -> BoundedLog:
+        """Begin the file, and read from `pipe` until the block ends. Raises OSError, and leaves nothing open then."""
+        with ExitStack() as opened:
+            self._file = self._path.open("w+b", buffering=0)
+            opened.callback(lambda: self._file.close())  # noqa: PLW0108 - whichever it is then, see _drop_middle
+            self._output, self.pipe = _pipe(opened)
+            self._over, self._end = _pipe(opened)
+            self._reader = threading.Thread(target=self._read, name=f"log of run {self._path.stem}", daemon=True)
+            try:
+                self._reader.start()
+            except RuntimeError as error:  # that is how Python reports EAGAIN
+                raise OSError(errno.EAGAIN, str(error)) from error
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self.pipe)
-        os.close(self._end)
+        os.write(self._end, b"\0")
         self._reader.join()
-        os.close(self._output)
-        os.close(self._over)
-        self._file.close()
+        self._opened.close()
         if self._fault:
             log.warning("output of a run is lost", file=self._path, reason=self._fault)
 
@@ -231,7 +243,7 @@ class BoundedLog:
         """Keep what comes until nobody can write any more, or until the run is over and the pipe is empty."""
         poll = select.poll()
         poll.register(self._output, select.POLLIN)
-        poll.register(self._over, 0)  # its other end is closed when the run is over
+        poll.register(self._over, select.POLLIN)  # when the run is over
         aftermath = 0
         while True:
             ready = dict(poll.poll())
@@ -248,8 +260,9 @@ class BoundedLog:
         if self._fault:
             return  # the pipe is read all the same, or the script would wait for ever
         try:
-            self._file.write(chunk)
             self._size += len(chunk)
+            while chunk:  # a disk that fills takes a part, and refuses the rest
+                chunk = chunk[self._file.write(chunk) :]
             if self._size > HEAD_BYTES + 2 * TAIL_BYTES:
                 self._drop_middle()
         except OSError as error:
@@ -264,13 +277,25 @@ class BoundedLog:
         self._dropped += self._size - len(head) - len(tail) - (len(_note(self._dropped)) if self._dropped else 0)
         note = _note(self._dropped)
         new = self._path.with_suffix(".new")
-        with new.open("wb") as file:
-            file.writelines((head, note, tail))
-        new.replace(self._path)
+        try:
+            with new.open("wb") as file:
+                file.writelines((head, note, tail))
+            new.replace(self._path)
+        except OSError:
+            new.unlink(missing_ok=True)  # it would take what a full disk has left
+            raise
         self._file.close()
         self._file = self._path.open("r+b", buffering=0)
         self._file.seek(0, os.SEEK_END)
         self._size = len(head) + len(note) + len(tail)
+
+
+def _pipe(opened: ExitStack) -> tuple[int, int]:
+    """A pipe whose ends `opened` closes."""
+    ends = os.pipe()
+    for descriptor in ends:
+        opened.callback(os.close, descriptor)
+    return ends
 
 
 def _note(dropped: int) -> bytes:

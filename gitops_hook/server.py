@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import io
 import json
-import re
+import math
 import socket
 import struct
 import sys
@@ -60,7 +60,6 @@ class Limits(NamedTuple):
 
 #: What is asked of the kernel at once: a usual push with its head, and a large one in few steps.
 _CHUNK = 64 << 10
-_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -70,8 +69,11 @@ class Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listening: socket.socket, application: Application, limits: Limits | None = None) -> None:
-        """Take over `listening`, a bound stream socket of any family."""
+    def __init__(
+        self, listening: socket.socket, application: Application, limits: Limits | None = None, name: str = ""
+    ) -> None:
+        """Take over `listening`, a bound stream socket of any family; `name` is what people call what is served."""
+        self.name = name
         TCPServer.__init__(self, ("", 0), _Connection, bind_and_activate=False)  # HTTPServer's own would ask DNS
         self.socket.close()
         self.socket = listening
@@ -82,6 +84,8 @@ class Server(ThreadingMixIn, HTTPServer):
         self.server_address = listening.getsockname()
         self.application = application
         self.draining = False
+        #: Seconds that an idle connection is kept, whatever the limits say; `drain` sets it.
+        self.grace = math.inf
         #: When the loop that accepts last came round, on the monotonic clock: how a watchdog knows that it does.
         self.turned = time.monotonic()
         # Guards the two below; notified when a connection ends. Taken by the thread that accepts and by those that
@@ -111,6 +115,7 @@ class Server(ThreadingMixIn, HTTPServer):
         with self._changed:
             if len(self._connections) >= self.limits.connections:
                 self._evict()
+                # A second at most, for `shutdown` waits for this thread; and one too many beats one turned away.
                 self._changed.wait_for(lambda: len(self._connections) < self.limits.connections, timeout=1)
             self._connections[request] = None
         try:
@@ -137,32 +142,37 @@ class Server(ThreadingMixIn, HTTPServer):
             self._connections[connection.request] = connection
 
     def hold(self, size: int) -> None:
-        """Set memory aside for a body, until `release`; raises `Refused` (503) where there is none."""
+        """Take memory for `size` bytes of a body, until `release`; raises `Refused` (503) where there is none."""
         with self._changed:
             if self._bodies + size > self.limits.bodies:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests are in hand")
             self._bodies += size
 
     def release(self, size: int) -> None:
-        """Give back what `hold` set aside."""
+        """Give back what `hold` took."""
         with self._changed:
             self._bodies -= size
 
     def drain(self, timeout: float, quiet: float = 0.5) -> bool:
         """After `shutdown`: answer what has begun, then close; returns whether that was done within `timeout` seconds.
 
-        A kept connection may have a request under way to us at this moment. So idle ones stay open for `quiet`
-        seconds; then they are closed for reading, after which Linux still hands out what it had received.
+        What the kernel has accepted for us counts as begun: its peer may have sent a request. A kept connection may
+        have one under way to us at this moment. So idle ones stay open for `quiet` seconds; then they are closed for
+        reading, after which Linux still hands out what it had received.
         """
-        self.draining = True
-        deadline = time.monotonic() + timeout
+        quiet = min(quiet, timeout)
+        self.draining, self.grace = True, quiet
+        began = time.monotonic()
+        with suppress(OSError):  # BlockingIOError where none is left
+            while time.monotonic() < began + quiet:
+                self.process_request(*self.get_request())
         self.socket.close()
         with self._changed:
-            self._changed.wait_for(lambda: not self._connections, min(quiet, timeout))
+            self._changed.wait_for(lambda: not self._connections, quiet)
             for connection in self._connections.values():
                 if connection and connection.idle:
                     connection.hang_up(socket.SHUT_RD)
-            ended = self._changed.wait_for(lambda: not self._connections, max(0.0, deadline - time.monotonic()))
+            ended = self._changed.wait_for(lambda: not self._connections, max(0.0, began + timeout - time.monotonic()))
             for connection in self._connections.values():
                 if connection:
                     connection.hang_up(socket.SHUT_RDWR)
@@ -188,7 +198,9 @@ class _Connection(BaseRequestHandler):
         self.idle = True
         #: Whether it is the peer's turn, and since when this request or this idleness has lasted.
         self.waiting, self.since = True, time.monotonic()
-        self._patience = self._timeout = self.server.limits.request
+        self.server.begin(self)  # from here on a drain finds it; before, it learns of the drain by its grace
+        self._be_patient(self.server.limits.request)
+        self._timeout = self.server.limits.request
         # The kernel's own timeouts: Python's would cost two more system calls for every one that reads or writes.
         _set_timeout(self.request, socket.SO_RCVTIMEO, self._timeout)
         _set_timeout(self.request, socket.SO_SNDTIMEO, self._timeout)
@@ -197,14 +209,13 @@ class _Connection(BaseRequestHandler):
         self.surroundings = {"SERVER_NAME": host, "SERVER_PORT": port, "REMOTE_ADDR": peer}
         if self.request.family != socket.AF_UNIX:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self.server.begin(self)
 
     def handle(self) -> None:
         """Serve until either side wants to end, or cannot go on."""
         with suppress(OSError):  # the peer is gone, or does not take its answer
             while self._serve_one():
-                self.idle = not self.received  # another request may be here already
-                self._be_patient(self.server.limits.idle if self.idle else self.server.limits.request)
+                self.idle = True
+                self._be_patient(self.server.limits.idle)
 
     def hang_up(self, how: int) -> None:
         """From another thread: end this one's waiting."""
@@ -212,8 +223,10 @@ class _Connection(BaseRequestHandler):
             self.request.shutdown(how)
 
     def receive(self) -> bytes:
-        """What the peer sends next, or b"" once it has closed; raises `Refused` (408) when its time is over."""
+        """What the peer sends next, or b"" once it is gone; raises `Refused` (408) when its time is over."""
         remaining = self.since + self._patience - time.monotonic()
+        if remaining <= 0:  # even if more is there: a peer that always sends would never be late
+            raise _too_late()
         if abs(remaining - self._timeout) > 1:  # a system call, so not for every request
             self._timeout = max(0.001, remaining)  # for the kernel, none at all is for ever
             _set_timeout(self.request, socket.SO_RCVTIMEO, self._timeout)
@@ -221,7 +234,9 @@ class _Connection(BaseRequestHandler):
         try:
             return self.request.recv(_CHUNK)
         except BlockingIOError:
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, "the request took too long") from None
+            raise _too_late() from None
+        except OSError:  # reset, unreachable: it matters to nobody here how the peer went
+            return b""
         finally:
             self.waiting = False
 
@@ -239,6 +254,7 @@ class _Connection(BaseRequestHandler):
     def _answer(self, request: Request, application: Application) -> bool:
         body = _Body(self, request)
         call = _Call(self, request, body)
+        self.waiting = False  # it may be since the answer before, where requests come several at once
         try:
             call.run(application)
         finally:
@@ -254,6 +270,9 @@ class _Connection(BaseRequestHandler):
         while True:
             if self.received.startswith(b"\r\n"):  # some clients end a body so; RFC 9112 (2.2) has us overlook one
                 del self.received[:2]
+            if self.idle and self.received:
+                self.idle = False
+                self._be_patient(self.server.limits.request)
             end = self.received.find(b"\r\n\r\n")
             if (len(self.received) if end < 0 else end) > self.server.limits.head:
                 raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
@@ -261,25 +280,24 @@ class _Connection(BaseRequestHandler):
                 head = bytes(self.received[:end])
                 del self.received[: end + 4]
                 return head
-            if _BARE_LINE_FEED.search(self.received):
+            if self.received.count(b"\n") > self.received.count(b"\r\n"):
                 raise Refused(HTTPStatus.BAD_REQUEST, "a line does not end in CR LF")
             more = self.receive()
             if not more:
                 if self.idle:
                     return None
                 raise Refused(HTTPStatus.BAD_REQUEST, "the head ends early")
-            if self.idle:
-                self.idle = False
-                self._be_patient(self.server.limits.request)
             self.received += more
 
     def _be_patient(self, patience: float) -> None:
         """From now on, wait `patience` seconds in all for what is due."""
-        self.since, self._patience = time.monotonic(), patience
+        self.since = time.monotonic()
+        self._patience = min(patience, self.server.grace) if self.idle else patience
 
     def _throw_away(self) -> None:
         """Read on for a while after the last answer: to close on a peer that is writing would take it from him."""
         self.request.shutdown(socket.SHUT_WR)
+        self._be_patient(self.server.limits.request)
         rest = self.server.limits.unwanted
         with suppress(Refused):
             while rest > 0:
@@ -307,23 +325,24 @@ class _Body(io.RawIOBase):
         if not self.unread:
             return 0
         received = self._connection.received
-        if not self._held:
-            self._connection.server.hold(self.unread)
-            self._held = self.unread
-            if self._expects_continue and not received:
+        if self._expects_continue and not received:
+            with suppress(OSError):  # if the peer is gone, receiving tells
                 self._connection.request.sendall(_CONTINUE)
+        self._expects_continue = False
         if not received:
             received += self._connection.receive()
             if not received:
                 raise Refused(HTTPStatus.BAD_REQUEST, "the body ends early")
         size = min(len(buffer), self.unread, len(received))
+        self._connection.server.hold(size)  # not what was announced: to announce costs a peer nothing
+        self._held += size
         buffer[:size] = received[:size]
         del received[:size]
         self.unread -= size
         return size
 
     def release(self) -> None:
-        """Give back the memory that was set aside."""
+        """Give back the memory that was taken."""
         self._connection.server.release(self._held)
         self._held = 0
 
@@ -331,6 +350,7 @@ class _Body(io.RawIOBase):
 class _Call(SimpleHandler):
     """One call of the application, its answer gathered in memory."""
 
+    environ: dict[str, Any]
     headers: Headers | None
     http_version = "1.1"
     server_software = ""
@@ -346,6 +366,15 @@ class _Call(SimpleHandler):
         self._body = body
         #: Whether another request may follow on this connection.
         self.keep_alive = request.keep_alive
+
+    def run(self, application: Any) -> None:
+        """Call it. Unlike wsgiref, take a broken pipe for a fault: no peer is written to here, so it is another's."""
+        try:
+            self.setup_environ()
+            self.result = application(self.environ, self.start_response)
+            self.finish_response()
+        except Exception:
+            self.handle_error()
 
     def output(self) -> bytes:
         """What goes to the peer."""
@@ -368,13 +397,24 @@ class _Call(SimpleHandler):
         if not self.keep_alive:
             self.headers["Connection"] = "close"
 
+    def handle_error(self) -> None:
+        """Answer for the application, which has raised something. What it had begun to say has not left yet."""
+        self._answer.seek(0)
+        self._answer.truncate()
+        self.headers_sent = False
+        super().handle_error()
+
     def log_exception(self, exc_info: Any) -> None:
-        """Log a fault of the application; a refusal is none."""
-        if not isinstance(exc_info[1], Refused):
+        """Log a refusal, or a fault of the application."""
+        error = exc_info[1]
+        if isinstance(error, Refused):
+            peer = self.base_env["REMOTE_ADDR"] or None
+            log.warning("request refused", http=error.status.value, reason=error.reason, peer=peer)
+        else:
             log.exception("the application failed", path=self._request.environ.get("PATH_INFO"))
 
     def error_output(self, environ: Any, start_response: Any) -> list[bytes]:
-        """Answer for the application, which has raised something."""
+        """What is said instead of the application's own answer."""
         error = sys.exc_info()[1]
         self.keep_alive = False
         if isinstance(error, Refused):
@@ -400,6 +440,10 @@ def _raising(refused: Refused) -> Application:
         raise refused
 
     return application
+
+
+def _too_late() -> Refused:
+    return Refused(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
 
 
 def _set_timeout(connection: socket.socket, which: int, seconds: float) -> None:

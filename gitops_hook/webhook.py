@@ -25,8 +25,9 @@ from gitops_hook.repository import is_valid
 
 _SIGNATURE = re.compile(r"sha256=([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-#: As git-check-ref-format has it, less its rules on dots and slashes: this ref is compared, never opened.
-_REF = re.compile(r"refs/[^\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]{1,250}")
+#: As git-check-ref-format has it, less its rules on dots and slashes, for this ref is compared, never opened; and
+#: less what git allows but no line of text can take.
+_REF = re.compile(r"refs/[^\x00-\x20\x7f-\x9f~^:?*\[\\\u2028\u2029\ud800-\udfff]{1,250}")
 #: What may not stand in a line of text: control characters, and surrogates, which have no UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -132,7 +133,7 @@ def parse(event: str | None, content_type: str | None, body: bytes) -> Event:
         before=_field(payload, "before", _COMMIT, ""),
         after=after,
         deleted=payload.get("deleted") is True or (bool(after) and not after.strip("0")),
-        default_branch=branch if isinstance(branch, str) else "",
+        default_branch=printable(branch, 250) if isinstance(branch, str) else "",
         pusher=printable(pusher) if isinstance(pusher, str) else "",
     )
 

@@ -10,6 +10,7 @@
 # 5. Nothing from a pushed tree runs unless gitops.deploy or gitops.health says so: git's hooks are off.
 #
 # docs/sync.md has the table of every state, what happens in it, and the test that shows it.
+# shellcheck disable=SC2015 # `A && B || C` is meant: C wherever one of them fails
 set -uo pipefail
 shopt -s nullglob dotglob globstar globasciiranges nocaseglob
 
@@ -41,7 +42,7 @@ declare -A EXIT=(
 
 # finish OUTCOME SENTENCE: say how it ended, in the log and to whoever gave GITOPS_RESULT, and end.
 finish() {
-    local outcome=$1 message="${repository:-${name:-gitops_sync.sh}}: $2${mended:+; $mended}" code
+    local outcome=$1 message="${repository:-${name:-gitops_sync.sh}}: $2$kept${mended:+; $mended}" code
     while [[ $message =~ [[:cntrl:]] ]]; do
         printf -v code '\\x%02x' "'${BASH_REMATCH[0]}"
         message=${message//"${BASH_REMATCH[0]}"/"$code"}
@@ -55,11 +56,18 @@ finish() {
 
 # ------------------------------------------------------------------------------------------------- which checkout
 
-dry_run='' force='' name='' repository='' checkout='' state='' words='' before='' head=''
+self=$0
+[[ $self == /* ]] || self=$PWD/$self
+dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='' before='' head=''
 head_branch='' default_branch='' deployed='' bad='' answer=''
-locked='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
+locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
 arguments=("$@")
+# What the webhook said: text from outside, compared with, never passed on.
+hinted_branch=${GITOPS_REF:-} hinted_commit=${GITOPS_AFTER:-}
+# Of several webhooks these are the last one's to arrive, which need not tell of the last push.
+[[ ${GITOPS_DELIVERIES:-1} == 1 ]] || hinted_commit=''
+[[ $hinted_branch == refs/heads/* ]] && hinted_branch=${hinted_branch#refs/heads/} || hinted_branch=''
 
 read_arguments() {
     while [[ ${1:-} == --* ]]; do
@@ -74,21 +82,24 @@ read_arguments() {
     (($# == 1)) || finish usage "give one repository's name, not $#; see gitops_sync.sh --help"
     is_name "$1" || finish usage "'${1:0:120}' is not a repository's name: at most 100 of A-Z a-z 0-9 . _ -"
     name=$1
-    [[ ${GITOPS_REPOSITORY:-} ]] || return 0
+    [[ ${GITOPS_REPOSITORY:-$name} != "$name" ]] || return 0 # the owner is not known
     local owner=${GITOPS_REPOSITORY%%/*} rest=${GITOPS_REPOSITORY#*/}
-    is_name "$owner" && is_name "$rest" && [[ ${rest,,} == "${name,,}" ]] ||
+    is_name "$owner" && is_name "$rest" && [[ $GITOPS_REPOSITORY == */* && ${rest,,} == "${name,,}" ]] ||
         finish usage "GITOPS_REPOSITORY must be owner/$name, not '${GITOPS_REPOSITORY:0:220}'"
     repository=$owner/$rest
 }
 
 # One part of a name, safe as a part of a path.
-is_name() { [[ $1 && $1 != *[!A-Za-z0-9._-]* && $1 != -* && $1 != . && $1 != .. && ${1,,} != .git ]] && ((${#1} <= 100)); }
+is_name() {
+    [[ $1 && $1 != *[!A-Za-z0-9._-]* && $1 != -* && $1 != . && $1 != .. && ${1,,} != .git ]] && ((${#1} <= 100))
+}
 
 # Find the checkout and go there: <root>/<owner>/<name>, else <root>/<name>; exact, else whatever differs in case.
 enter_checkout() {
     local root=${GITOPS_ROOT:-/srv/gitops} owner='*' pattern places found=()
-    cd -P -- "$root" 2>/dev/null || finish missing "the root '$root' is not there or cannot be entered; mkdir -p '$root'"
+    cd -P -- "$root" 2>/dev/null || finish missing "the root '$root' cannot be entered; mkdir -p '$root'"
     root=$PWD
+    export GITOPS_ROOT=$root # absolute, for the deploy and for a second beginning
     [[ $repository ]] && owner=${repository%/*}
     # nocaseglob folds the case of a part only if it holds a pattern, hence [s]ite.
     local any_case="[${name:0:1}]${name:1}" any_owner=$owner
@@ -122,9 +133,9 @@ prepare_clone() {
     if ((${#inside[@]})) && [[ ${inside[*]##*/} != .git.gitops-building ]]; then
         finish missing "'$checkout' holds files but no git repository; move it away, then $cure"
     elif [[ ! ${GITOPS_CLONE_URL:-} || $dry_run ]]; then
-        finish missing "there is no checkout at '$checkout'; $cure"
+        finish missing "there is no checkout at '$checkout'; $cure; if it was renamed, move its checkout there"
     elif [[ $2 == */* && -e ${checkout%/*}/.git ]]; then
-        finish missing "'${checkout%/*}' is itself a checkout, so no clone is made inside it; move it to '<owner>/${2%/*}'"
+        finish missing "'${checkout%/*}' is itself a checkout; move it, and a clone can be made inside"
     fi
     mkdir -p -- "$checkout" || finish denied "'$checkout' cannot be made; sudo install -d -o '$(id -un)' '$checkout'"
 }
@@ -148,33 +159,31 @@ git() { command "${GIT[@]}" "$@" 9<&-; }
 # What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
 # ssh master left behind would keep open.
 remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words out status lines
-    local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
-    [[ ! -t 2 && ! $dry_run ]] || says=''
-    if [[ $says ]]; then
-        exec {out}< <(exec "${command[@]}" 9<&- 2>"$says")
+    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words status lines=('see above')
+    # --foreground: timeout stays in our process group, which the daemon ends as one.
+    local command=(timeout --foreground --kill-after=5 "$limit"
+        "${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
+    if [[ -t 2 || $dry_run ]]; then
+        answer=$(exec "${command[@]}" 9<&-)
     else
-        exec {out}< <(exec "${command[@]}" 9<&-)
+        answer=$(exec "${command[@]}" 9<&- 2>"$says")
     fi
-    IFS= read -r -d '' -t "$limit" -u "$out" answer
-    (($? <= 128)) || kill "$!" || : # no end of it in time
-    wait "$!"
     status=$?
-    exec {out}<&-
     ((status)) || return 0
-    lines=('see above')
-    [[ ! $says ]] || mapfile -t lines <"$says"
-    ((status != 143)) || lines+=("no end within $limit s")
+    [[ -t 2 || $dry_run || ! -s $says ]] || mapfile -t lines <"$says"
+    ((status != TIMED_OUT)) || lines+=("no end within $limit s")
     printf '%s\n' "${lines[@]}" >&2
-    words=${lines[-1]:-no answer}
+    words=${lines[-1]}
     return "$status"
 }
+TIMED_OUT=124 # timeout's exit status
 
 # No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
 forbid_prompts() {
     export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true SSH_ASKPASS=true
     [[ ! ${GIT_SSH_COMMAND:-}${GIT_SSH:-}${config[core.sshcommand]:-} ]] || return 0
-    export GIT_SSH_COMMAND='ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=2'
+    export GIT_SSH_COMMAND='ssh -o BatchMode=yes -o ConnectTimeout=10'
+    GIT_SSH_COMMAND+=' -o ServerAliveInterval=15 -o ServerAliveCountMax=2'
     ours+=(GIT_SSH_COMMAND)
 }
 
@@ -199,12 +208,13 @@ find_repository() {
 # Whose files these are decides who may run in them: a stranger's .git/config can name any command.
 check_owner() {
     # Where the owner differs, git's own safe.directory rule decides.
-    [[ -O . && -O .git ]] || (unset GIT_DIR GIT_WORK_TREE && GIT_CEILING_DIRECTORIES=${PWD%/*} git rev-parse 2>/dev/null) ||
+    [[ -O . && -O .git ]] ||
+        (unset GIT_DIR GIT_WORK_TREE && GIT_CEILING_DIRECTORIES=${PWD%/*} git rev-parse 2>/dev/null) ||
         finish denied "'$checkout' belongs to another user than $(id -un); $(mend_owner)"
     local place
     for place in . "$GIT_DIR" "$common_dir/objects"; do
         [[ ! -e $place || -w $place ]] ||
-            finish denied "'$checkout' cannot be written by $(id -un): if its file system is not read-only, $(mend_owner)"
+            finish denied "'$checkout' cannot be written by $(id -un); unless it is read-only, $(mend_owner)"
     done
 }
 
@@ -213,18 +223,22 @@ declare -A config=() tracking=() local_branch=() setting=(
     [submodules]=false [paused]=false [verify]=false [timeout]=600
 )
 
-# Read the settings, all at once; only the checkout's own config counts, not the user's. Asked before it is needed,
-# so that git starts while we wait for the lock. False: git cannot read them.
+# Let git begin to tell them while something else is done.
 ask_settings() {
-    exec {settings}< <(exec "${GIT[@]}" config --show-scope --null \
-        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
+    # The exit status goes last: bash may lose that of a process substitution.
+    exec {settings}< <(git config --show-scope --null \
+        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null; printf '%s\0' "$?")
 }
 
+# Read the settings, all at once; only the checkout's own config counts, not the user's. False: git cannot read them.
 read_settings() {
     local entries scope key value i
+    [[ $settings ]] || ask_settings
     mapfile -d '' -t entries <&"$settings"
     exec {settings}<&-
-    wait "$!" || (($? == 1)) || return 1 # 1: nothing is set
+    settings=''
+    [[ ${entries[-1]} == [01] ]] || return 1 # 1: nothing is set
+    setting[paths]=''
     for ((i = 0; i + 1 < ${#entries[@]}; i += 2)); do
         scope=${entries[i]} key=${entries[i + 1]%%$'\n'*} value=true
         [[ ${entries[i + 1]} == *$'\n'* ]] && value=${entries[i + 1]#*$'\n'}
@@ -261,13 +275,19 @@ is_commit() { [[ $1 =~ ^([0-9a-f]{40}|[0-9a-f]{64})$ && $1 == *[!0]* ]]; }
 # Is origin the repository that was pushed? Compared are the last parts of its URL, letter case and .git aside.
 check_origin() {
     local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
+    name_origin "$url"
+    # Where git knows no repository at all it finds no settings either, and says nothing.
+    [[ $url ]] || git rev-parse --git-dir &>/dev/null || repair_or_fail 'git does not know it for a repository'
     [[ $url ]] || finish mismatch "'$checkout' has no remote called origin; git -C '$checkout' remote add origin <url>"
     url_ends_in "$wanted" "$url" && return
     # url.<base>.insteadOf may stand between the URL and the name.
     url_ends_in "$wanted" "$(git ls-remote --get-url origin)" && return
-    finish mismatch "'$checkout' is a checkout of $url, not of $wanted; if $wanted was renamed or transferred to here," \
-"git -C '$checkout' remote set-url origin <url of $wanted>"
+    finish mismatch "'$checkout' is a checkout of $origin, not of $wanted; if it was renamed or transferred, \
+git -C '$checkout' remote set-url origin <url of $wanted>"
 }
+
+# A remote's URL as it may stand in a message, without a password: `origin`.
+name_origin() { if [[ $1 =~ ^([^/]*://)[^/]*@(.*)$ ]]; then origin=${BASH_REMATCH[1]}${BASH_REMATCH[2]}; else origin=$1; fi; }
 
 url_ends_in() {
     local url=${2,,}
@@ -276,36 +296,48 @@ url_ends_in() {
 }
 
 # Read every ref that matters. False: git cannot, or HEAD's commit is gone.
-read_refs() {
-    read_loose_refs "${setting[branch]}" || list_refs
-}
+read_refs() { read_refs_as_files "${setting[branch]}" || list_refs; }
 
-# As files, which spares a process: HEAD on the branch and every ref loose, as after most runs. False: ask git.
-read_loose_refs() {
-    local branch=$1 ref packed=''
+# In the ordinary case, HEAD on the tracked branch, as files, which spares a process. False: ask git.
+read_refs_as_files() {
+    local branch=$1 packed='' name
     [[ $state == refs/gitops && ! -e $common_dir/reftable ]] || return
     {
-        read -r _ ref <"$GIT_DIR/refs/remotes/origin/HEAD" && default_branch=${ref#refs/remotes/origin/}
-        read -r _ ref <"$GIT_DIR/HEAD" && head_branch=${ref#refs/heads/}
-        [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
-        read -r head <"$GIT_DIR/refs/heads/$branch" && is_commit "$head" || return
-        read -r "tracking[$branch]" <"$GIT_DIR/refs/remotes/origin/$branch" && is_commit "${tracking[$branch]}" || return
-        read -r deployed <"$GIT_DIR/$state/deployed" && is_commit "$deployed" || return
-        bad=''
-        [[ ! -e $GIT_DIR/packed-refs ]] || IFS= read -r -d '' packed <"$GIT_DIR/packed-refs"
-        [[ $packed != *" $state/bad"* ]] || return
-        [[ ! -e $GIT_DIR/$state/bad ]] || read -r bad <"$GIT_DIR/$state/bad"
-        local_branch[$branch]=$head
+        # At most what bash reads at once; a longer list is git's to search.
+        ! IFS= read -r -N 200000 packed <"$GIT_DIR/packed-refs" || return
+        read -r _ default_branch <"$GIT_DIR/refs/remotes/origin/HEAD"
+        read -r _ head_branch <"$GIT_DIR/HEAD"
     } 2>/dev/null
+    default_branch=${default_branch#refs/remotes/origin/} head_branch=${head_branch#refs/heads/}
+    [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
+    read_ref "refs/heads/$branch" && is_commit "$REPLY" || return
+    head=$REPLY before=$REPLY local_branch[$branch]=$REPLY
+    read_ref "refs/remotes/origin/$branch" && is_commit "$REPLY" && tracking[$branch]=$REPLY || return
+    for name in deployed bad; do
+        if read_ref "$state/$name"; then
+            is_commit "$REPLY" || return
+        fi
+        printf -v "$name" %s "$REPLY"
+    done
+}
+
+# A ref's id, or nothing, from its own file or else from the packed ones.
+read_ref() {
+    REPLY=''
+    if [[ -e $GIT_DIR/$1 ]]; then
+        read -r REPLY <"$GIT_DIR/$1"
+    else
+        [[ $packed =~ ([0-9a-f]+)" $1"$'\n' ]] && REPLY=${BASH_REMATCH[1]}
+    fi
 }
 
 list_refs() {
     local lines line field
     head='' head_branch='' default_branch='' deployed='' bad=''
-    mapfile -t lines < <(exec "${GIT[@]}" for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
-        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null 9<&-)
-    wait "$!" || return 1
-    for line in "${lines[@]}"; do
+    mapfile -t lines < <(git for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
+        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null; printf '%s\n' "$?")
+    [[ ${lines[-1]} == 0 ]] || return
+    for line in "${lines[@]::${#lines[@]}-1}"; do
         # shellcheck disable=SC2206 # ids and refs hold neither spaces nor patterns
         field=(${line:1})
         case ${field[1]} in
@@ -323,10 +355,26 @@ list_refs() {
 
 # Has what the webhook announced been here and deployed since long? Then there is nothing to ask anybody.
 is_old_news() {
-    is_commit "${GITOPS_AFTER:-}" && [[ $GITOPS_AFTER == "$head" && $GITOPS_AFTER == "$deployed" ]] &&
-        [[ ${GITOPS_REF:-} == "refs/heads/$head_branch" && $head_branch == "${setting[branch]:-$default_branch}" ]] &&
-        [[ ! -s $unfinished && ! $force ]]
+    [[ $head && $head == "$hinted_commit" && $head == "$deployed" && ! -s $unfinished && ! $force ]] &&
+        [[ $head_branch == "$hinted_branch" && $head_branch == "${setting[branch]:-$default_branch}" ]]
 }
+
+is_paused() { [[ ${setting[paused]} == true ]]; }
+
+# Many hints are old news, and end here, without the lock and before bash has read the rest of this file.
+arrive() {
+    exec </dev/null
+    read_arguments "$@"
+    enter_checkout
+    [[ -e .git ]] || return
+    find_repository
+    check_owner
+    ask_settings
+    read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] && read_settings || return
+    [[ ${config[remote.origin.url]:-} ]] && check_origin && ! is_paused && is_old_news || return
+    finish unchanged "${head:0:10} is here and deployed"
+}
+arrive "$@"
 
 # --------------------------------------------------------------------------------------- one run at a time, wreckage
 
@@ -365,7 +413,10 @@ is_held() {
 
 # A run that died between the two renames of repair(), or in a clone, left these beside .git.
 finish_interrupted_swap() {
-    [[ $dry_run ]] && return
+    if [[ $dry_run ]]; then
+        [[ -e .git ]] || finish missing "'$checkout' has no repository yet; a run would complete its clone or repair"
+        return
+    fi
     [[ ! -e .git && -e .git.gitops-ready ]] && mv -T .git.gitops-ready .git
     [[ -e .git && -e .git.gitops-old ]] && mv -T .git.gitops-old ".git/broken-$(now)"
     [[ ! -e .git.gitops-ready && ! -e .git.gitops-building ]] || rm -rf .git.gitops-ready .git.gitops-building
@@ -381,14 +432,15 @@ build_repository() {
     unset GIT_WORK_TREE
     git init --quiet --bare "$GIT_DIR" || return
     if [[ $old_config ]]; then cp -- "$old_config" "$GIT_DIR/config"; else git remote add origin "$url"; fi
-    git config core.bare false && ask_settings && read_settings && forbid_prompts
+    git config core.bare false && read_settings && forbid_prompts
     remote_git fetch --quiet --no-auto-maintenance origin
 }
 
 clone() {
     if ! build_repository "$GITOPS_CLONE_URL"; then
         cd / && rm -rf "$GIT_DIR" && rmdir -- "$checkout"
-        finish unreachable "$GITOPS_CLONE_URL cannot be cloned: $words; tried again later"
+        name_origin "$GITOPS_CLONE_URL"
+        finish unreachable "$origin cannot be cloned: $words; tried again later"
     fi
     mv -T .git.gitops-building .git || finish failed "'$checkout/.git' cannot be made"
     cloned=cloned
@@ -400,21 +452,25 @@ repair() {
     local why="'$checkout' is broken: $1" url broken=$checkout/.git aside
     [[ ! $mended && -d .git && ! -L .git ]] || finish missing "$why; look into it with git -C '$checkout' fsck"
     url=$(git config --file .git/config remote.origin.url) || url='<url>'
-    local cure="keep it aside and clone: mv '$checkout' '$checkout.broken' && git clone '$url' '$checkout'"
+    name_origin "$url"
+    local cure="keep it aside and clone: mv '$checkout' '$checkout.broken' && git clone '$origin' '$checkout'"
     [[ $url != '<url>' ]] || finish missing "$why, and its config names no origin; $cure"
-    [[ ! $dry_run ]] || finish missing "$why; a run would build its repository anew from $url"
+    [[ ! $dry_run ]] || finish missing "$why; a run would build its repository anew from $origin"
     take_lock
-    build_repository "$url" .git/config || finish unreachable "$why, and $url cannot be fetched to mend it: $words"
-    carry_over "$broken" || finish missing "$why, and $url does not have the commit that is checked out; $cure"
+    finish_interrupted_swap
+    build_repository "$url" .git/config || drop_building unreachable "$why, and $origin cannot be fetched: $words"
+    carry_over "$broken" || drop_building missing "$why, and $origin has not the commit that was here; $cure"
     # Dying after any of these renames, the next run does the rest: see finish_interrupted_swap.
     aside=.git/broken-$(now)
     mv -T .git.gitops-building .git.gitops-ready && mv -T .git .git.gitops-old && mv -T .git.gitops-ready .git &&
         mv -T .git.gitops-old "$aside" || finish failed "$why, and its repository cannot be replaced"
-    export GITOPS_MENDED="its repository was broken ($1) and was built anew from $url, the old one is kept: \
+    export GITOPS_MENDED="its repository was broken ($1) and was built anew from $origin, the old one is kept: \
 rm -rf '$checkout/$aside' when nothing in it is missed"
     unset GIT_DIR GIT_WORK_TREE
-    exec "$BASH" "$0" "${arguments[@]}" 9<&- # begin again, with the lock given back
+    exec "$BASH" "$self" "${arguments[@]}" 9<&- # begin again, with the lock given back
 }
+
+drop_building() { rm -rf "$GIT_DIR" && finish "$@"; }
 
 # Into the new repository, whatever of the broken one can be read; the files are linked, not copied.
 carry_over() {
@@ -447,27 +503,36 @@ carry_over() {
     fi
     is_complete || return 1
     cp -- "$broken/index" "$GIT_DIR/index" 2>/dev/null
-    git diff-index --cached --quiet HEAD 2>/dev/null || (($? == 1)) || { rm -f "$GIT_DIR/index" && git read-tree HEAD; }
+    git diff-index --cached --quiet HEAD 2>/dev/null || (($? == 1)) ||
+        { rm -f "$GIT_DIR/index" && git read-tree HEAD; }
 }
 
 # Are the files of HEAD's commit all there? (Their contents are git's to check as it reads them.)
 is_complete() { git rev-list --objects --no-walk --exclude-promisor-objects HEAD >/dev/null 2>&1; }
 
-# Asked only when git has failed for no other reason, because it reads everything.
-is_broken() { ! git fsck --no-dangling --no-progress >/dev/null 2>&1; }
+# Asked only when git has failed for no other reason, because it reads everything. A git that was killed says nothing.
+is_broken() {
+    git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null && git fsck --no-dangling --no-progress &>/dev/null
+    (($? > 0 && $? <= 128))
+}
+
+repair_or_fail() {
+    is_broken && repair "$1"
+    finish failed "git fails here: $1; its repository is sound, and the next run tries again"
+}
 
 # -------------------------------------------------------------------------------------------- what upstream has
 
 # The tracked branch: gitops.branch, else upstream's default. That is asked for only where nothing agrees on it.
 find_branch() {
     branch=${setting[branch]:-$default_branch}
-    [[ $branch && (${setting[branch]} || ${GITOPS_REF:-} == "refs/heads/$branch") ]] || follow_default
+    [[ $branch && (${setting[branch]} || $branch == "$hinted_branch") ]] || follow_default
 }
 
 follow_default() {
     ask_default || say_unreachable "$words"
     branch=$answer
-    [[ $branch ]] || finish missing "${config[remote.origin.url]} has no default branch; \
+    [[ $branch ]] || finish missing "$origin has no default branch; \
 git -C '$checkout' config gitops.branch <branch>"
     [[ $branch == "$default_branch" || $dry_run ]] ||
         git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$branch"
@@ -481,10 +546,13 @@ ask_default() {
     is_branch "$answer" || answer=''
 }
 
-say_unreachable() { finish unreachable "${config[remote.origin.url]} cannot be fetched: $1; tried again later"; }
+say_unreachable() {
+    list_refs || ! is_broken || repair "$1" # it may be this side that git cannot read
+    finish unreachable "$origin cannot be fetched: $1; tried again later"
+}
 
 say_gone() {
-    finish missing "the branch $branch is gone from ${config[remote.origin.url]}; nothing was touched; \
+    finish missing "the branch $branch is gone from $origin; nothing was touched; \
 git -C '$checkout' config gitops.branch <branch>"
 }
 
@@ -509,7 +577,7 @@ fetch() {
 # Why did the fetch fail? Ask the remote, which answers more clearly than git's words; then once more, if that may help.
 fetch_again() {
     local status=$1 why=$words
-    ((status != 143)) || say_unreachable "$why" # too slow already
+    ((status != TIMED_OUT)) || say_unreachable "$why" # too slow already
     remote_git ls-remote origin "refs/heads/$branch" || say_unreachable "$why"
     if [[ ! $answer ]]; then
         [[ ! ${setting[branch]} && ! $refetched ]] || say_gone
@@ -539,7 +607,7 @@ settle_unfinished() {
     [[ -s $unfinished ]] || return 0
     read -r from to tried <"$unfinished"
     [[ $from != "$to" && ($head == "$from" || ! $head) ]] || return 0
-    [[ ! $dry_run ]] || finish unchanged "would first put right the move to ${to:0:10}, which a run began and did not end"
+    [[ ! $dry_run ]] || finish unchanged "would first put right the move to ${to:0:10}, which a run began"
     put_back "$from" "$to"
     note "$from $from $tried"
 }
@@ -550,12 +618,14 @@ put_back() {
     local from=$1 to=$2 path aside gone=()
     git read-tree -i -m "$to" "$from" 2>/dev/null # the index, if the dead run came to write it
     while IFS= read -r -d '' path; do
-        [[ -d $path && ! -L $path ]] && continue
-        if [[ -L $path ]] || begins "$path" "$to"; then
+        if [[ ! -L $path && (-d $path || ! -e $path) ]]; then
+            : # to be written below, or in the way of that
+        elif begins "$path" "$to"; then
             rm -f -- "$path"
             [[ $path != */* ]] || rmdir -p --ignore-fail-on-non-empty -- "${path%/*}"
-        elif [[ -e $path ]]; then
-            is_like "$path" "$from" && continue
+        elif is_like "$path" "$from"; then
+            continue
+        else
             aside=$path.kept-$(now)
             mv -- "$path" "$aside" || continue
             kept+="; '$path' was changed since a run died here, and is kept as '$aside'"
@@ -565,8 +635,10 @@ put_back() {
     ((${#gone[@]} == 0)) || printf '%s\0' "${gone[@]}" | git checkout-index --quiet -z --stdin
 }
 
-begins() { [[ -f $1 ]] && cmp --quiet --bytes="$(stat --format=%s -- "$1")" -- "$1" <(git cat-file --filters "$2:$1" 2>/dev/null); }
-is_like() { cmp --quiet -- "$1" <(git cat-file --filters "$2:$1" 2>/dev/null); }
+# What a file or a link holds, and how it compares with the file of that name in a commit.
+shown() { if [[ -L $1 ]]; then readlink --no-newline -- "$1"; else cat -- "$1"; fi; }
+begins() { cmp --quiet --bytes="$(shown "$1" | wc -c)" <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/null); }
+is_like() { cmp --quiet <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/null); }
 
 # Put the tracked branch at a commit and the tree with it. git switch does it as reset --keep would, but it keeps
 # what is staged, refuses to overwrite ignored files too, and comes back from another branch. False: refused,
@@ -586,8 +658,13 @@ move_to() {
         [[ $line == $'\t'* ]] && in_the_way+=("${line#$'\t'}")
     done <<<"$says"
     # A refusal comes before the first file is written; anything else may have come later.
-    ((${#in_the_way[@]})) || is_in_the_midst || put_back "$from" "$to"
-    if [[ $owed ]]; then note "$from $from $tried"; else forget_note; fi
+    if ((${#in_the_way[@]} == 0)) && ! is_in_the_midst && ! put_back "$from" "$to"; then
+        words+='; not every file could be put back, which the next run tries again'
+    elif [[ $owed ]]; then
+        note "$from $from $tried"
+    else
+        forget_note
+    fi
     return 1
 }
 
@@ -605,16 +682,22 @@ move() {
     retire_submodules
     move_to "$target" && return
     if ((${#in_the_way[@]})) && [[ ${setting[dirty]} == stash ]]; then
-        GIT_LITERAL_PATHSPECS=1 git stash push --quiet --all --message "in the way of ${target:0:10}" -- "${in_the_way[@]}" &&
-            kept+="; what was in the way is in the stash $(git rev-parse --short refs/stash): ${in_the_way[*]}" &&
-            move_to "$target" && return
+        put_into_stash && move_to "$target" && return
     fi
     local there="$branch ${target:0:10}"
     ((${#in_the_way[@]} == 0)) || finish dirty "changes here are in the way of $there: ${in_the_way[*]}; \
 commit or stash them, or git -C '$checkout' config gitops.dirty stash"
     is_in_the_midst && finish dirty "a merge or rebase is unfinished here, in the way of $there; finish or abort it"
     is_broken && repair "$words"
-    finish failed "the tree could not be moved to $there and was put back: $words"
+    finish failed "the tree could not be moved to $there, and was put back: $words"
+}
+
+# Stash what is in the way and leave other work in place; but git stash cannot be told of a staged deletion by its
+# path, and then all changes to tracked files go.
+put_into_stash() {
+    local stash=(git stash push --quiet --message "gitops: in the way of ${target:0:10}")
+    GIT_LITERAL_PATHSPECS=1 "${stash[@]}" --all -- "${in_the_way[@]}" || "${stash[@]}" || return
+    kept+="; what was in the way is in the stash $(git rev-parse --short refs/stash): ${in_the_way[*]}"
 }
 
 # Commits that only this checkout has would be lost to sight when their branch moves: keep them, or refuse.
@@ -625,9 +708,11 @@ keep_local_commits() {
 }
 
 has_own_commits() {
-    local tip=$1 known="${tracking[$branch]:-}"
+    local tip=$1 known=${tracking[$branch]:-} own
     [[ $tip == "$target" || $tip == "$deployed" || $tip == "$known" ]] && return 1
-    [[ $(git rev-list --max-count=1 "$tip" --not "$target" ${known:+"$known"} ${deployed:+"$deployed"} "${@:2}") ]]
+    own=$(git rev-list --max-count=1 "$tip" --not "$target" ${known:+"$known"} ${deployed:+"$deployed"} "${@:2}") ||
+        repair_or_fail 'its history cannot be read' # and so it cannot be said that nothing would be lost
+    [[ $own ]]
 }
 
 keep_or_refuse() {
@@ -635,7 +720,7 @@ keep_or_refuse() {
     ref=refs/gitops/backup/$(now)
     [[ ${setting[diverged]} == reset ]] || finish diverged "$2 has commits at ${1:0:10} that upstream does not have; \
 push them, or git -C '$checkout' config gitops.diverged reset, which keeps them under refs/gitops/backup"
-    [[ ! $dry_run ]] || return 0
+    [[ ! $dry_run && ! $(git for-each-ref --points-at="$1" refs/gitops/backup) ]] || return 0
     while ! git update-ref "$ref" "$1" ''; do
         [[ $ref == *+++ ]] && finish failed "the commits at ${1:0:10} cannot be kept as $ref"
         ref+=+
@@ -645,15 +730,17 @@ push them, or git -C '$checkout' config gitops.diverged reset, which keeps them 
 
 # Say what a run would do; what would refuse the move is asked of a copy of the index.
 say_what_would_move() {
-    local copy=$GIT_DIR/gitops-index says
+    local copy says
+    copy=$(mktemp) || finish failed "no temporary file can be made"
     if cp -- "$GIT_DIR/index" "$copy" 2>/dev/null; then
         GIT_INDEX_FILE=$copy git update-index -q --refresh >/dev/null
-        says=$(GIT_INDEX_FILE=$copy git read-tree --dry-run -um --exclude-per-directory=.gitignore "$head" "$target" 2>&1) || {
+        says=$(GIT_INDEX_FILE=$copy git read-tree --dry-run -um --exclude-per-directory=.gitignore \
+            "$head" "$target" 2>&1) || {
             rm -f "$copy"
             finish dirty "changes here would be in the way of $branch ${target:0:10}: $says"
         }
-        rm -f "$copy"
     fi
+    rm -f "$copy"
     finish unchanged "would move from ${head:0:10} to $branch ${target:0:10}${setting[deploy]:+ and deploy it}"
 }
 
@@ -748,13 +835,17 @@ push a better commit, or gitops_sync.sh --force $name"
 # Upstream is still at a commit whose health check failed. Finish a roll-back that was cut short; else only say so.
 stay_off_bad_commit() {
     failure='gitops.health did not succeed'
-    [[ ($head == "$deployed" && ! $owed) || $dry_run ]] || restore_last_good
+    if [[ ($head != "$deployed" || $owed) && ! $dry_run ]]; then
+        keep_local_commits
+        restore_last_good
+    fi
     finish rolled-back "upstream is still at ${bad:0:10}, whose health check failed, so ${deployed:0:10} stays; \
 push a better commit, or gitops_sync.sh --force $name"
 }
 
 roll_back() {
-    [[ $deployed && $deployed != "$head" ]] || finish deploy-failed "$failure at ${head:0:10}, and nothing else was deployed before"
+    [[ $deployed && $deployed != "$head" ]] ||
+        finish deploy-failed "$failure at ${head:0:10}, and nothing else was deployed before"
     git update-ref "$state/bad" "$head" || finish failed "$state/bad cannot be written"
     restore_last_good
 }
@@ -762,7 +853,7 @@ roll_back() {
 # Pay the deploy that a move made due, or an earlier run left owing.
 pay_deploy() {
     if [[ ! ${setting[deploy]}${setting[health]} ]]; then
-        [[ ! $deployed || $deployed == "$head" ]] || did=recorded
+        [[ $moved || ! $deployed || $deployed == "$head" ]] || did='recorded as deployed'
     elif ! concerns_deploy; then
         kept+="; nothing in gitops.paths changed, so nothing was deployed"
     elif deploy; then
@@ -783,29 +874,17 @@ tidy() {
 # ------------------------------------------------------------------------------------------------------- the run
 
 main() {
-    exec </dev/null
-    read_arguments "$@"
-    enter_checkout
-    if [[ ! -e .git ]]; then
-        take_lock
-        finish_interrupted_swap
-        [[ -e .git ]] || clone
-    fi
-    find_repository
-    check_owner
-    ask_settings
-    # Only if the hint looks like old news is it worth to decide without the lock.
-    { [[ ${GITOPS_AFTER:-} ]] && read_loose_refs "${GITOPS_REF#refs/heads/}" && [[ $GITOPS_AFTER == "$head" ]]; } || take_lock
-    read_settings || repair 'git cannot read it'
-    forbid_prompts
-    check_origin
-    [[ ${setting[paused]} != true ]] || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
-    is_old_news && finish unchanged "${head:0:10} is here and deployed"
-
     take_lock
     finish_interrupted_swap
+    [[ -e .git ]] || clone
+    find_repository
+    check_owner
+    read_settings || repair_or_fail 'git cannot read it'
+    forbid_prompts
+    check_origin
+    ! is_paused || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
     clear_stale_locks
-    read_refs || repair 'HEAD or its commit cannot be read'
+    read_refs || repair_or_fail 'HEAD or its commit cannot be read'
     before=$head
     is_old_news && finish unchanged "${head:0:10} is here and deployed"
     settle_unfinished
@@ -813,10 +892,10 @@ main() {
     fetch
     [[ ! -s $unfinished && $deployed == "$head" && ! $force ]] || owed=yes
 
-    [[ $target != "$bad" || $force ]] || stay_off_bad_commit
+    [[ $target != "$bad" || ! $deployed || $force ]] || stay_off_bad_commit
     if [[ $head == "$target" && $head_branch == "$branch" ]]; then
         if [[ ! $owed ]]; then
-            is_complete || repair 'objects are missing'
+            is_complete || repair_or_fail 'objects are missing'
             finish unchanged "$branch is at ${head:0:10}, as upstream"
         fi
         check_signature
@@ -833,7 +912,7 @@ main() {
 
     local outcome=unchanged
     [[ ! $moved$did ]] || outcome=updated
-    finish "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${did:+, $did}$kept"
+    finish "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${did:+, $did}"
 }
 
-main "$@"
+main

@@ -110,6 +110,7 @@ class Daemon:
             "GITOPS_ROOT": str(self.root),
             "GITOPS_STATE": str(self.state),
             "GITOPS_LISTEN": "127.0.0.1:0",
+            "GITOPS_DASHBOARD_LISTEN": "",
             **settings,
         }
         self._keep_open = keep_open or []
@@ -132,7 +133,7 @@ class Daemon:
         )
         self._gatherer = threading.Thread(target=self._gather, daemon=True)
         self._gatherer.start()
-        line = self.wait_for(r"listening .*address=\S*:(\d+)")
+        line = self.wait_for(r"listening for the webhook .*address=\S*:(\d+)")
         self.port = int(line[1])
 
     def _gather(self) -> None:
@@ -200,7 +201,7 @@ class Daemon:
         self.process.kill()
         self.wait(10)
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 90) -> int:
         """The exit status, once it has ended."""
         status = self.process.wait(timeout)
         self._gatherer.join(timeout)

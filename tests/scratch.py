@@ -71,7 +71,8 @@ class Upstream:
         """Clone to ``<root>/<owner>/<name>`` (or ``<root>/<name>``) and set ``gitops.<key>`` from `settings`."""
         path = root / (self.repository if nested else self.repository.split("/")[1])
         path.parent.mkdir(parents=True, exist_ok=True)
-        git("clone", "--quiet", self.bare, path, cwd=root)
+        # A forge shares no files with its hosts.
+        git("clone", "--quiet", "--no-hardlinks", self.bare, path, cwd=root)
         for key, value in settings.items():
             git("config", f"gitops.{key}", value, cwd=path)
         return path

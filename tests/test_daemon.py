@@ -32,6 +32,7 @@ def serve(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complet
         "GITHUB_WEBHOOK_SECRET": SECRET,
         "GITOPS_ROOT": str(tmp_path),
         "GITOPS_LISTEN": "127.0.0.1:0",
+        "GITOPS_DASHBOARD_LISTEN": "127.0.0.1:0",
         **environ,
     }
     given = {name: value for name, value in given.items() if value != "unset"}
@@ -210,3 +211,15 @@ def test_systemd_hands_over_the_socket_and_is_told_the_state(tmp_path, start_dae
             early.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             daemon.start()
             assert early.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_no_signal_is_missed_between_a_look_and_a_sleep():
+    hammer = (
+        "import os, signal, threading, time\n"
+        "from gitops_hook.daemon import Words\n"
+        "words = Words()\n"
+        "for number in range(500):\n"
+        "    threading.Timer(number % 50 / 1e5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    assert words.get(20) == signal.SIGTERM, number\n"
+    )
+    subprocess.run([sys.executable, "-c", hammer], cwd=SOURCE, check=True, timeout=60)

@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 
+from harness import SOURCE
+from test_layers import FLOORS
+
 from gitops_hook.config import OPTIONS
 from gitops_hook.runner import OUTCOMES
-from harness import SOURCE
 
 README = (SOURCE / "README.md").read_text()
 
@@ -53,6 +55,13 @@ def test_every_link_between_documents_leads_somewhere():
     for document in documents:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_design_lists_every_module_on_its_floor():
+    rows = re.findall(r"^\| (\d) \| (`[a-z`, ]+`) \|", (SOURCE / "docs/design.md").read_text(), re.MULTILINE)
+    told = {name: int(floor) for floor, names in rows for name in re.findall(r"\w+", names)}
+    modules = {path.stem for path in (SOURCE / "gitops_hook").glob("[a-z]*.py")}
+    assert told == {name: FLOORS.get(name, 0) for name in modules}
 
 
 def test_every_make_target_that_the_readme_names_is_there():

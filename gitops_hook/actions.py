@@ -1,0 +1,153 @@
+"""What the command line does: sync, pause, resume, add, send. It all works while the daemon is down, but `send`.
+
+Rules:
+
+1. A sync from here is the daemon's own run, by the same code: it stands in the journal, claims what is owed, and the
+   script's lock keeps it apart from the daemon's.
+2. Settings are written where they live: in the checkout's git config.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from hashlib import sha256
+from hmac import new as hmac
+from pathlib import Path
+
+from gitops_hook.app import WEBHOOK
+from gitops_hook.config import Failure, Settings
+from gitops_hook.dispatcher import Dispatcher
+from gitops_hook.journal import JournalReader, Run
+from gitops_hook.repository import Checkout, Checkouts, is_valid
+from gitops_hook.runner import OUTCOMES
+
+#: Exit statuses by outcome: the script's own, and for what is not its, those that a shell would give.
+EXIT_OF_OUTCOME = {outcome: status for status, outcomes in OUTCOMES.items() for outcome in outcomes}
+EXIT_OF_OUTCOME.update({"failed": 1, "timed-out": 124, "interrupted": 130})
+#: The outcomes from the best to the worst: what can heal by itself, what waits for a person, what is broken.
+_WORSE = (0, 75, 130, 65, 66, 64, 77, 71, 70, 124, 1)
+
+
+#: Seconds between looks at the journal.
+_LOOK = 0.1
+
+
+def sync(dispatcher: Dispatcher, repositories: Sequence[str], at_once: int, tell: Callable[[int, Run], None]) -> int:
+    """Sync each of `repositories`, `at_once` at a time; returns the exit status of the worst outcome.
+
+    `tell` hears how many have ended, and how the last of them did.
+    """
+    worst = 0
+    with ThreadPoolExecutor(at_once) as pool:
+        for number, run in enumerate(pool.map(lambda name: dispatcher.run_now(name, "manual"), repositories), 1):
+            tell(number, run)
+            worst = max(worst, EXIT_OF_OUTCOME.get(run.outcome or "", 1), key=_WORSE.index)
+    return worst
+
+
+def pause(checkout: Checkout) -> None:
+    """Let nothing move in the checkout until `resume`."""
+    _git(checkout.path, "config", "gitops.paused", "true")
+
+
+def resume(checkout: Checkout) -> None:
+    """End a pause; the caller syncs."""
+    done = _run_git(checkout.path, "config", "--unset-all", "gitops.paused")
+    if done.returncode not in (0, 5):  # 5: it was not set
+        raise Failure(77, f"git config in {checkout.path}: {done.stderr.strip()}")
+
+
+def add(root: Path, repository: str, url: str, *, branch: str | None, deploy: str | None) -> Path:
+    """Clone `repository` from `url` under `root`, or adopt the checkout that is there, and set what is given."""
+    if not is_valid(repository) or "/" not in repository:
+        raise Failure(64, f"`{repository}` is not OWNER/NAME")
+    known = Checkouts(root).find(repository)
+    path = known.path if known else root / repository
+    if not known:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["git", "clone", "--quiet", *(["--branch", branch] if branch else []), "--", url, path],
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode:
+            raise Failure(75, f"{url} cannot be cloned to {path}")
+    for key, value in (("branch", branch), ("deploy", deploy)):
+        if value is not None:
+            _git(path, "config", f"gitops.{key}", value)
+    return path
+
+
+def send(settings: Settings, secret: bytes, repository: str, branch: str) -> tuple[str, int, str]:
+    """Deliver a signed test push to the local daemon, as GitHub would; returns GUID, status and answer.
+
+    It names no commit, so that the script asks the remote what is true.
+    """
+    body = json.dumps(
+        {
+            "ref": f"refs/heads/{branch}",
+            "repository": {"name": repository.rpartition("/")[2], "full_name": repository, "default_branch": branch},
+            "pusher": {"name": "gitops-hook send"},
+        }
+    ).encode()
+    guid = str(uuid.uuid4())
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "gitops-hook send",
+        "X-GitHub-Delivery": guid,
+        "X-GitHub-Event": "push",
+        "X-Hub-Signature-256": "sha256=" + hmac(secret, body, sha256).hexdigest(),
+    }
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not where one calls
+    host = everywhere.get(settings.listen.host, settings.listen.host)
+    with closing(http.client.HTTPConnection(host, settings.listen.port, timeout=30)) as connection:
+        try:
+            connection.request("POST", WEBHOOK, body, headers)
+            response = connection.getresponse()
+            return guid, response.status, response.read().decode("utf-8", "replace").strip()
+        except OSError as error:
+            raise Failure(69, f"no daemon answers at {settings.listen}: {error.strerror or error}") from None
+
+
+def newest_secret(settings: Settings) -> bytes:
+    """The secret that the daemon tries first; raises `Failure` where it cannot be read."""
+    if settings.webhook_secret:
+        return settings.webhook_secret.encode()
+    try:
+        lines = settings.webhook_secret_file.read_bytes().split() if settings.webhook_secret_file else []
+    except OSError as error:
+        raise Failure(77, f"{error.filename}: {error.strerror}") from None
+    if not lines:
+        raise Failure(78, "there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
+    return lines[0]
+
+
+def wait_for(journal: JournalReader, guid: str, timeout: float) -> Run | None:
+    """The run that served a delivery, once it has ended; None if none has within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for delivery in journal.deliveries(guid):
+            run = journal.run(delivery.run) if delivery.run else None
+            if run and run.outcome:
+                return run
+        time.sleep(_LOOK)
+    return None
+
+
+def _git(path: Path, *arguments: str) -> None:
+    done = _run_git(path, *arguments)
+    if done.returncode:
+        raise Failure(77, f"git {arguments[0]} in {path}: {done.stderr.strip()}")
+
+
+def _run_git(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", "-C", path, *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )

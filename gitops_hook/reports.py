@@ -1,0 +1,167 @@
+"""What the command line shows: standings, runs, logs. Reads only, and works while the daemon is down.
+
+Rules: tables for people, ``--json`` for programs, one object a line; colour on a terminal alone, and not where
+NO_COLOR is set (no-color.org). Text from outside never reaches a terminal unescaped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from gitops_hook.journal import JournalReader, Run
+from gitops_hook.logs import escape
+from gitops_hook.overview import Standing
+
+_RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"
+_COLOURS = {
+    "needs you": _RED,
+    "rolled back": _RED,
+    "waiting to retry": _YELLOW,
+    "queued": _YELLOW,
+    "syncing": _YELLOW,
+    "paused": _DIM,
+    "never synced": _DIM,
+    "in sync": _GREEN,
+    "updated": _GREEN,
+    "unchanged": _GREEN,
+    "cloned": _GREEN,
+    "unreachable": _YELLOW,
+    "interrupted": _YELLOW,
+    "in hand": _YELLOW,
+}
+
+#: Seconds between looks at a log that still grows.
+_LOOK = 0.2
+
+
+def show_standings(standings: Sequence[Standing], *, as_json: bool) -> None:
+    """A row for each repository; below them, what needs a person, with its cure."""
+    if as_json:
+        for standing in standings:
+            _print_json(
+                {
+                    "repository": standing.repository,
+                    "state": standing.state,
+                    "path": str(standing.path) if standing.path else None,
+                    "confirmed": standing.confirmed,
+                    "owed": standing.owed,
+                    "run": standing.run._asdict() if standing.run else None,
+                }
+            )
+        return
+    if not standings:
+        print("No repository yet: gitops-hook add OWNER/NAME")
+        return
+    rows = []
+    for standing in standings:
+        run = standing.run
+        commit = run.after[:10] if run and run.after else ""
+        rows.append([standing.repository, standing.state, commit, _ago(standing.confirmed), _last(run)])
+    _print_table(["repository", "state", "commit", "in sync", "last run"], rows, coloured=1)
+    for standing in standings:
+        if standing.run and standing.run.message and standing.state in ("needs you", "rolled back", "waiting to retry"):
+            print(f"\n{standing.run.message}")
+
+
+def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
+    """A row for each run, as they come."""
+    if as_json:
+        for run in runs:
+            _print_json(run._asdict())
+        return
+    rows = [
+        [
+            str(run.id),
+            run.repository,
+            _when(run.started),
+            run.outcome or "in hand",
+            "" if run.ended is None else f"{run.ended - run.started:.1f} s",
+            run.trigger,
+            f"{(run.before or '')[:7]}..{(run.after or '')[:7]}" if run.before != run.after else (run.after or "")[:7],
+        ]
+        for run in runs
+    ]
+    _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, coloured=3)
+
+
+def show_messages(runs: Iterable[Run]) -> None:
+    """What the runs have to say that did not end well."""
+    for run in runs:
+        if run.message and _COLOURS.get(run.outcome or "") != _GREEN:
+            print(f"\n{run.message}")
+
+
+def show_log(journal: JournalReader, run: Run, *, follow: bool, out: TextIO | None = None) -> None:
+    """What a run has printed; with `follow`, what it goes on printing until it has ended."""
+    out = out or sys.stdout
+    path, offset = journal.log_path(run.id), 0
+    while True:
+        ended = not follow or _has_ended(journal, run.id)  # asked before the last look, so that nothing is missed
+        offset = _copy(path, offset, out)
+        if ended:
+            return
+        time.sleep(_LOOK)
+
+
+def _has_ended(journal: JournalReader, run: int) -> bool:
+    known = journal.run(run)
+    return known is None or known.outcome is not None
+
+
+def _copy(path: Path, offset: int, out: TextIO) -> int:
+    """Print what the file holds from `offset` on; returns the offset behind it."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < offset:  # written anew without its middle
+                out.write("\n[a part of the output is left out]\n")
+                offset = file.tell()
+            file.seek(offset)
+            text = file.read().decode("utf-8", "replace")
+            offset = file.tell()
+    except FileNotFoundError:
+        return offset
+    out.write(text if not out.isatty() else "\n".join(escape(line) for line in text.split("\n")))
+    out.flush()
+    return offset
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int) -> None:
+    cells = [head, *([escape(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    paint = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for number, row in enumerate(cells):
+        padded = [cell.ljust(width) for cell, width in zip(row, widths)]
+        if paint:
+            colour = _DIM if number == 0 else _COLOURS.get(row[coloured], _RED)
+            padded[coloured] = colour + padded[coloured] + _PLAIN
+        print("  ".join(padded).rstrip())
+
+
+def _print_json(row: object) -> None:
+    print(json.dumps(row))
+
+
+def _last(run: Run | None) -> str:
+    if not run:
+        return ""
+    return f"{run.id} {run.outcome}, {_ago(run.ended)} ago" if run.outcome else f"{run.id} since {_ago(run.started)}"
+
+
+def _when(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def _ago(moment: float | None) -> str:
+    if moment is None:
+        return "never"
+    seconds = max(0, int(time.time() - moment))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,193 @@
+"""What the engine's tests share: a forge, a host with a checkout, and a way to run the script."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scratch import GIT_ENV, Upstream, git
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gitops_sync.sh"
+
+#: The exit code that each outcome must come with.
+EXIT = {
+    **dict.fromkeys(["updated", "unchanged", "cloned", "paused"], 0),
+    "failed": 1,
+    "usage": 64,
+    "diverged": 65,
+    "dirty": 65,
+    "unverified": 65,
+    "missing": 66,
+    "mismatch": 66,
+    "deploy-failed": 70,
+    "rolled-back": 71,
+    "unreachable": 75,
+    "denied": 77,
+}
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED FOR WANT OF ROOT: mounts and other users need it")
+
+
+class Run(NamedTuple):
+    """How one run of the script ended: its result file, and what it printed."""
+
+    outcome: str
+    before: str
+    after: str
+    message: str
+    output: str
+
+
+class Site:
+    """One repository on the forge, `upstream`, and its checkout on the host, `path`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "root"
+        self.root.mkdir(parents=True)
+        self.upstream = Upstream(folder / "forge")
+        self.path = self.root / "acme" / "site"
+        self.environment = {
+            **GIT_ENV,
+            "GITOPS_ROOT": str(self.root),
+            "GITOPS_REPOSITORY": "acme/site",
+            "TRACE": str(folder / "trace"),
+        }
+
+    def checkout(self, **settings: str) -> Path:
+        """Clone as an operator would, and run the script once, so that the checkout has been synced."""
+        self.upstream.checkout(self.root, **settings)
+        self.run()
+        return self.path
+
+    def set(self, key: str, value: str) -> None:
+        git("config", f"gitops.{key}", value, cwd=self.path)
+
+    def command(self, *options: str, name: str = "site") -> list[str]:
+        return ["/bin/bash", str(SCRIPT), *options, name]
+
+    def run(
+        self,
+        *options: str,
+        name: str = "site",
+        prefix: list[str] | None = None,
+        **environment: str | None,
+    ) -> Run:
+        """Run the script; `environment` adds to its environment, None takes away."""
+        result = self.folder / "result"
+        result.unlink(missing_ok=True)
+        merged = {**self.environment, "GITOPS_RESULT": str(result), **environment}
+        done = subprocess.run(
+            [*(prefix or []), *self.command(*options, name=name)],
+            env={key: value for key, value in merged.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+        )
+        output = done.stdout.decode(errors="replace")
+        assert result.exists(), f"exit {done.returncode} without a result\n{output}"
+        lines = result.read_text(errors="replace").splitlines()
+        keys = [line.partition("=")[0] for line in lines]
+        assert keys == ["outcome", "before", "after", "message"], f"the result file is {lines}"
+        run = Run(*(line.partition("=")[2] for line in lines), output)
+        assert done.returncode == EXIT[run.outcome], output
+        assert "unbound variable" not in output and "syntax error" not in output, output
+        return run
+
+    def start(self, **environment: str) -> subprocess.Popen:
+        """Start the script in a process group of its own, to be killed by the test."""
+        return subprocess.Popen(
+            self.command(),
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def kill(self, run: subprocess.Popen) -> None:
+        """Kill the run and all that it started, as a host that goes down would."""
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+
+    def git(self, *args: object, check: bool = True) -> str:
+        return git(*args, cwd=self.path, check=check)
+
+    def head(self) -> str:
+        return self.git("rev-parse", "HEAD")
+
+    def ref(self, name: str) -> str:
+        """The commit of a ref, or nothing."""
+        return self.git("for-each-ref", "--format=%(objectname)", name)
+
+    def status(self) -> str:
+        return self.git("status", "--porcelain")
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def commit_here(self, name: str = "local", text: str = "local\n") -> str:
+        """A person commits in the checkout."""
+        self.write(name, text)
+        self.git("add", name)
+        self.git("commit", "--quiet", "--message", f"local {name}")
+        return self.head()
+
+    def is_at_upstream(self) -> bool:
+        """The branch, the tree and what counts as deployed are all upstream's."""
+        tip = self.upstream.head()
+        return [self.head(), self.ref("refs/gitops/deployed"), self.git("symbolic-ref", "HEAD")] == [
+            tip,
+            tip,
+            f"refs/heads/{self.upstream.branch}",
+        ]
+
+
+@pytest.fixture()
+def site(tmp_path: Path) -> Site:
+    """A forge and a host; no checkout yet."""
+    return Site(tmp_path)
+
+
+@pytest.fixture()
+def synced(site: Site) -> Site:
+    """A forge and a host with a checkout that has been synced."""
+    site.checkout()
+    return site
+
+
+@pytest.fixture()
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Make file systems of a few KiB."""
+    mounted = []
+
+    def mount(kib: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", place], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"SKIPPED FOR WANT OF A MOUNT: {done.stderr.decode()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", place], check=True)
+        shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,376 @@
+"""The deploy, its health check, the roll-back, and what keeps a commit from being deployed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import Site
+from scratch import git
+
+#: A deploy that says what it deployed.
+TRACING = 'echo "$GITOPS_AFTER" >>"$TRACE"'
+
+
+def deployed(site: Site) -> list[str]:
+    """The commits that TRACING has seen, in order."""
+    trace = site.folder / "trace"
+    return trace.read_text().split() if trace.exists() else []
+
+
+def test_the_deploy_knows_what_it_deploys(site: Site) -> None:
+    site.checkout()
+    old = site.head()
+    names = " ".join(
+        f"GITOPS_{name}" for name in ["ROOT", "REPOSITORY", "REF", "BEFORE", "AFTER", "EVENT", "DELIVERY", "RUN"]
+    )
+    site.set(
+        "deploy",
+        f'{{ pwd; for name in {names}; do echo "${{!name}}"; done; env; }} >>"$TRACE"; echo to-the-log',
+    )
+    tip = site.upstream.commit({"page": "1\n"})
+    run = site.run(
+        GITOPS_EVENT="push",
+        GITOPS_DELIVERY="guid",
+        GITOPS_RUN="7",
+        GITOPS_AFTER="f" * 40,
+        GITOPS_CLONE_URL="x",
+    )
+    lines = (site.folder / "trace").read_text().splitlines()
+    assert lines[:9] == [
+        str(site.path),
+        str(site.root),
+        "acme/site",
+        "refs/heads/main",
+        old,
+        tip,
+        "push",
+        "guid",
+        "7",
+    ]
+    kept = {line.partition("=")[0] for line in lines[9:]}
+    assert not kept & {
+        "GITOPS_RESULT",
+        "GITOPS_CLONE_URL",
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_ASKPASS",
+        "GIT_SSH_COMMAND",
+    }
+    assert "to-the-log" in run.output
+
+
+def test_it_runs_when_the_tree_moved_and_else_not(site: Site) -> None:
+    site.checkout(deploy=TRACING)
+    first = site.head()
+    assert deployed(site) == [first], "a checkout that was never deployed is owed its deploy"
+    site.run()
+    tip = site.upstream.commit()
+    site.run()
+    site.run()
+    assert deployed(site) == [first, tip]
+
+
+def test_a_deploy_that_fails_is_owed(synced: Site) -> None:
+    synced.set("deploy", f"{TRACING}; exit 3")
+    tip = synced.upstream.commit()
+    run = synced.run()
+    assert run.outcome == "deploy-failed" and "exit 3" in run.message and tip[:10] in run.message
+    assert run.after == tip == synced.head() and synced.ref("refs/gitops/deployed") != tip
+    assert synced.run(GITOPS_REF="refs/heads/main", GITOPS_AFTER=tip).outcome == "deploy-failed"
+    synced.set("deploy", TRACING)
+    assert synced.run().outcome == "updated" and synced.is_at_upstream() and deployed(synced) == [tip] * 3
+
+
+def test_a_failed_deploy_is_owed_even_if_upstream_goes_back(synced: Site) -> None:
+    old = synced.head()
+    synced.set("deploy", f"{TRACING}; [[ $GITOPS_AFTER == {old} ]]")
+    synced.upstream.commit()
+    assert synced.run().outcome == "deploy-failed"
+    git("reset", "--quiet", "--hard", old, cwd=synced.upstream.work)
+    git("push", "--quiet", "--force", cwd=synced.upstream.work)
+    assert synced.run().outcome == "updated" and deployed(synced)[-1] == old
+
+
+def test_what_a_deploy_starts_holds_neither_the_lock_nor_the_run(synced: Site) -> None:
+    pid = synced.folder / "pid"
+    synced.set("deploy", f"sleep 300 & echo $! >{pid}")
+    synced.upstream.commit()
+    start = time.monotonic()
+    done = subprocess.run(synced.command(), env=synced.environment, stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0 and time.monotonic() - start < 10
+    try:
+        synced.upstream.commit()
+        synced.set("deploy", "true")
+        assert synced.run().outcome == "updated"
+        held = subprocess.run(
+            ["ls", "-l", f"/proc/{pid.read_text().strip()}/fd"], capture_output=True, text=True, check=True
+        )
+        assert str(synced.path) not in held.stdout
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_healthy_in_the_end(synced: Site) -> None:
+    synced.set("deploy", TRACING)
+    tries = synced.folder / "tries"
+    synced.set("health", f"echo >>{tries}; [[ $(wc -l <{tries}) -ge 2 ]]")
+    synced.upstream.commit()
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert len(tries.read_text().splitlines()) == 2
+
+
+@pytest.fixture()
+def sick(synced: Site) -> Site:
+    """A checkout that is ill wherever the tree holds a file `sick`; upstream has come to hold one."""
+    synced.set("deploy", TRACING)
+    synced.set("health", "[[ ! -e sick ]]")
+    synced.set("healthTimeout", "0")
+    synced.good = synced.upstream.commit({"page": "good\n"})
+    assert synced.run().outcome == "updated"
+    synced.bad = synced.upstream.commit({"sick": "\n", "page": "bad\n"})
+    return synced
+
+
+def test_a_sick_commit_is_rolled_back(sick: Site) -> None:
+    run = sick.run()
+    assert run.outcome == "rolled-back" and sick.bad[:10] in run.message and "--force site" in run.message
+    assert (run.after, sick.head()) == (sick.good, sick.good)
+    assert (sick.path / "page").read_text() == "good\n" and not sick.status()
+    assert sick.ref("refs/gitops/bad") == sick.bad and sick.ref("refs/gitops/deployed") == sick.good
+    assert deployed(sick)[-2:] == [sick.bad, sick.good]
+
+
+def test_a_bad_commit_is_not_deployed_again(sick: Site) -> None:
+    sick.run()
+    before = deployed(sick)
+    assert sick.run().outcome == "rolled-back" and sick.run(GITOPS_AFTER=sick.bad).outcome == "rolled-back"
+    assert deployed(sick) == before and sick.head() == sick.good
+
+
+def test_a_better_commit_ends_it(sick: Site) -> None:
+    sick.run()
+    sick.upstream.commit({"sick": None})
+    assert sick.run().outcome == "updated" and sick.is_at_upstream() and not sick.ref("refs/gitops/bad")
+
+
+def test_force_deploys_a_bad_commit(sick: Site) -> None:
+    sick.run()
+    sick.set("health", "true")
+    assert sick.run("--force").outcome == "updated" and sick.is_at_upstream() and not sick.ref("refs/gitops/bad")
+
+
+def test_force_deploys_once_more(sick: Site) -> None:
+    sick.set("health", "true")
+    sick.run()
+    assert sick.run("--force").outcome == "updated"
+    assert deployed(sick)[-2:] == [sick.bad, sick.bad]
+
+
+def test_a_roll_back_that_fails_too_is_told(sick: Site) -> None:
+    sick.set("deploy", f"{TRACING}; [[ -e sick ]]")
+    run = sick.run()
+    assert run.outcome == "deploy-failed" and sick.good[:10] in run.message and sick.bad[:10] in run.message
+    assert sick.head() == sick.good
+    sick.set("deploy", TRACING)
+    assert sick.run().outcome == "rolled-back" and deployed(sick)[-1] == sick.good, "it is owed"
+    before = deployed(sick)
+    assert sick.run().outcome == "rolled-back" and deployed(sick) == before
+
+
+def test_local_commits_beside_a_bad_commit_are_kept(sick: Site) -> None:
+    sick.run()
+    mine = sick.commit_here()
+    assert sick.run().outcome == "diverged" and sick.head() == mine
+    sick.set("diverged", "reset")
+    run = sick.run()
+    assert run.outcome == "rolled-back" and "refs/gitops/backup" in run.message and sick.head() == sick.good
+    assert sick.ref("refs/gitops/backup") == mine
+
+
+def test_a_roll_back_over_work_done_meanwhile_is_told(sick: Site) -> None:
+    sick.set("deploy", f"{TRACING}; [[ ! -e sick ]] || echo mine >page")
+    run = sick.run()
+    assert run.outcome == "deploy-failed" and "page" in run.message
+    assert (sick.path / "page").read_text() == "mine\n"
+
+
+def test_nothing_to_roll_back_to(site: Site) -> None:
+    site.upstream.checkout(site.root, health="false", healthTimeout="0")
+    run = site.run()
+    assert run.outcome == "deploy-failed" and not site.ref("refs/gitops/deployed") and not site.ref("refs/gitops/bad")
+
+
+@pytest.mark.parametrize("moment", ["deploy", "health"])
+def test_a_roll_back_killed_is_completed(sick: Site, moment: str) -> None:
+    marker = sick.folder / "moment"
+    os.mkfifo(marker)
+    stop = f"[[ -e sick || ! -p {marker} ]] || {{ echo >{marker}; sleep 60; }}"
+    sick.set("deploy", f"{stop if moment == 'deploy' else ':'}; {TRACING}")
+    if moment == "health":
+        sick.set("health", f"{stop}; [[ ! -e sick ]]")
+    run = sick.start()
+    marker.read_text()
+    sick.kill(run)
+    marker.unlink()
+    assert sick.run().outcome == "rolled-back"
+    assert sick.head() == sick.good and deployed(sick)[-1] == sick.good
+    before = deployed(sick)
+    assert sick.run().outcome == "rolled-back" and deployed(sick) == before
+
+
+def test_a_health_check_that_hangs_has_its_time(synced: Site) -> None:
+    synced.set("health", "sleep 60")
+    synced.set("healthTimeout", "1")
+    synced.upstream.commit()
+    start = time.monotonic()
+    run = synced.run()
+    assert run.outcome == "deploy-failed" and "was restored, but there gitops.health" in run.message
+    assert time.monotonic() - start < 15
+
+
+def test_only_paths_that_concern_it_are_deployed(synced: Site) -> None:
+    synced.set("deploy", TRACING)
+    synced.run("--force")
+    synced.set("paths", "web/ docs/*.md")
+    synced.git("config", "--add", "gitops.paths", "shared")
+    before = len(deployed(synced))
+    synced.upstream.commit({"api/x": "1\n", "docs/x.txt": "1\n"})
+    run = synced.run()
+    assert run.outcome == "updated" and "gitops.paths" in run.message and synced.is_at_upstream()
+    assert len(deployed(synced)) == before
+    for name in ("web/x", "docs/x.md", "shared/x"):
+        synced.upstream.commit({name: "1\n"})
+        synced.run()
+    assert len(deployed(synced)) == before + 3
+
+
+def test_in_doubt_whether_paths_concern_it_it_is_deployed(synced: Site) -> None:
+    synced.set("deploy", f"{TRACING}; false")
+    synced.set("paths", "web")
+    synced.upstream.commit({"web/x": "1\n"})
+    assert synced.run().outcome == "deploy-failed"
+    synced.upstream.commit({"web/x": None})
+    synced.set("deploy", TRACING)
+    synced.run()
+    assert len(deployed(synced)) == 2, "nothing differs from what was last deployed, but a deploy was begun since"
+    synced.set("paths", ":(nonsense)web")
+    synced.upstream.commit({"api": "1\n"})
+    synced.run()
+    assert len(deployed(synced)) == 3, "a pattern that git does not understand"
+    synced.git("update-ref", "-d", "refs/gitops/deployed")
+    synced.set("paths", "web")
+    synced.run()
+    assert len(deployed(synced)) == 4, "nothing is known of an earlier deploy"
+
+
+@pytest.fixture()
+def signing(synced: Site) -> Site:
+    """Upstream's commits are signed with an ssh key that the checkout trusts."""
+    key = synced.folder / "key"
+    made = subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=False)
+    if made.returncode:
+        pytest.skip("SKIPPED FOR WANT OF SSH-KEYGEN")
+    (synced.folder / "allowed").write_text(f"ada@example.org {(synced.folder / 'key.pub').read_text()}")
+    synced.git("config", "gpg.ssh.allowedSignersFile", synced.folder / "allowed")
+    for name, value in {"gpg.format": "ssh", "user.signingKey": key, "commit.gpgSign": "true"}.items():
+        git("config", name, value, cwd=synced.upstream.work)
+    synced.set("verify", "true")
+    synced.set("deploy", TRACING)
+    return synced
+
+
+def test_only_signed_commits_are_deployed(signing: Site) -> None:
+    signing.upstream.commit({"page": "signed\n"})
+    assert signing.run().outcome == "updated" and signing.is_at_upstream()
+    git("config", "commit.gpgSign", "false", cwd=signing.upstream.work)
+    before, told = signing.head(), deployed(signing)
+    bad = signing.upstream.commit({"page": "unsigned\n"})
+    run = signing.run()
+    assert run.outcome == "unverified" and bad[:10] in run.message
+    assert signing.run("--force").outcome == "unverified"
+    assert signing.head() == before and (signing.path / "page").read_text() == "signed\n" and deployed(signing) == told
+    git("config", "commit.gpgSign", "true", cwd=signing.upstream.work)
+    signing.upstream.commit({"page": "signed again\n"})
+    assert signing.run().outcome == "updated" and signing.is_at_upstream()
+
+
+def test_a_key_that_is_not_trusted(signing: Site) -> None:
+    (signing.folder / "allowed").write_text("")
+    signing.upstream.commit({"page": "1\n"})
+    assert signing.run().outcome == "unverified"
+
+
+def test_paused(synced: Site) -> None:
+    synced.set("paused", "true")
+    before = synced.git("for-each-ref")
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    assert run.outcome == "paused" and "gitops.paused" in run.message and synced.git("for-each-ref") == before
+    assert synced.run("--force").outcome == "paused"
+    synced.git("config", "--unset", "gitops.paused")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("paused", "perhaps"),
+        ("verify", "2"),
+        ("submodules", "x"),
+        ("diverged", "merge"),
+        ("dirty", "reset"),
+        ("healthTimeout", "soon"),
+        ("timeout", "0"),
+        ("branch", "-x"),
+        ("branch", "a b"),
+        ("branch", "a..b"),
+        ("branch", "x/"),
+    ],
+)
+def test_a_bad_setting_is_named(synced: Site, key: str, value: str) -> None:
+    synced.set(key, value)
+    run = synced.run()
+    assert run.outcome == "usage" and f"gitops.{key}" in run.message and value in run.message
+
+
+@pytest.mark.parametrize("value", ["true", "yes", "on", "1", "TRUE"])
+def test_a_boolean_as_git_writes_it(synced: Site, value: str) -> None:
+    synced.set("paused", value)
+    assert synced.run().outcome == "paused"
+
+
+def test_only_the_checkout_s_own_settings_count(synced: Site) -> None:
+    mine = synced.folder / "mine"
+    mine.write_text("[gitops]\n\tpaused = true\n\tdeploy = touch ran\n")
+    synced.upstream.commit({".gitconfig": "[gitops]\n\tdeploy = touch ran\n"})
+    assert synced.run(GIT_CONFIG_GLOBAL=str(mine)).outcome == "updated"
+    assert not (synced.path / "ran").exists()
+    synced.git("config", "include.path", mine)
+    assert synced.run().outcome == "paused", "what it includes is its own"
+
+
+def test_a_deploy_that_ends_the_daemon_is_recorded(synced: Site) -> None:
+    """A deploy asks for its own service's restart without waiting for it; the run then ends as any other."""
+    synced.set("deploy", f"{TRACING}; (sleep 0.2; kill -TERM $PPID) & disown")
+    synced.upstream.commit()
+    run = synced.run()
+    assert run.outcome == "updated" and synced.is_at_upstream()
+    assert synced.run().outcome == "unchanged" and len(deployed(synced)) == 1
+
+
+def test_term_ends_a_run_at_once(synced: Site) -> None:
+    marker = synced.folder / "deploying"
+    os.mkfifo(marker)
+    synced.set("deploy", f"echo >{marker}; sleep 60")
+    tip = synced.upstream.commit()
+    run = synced.start()
+    marker.read_text()
+    start = time.monotonic()
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait(10) == -signal.SIGTERM and time.monotonic() - start < 2
+    synced.set("deploy", TRACING)
+    assert synced.run().outcome == "updated" and deployed(synced) == [tip]

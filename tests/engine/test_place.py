@@ -1,0 +1,214 @@
+"""Where a checkout lies, and whose it is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import Site, needs_root
+from scratch import git
+
+
+def test_nested_in_another_repository(site: Site) -> None:
+    git("init", "--quiet", cwd=site.folder)
+    (site.folder / ".gitignore").write_text("*\n")
+    git("add", "--force", ".gitignore", cwd=site.folder)
+    git("commit", "--quiet", "-m", "outer", cwd=site.folder)
+    outer = git("rev-parse", "HEAD", cwd=site.folder)
+    site.checkout()
+    site.upstream.commit({"page": "1\n"})
+    assert site.run().outcome == "updated" and site.is_at_upstream()
+    shutil.rmtree(site.path / ".git")
+    assert site.run().outcome == "missing"
+    assert git("rev-parse", "HEAD", cwd=site.folder) == outer and not git("status", "--porcelain", cwd=site.folder)
+
+
+def test_nested_with_a_broken_repository(site: Site) -> None:
+    git("init", "--quiet", cwd=site.folder)
+    site.checkout()
+    (site.path / ".git/HEAD").unlink()
+    assert site.run().outcome == "unchanged" and site.is_at_upstream()
+    assert not git("for-each-ref", cwd=site.folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["with space", "ünïcödé 字", 'it\'s "quoted"', "co:lon", "glob*[x]", "-dash", "new\nline"]
+)
+def test_strange_paths(tmp_path: Path, name: str) -> None:
+    site = Site(tmp_path / name)
+    site.checkout(deploy='echo "$PWD" >>"$TRACE"')
+    site.upstream.commit({"page": "1\n"})
+    assert site.run().outcome == "updated" and site.is_at_upstream()
+    assert (site.folder / "trace").read_text().endswith(f"{site.path}\n")
+    site.write("page", "mine\n")
+    site.upstream.commit({"page": "2\n"})
+    run = site.run()
+    assert run.outcome == "dirty" and "page" in run.message
+
+
+def test_root_through_a_symlink(synced: Site) -> None:
+    link = synced.folder / "link"
+    link.symlink_to(synced.root)
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run(GITOPS_ROOT=str(link)).outcome == "updated" and synced.is_at_upstream()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_with_and_without_the_owner_s_folder(site: Site, nested: bool) -> None:
+    site.path = site.upstream.checkout(site.root, nested=nested)
+    site.upstream.commit({"page": "1\n"})
+    assert site.run().outcome == "updated" and site.is_at_upstream()
+    assert site.run(GITOPS_REPOSITORY=None).outcome == "unchanged"
+
+
+def test_the_owner_s_folder_wins(synced: Site) -> None:
+    other = synced.upstream.checkout(synced.root, nested=False)
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert not (other / "page").exists()
+
+
+def test_a_linked_worktree(synced: Site) -> None:
+    git("push", "--quiet", "origin", "HEAD:refs/heads/staging", cwd=synced.upstream.work)
+    main = synced.folder / "main"
+    synced.path.rename(main)
+    git("fetch", "--quiet", cwd=main)
+    git("worktree", "add", "--quiet", synced.path, "staging", cwd=main)
+    git("config", "extensions.worktreeConfig", "true", cwd=main)
+    synced.git("config", "--worktree", "gitops.branch", "staging")
+    deployed = git("rev-parse", "refs/gitops/deployed", cwd=main)
+    synced.upstream.commit({"page": "1\n"})
+    git("push", "--quiet", "origin", "HEAD:staging", cwd=synced.upstream.work)
+    lock = main / ".git/worktrees/site/index.lock"
+    lock.touch()
+    assert synced.run().outcome == "updated"
+    assert synced.head() == synced.upstream.head() and (synced.path / "page").exists() and not lock.exists()
+    assert synced.run().outcome == "unchanged"
+    assert git("rev-parse", "refs/gitops/deployed", cwd=main) == deployed and not (main / "page").exists()
+
+
+def test_a_linked_worktree_whose_repository_is_gone(synced: Site) -> None:
+    main = synced.folder / "main"
+    synced.path.rename(main)
+    git("worktree", "add", "--quiet", "--detach", synced.path, cwd=main)
+    shutil.rmtree(main)
+    run = synced.run()
+    assert run.outcome == "missing" and "worktree repair" in run.message
+
+
+def test_no_git_folder(site: Site) -> None:
+    site.write("index.html", "by hand\n")
+    run = site.run()
+    assert run.outcome == "missing" and str(site.path) in run.message
+    run = site.run(GITOPS_CLONE_URL=str(site.upstream.bare))
+    assert run.outcome == "missing" and "git clone" in run.message
+    assert [path.name for path in site.path.iterdir()] == ["index.html"]
+
+
+def test_an_empty_folder(site: Site) -> None:
+    site.path.mkdir(parents=True)
+    run = site.run()
+    assert run.outcome == "missing" and "git clone" in run.message and not list(site.path.iterdir())
+    assert site.run(GITOPS_CLONE_URL=str(site.upstream.bare)).outcome == "cloned"
+
+
+def test_nothing_there(site: Site) -> None:
+    run = site.run()
+    assert run.outcome == "missing" and "git clone" in run.message and not list(site.root.iterdir())
+
+
+def test_no_clone_inside_another_checkout(site: Site) -> None:
+    outer = site.root / "acme"
+    outer.mkdir()
+    git("init", "--quiet", cwd=outer)
+    assert site.run(GITOPS_CLONE_URL=str(site.upstream.bare)).outcome == "missing"
+    assert [path.name for path in outer.iterdir()] == [".git"]
+
+
+def test_a_file_where_the_checkout_should_be(site: Site) -> None:
+    (site.root / "acme").mkdir()
+    (site.root / "acme/site").write_text("")
+    assert site.run().outcome == "missing"
+    assert site.run(GITOPS_CLONE_URL=str(site.upstream.bare)).outcome in ("missing", "denied")
+
+
+def test_root_missing(site: Site) -> None:
+    run = site.run(GITOPS_ROOT=str(site.folder / "nowhere"))
+    assert run.outcome == "missing" and "mkdir" in run.message
+
+
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+def opened(folder: Path) -> None:
+    """Let others come as far as the folder, and write results beside it."""
+    while folder != folder.parent and folder != Path("/tmp"):
+        folder.chmod(folder.stat().st_mode | 0o777)
+        folder = folder.parent
+
+
+@needs_root
+def test_a_folder_of_another_user(synced: Site) -> None:
+    opened(synced.folder)
+    head = synced.head()
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run(prefix=NOBODY)
+    assert run.outcome == "denied" and f"chown -R 'nobody' '{synced.path}'" in run.message
+    assert synced.head() == head
+    subprocess.run(["chown", "-R", "nobody", synced.path], check=True)
+    safe = synced.folder / "safe"
+    safe.write_text("[safe]\n\tdirectory = *\n")
+    run = synced.run(prefix=NOBODY, GIT_CONFIG_GLOBAL=str(safe))
+    assert run.outcome == "updated", run.output
+
+
+@needs_root
+def test_root_does_not_run_in_another_user_s_checkout_unless_git_may(synced: Site) -> None:
+    subprocess.run(["chown", "-R", "nobody", synced.path], check=True)
+    assert synced.run().outcome == "denied"
+    safe = synced.folder / "safe"
+    safe.write_text(f"[safe]\n\tdirectory = {synced.path}\n")
+    assert synced.run(GIT_CONFIG_GLOBAL=str(safe)).outcome == "unchanged"
+
+
+@needs_root
+def test_a_folder_that_cannot_be_entered(synced: Site) -> None:
+    opened(synced.folder)
+    (synced.root / "acme").chmod(0o700)
+    assert synced.run(prefix=NOBODY).outcome in ("missing", "denied")
+
+
+@needs_root
+def test_a_read_only_file_system(site: Site, small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(4096)
+    site.root, site.path = disk, disk / "acme" / "site"
+    site.environment["GITOPS_ROOT"] = str(disk)
+    site.checkout()
+    site.upstream.commit({"page": "1\n"})
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    run = site.run()
+    assert run.outcome == "denied" and "read-only" in run.message
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert site.run().outcome == "updated"
+
+
+def test_a_result_file_that_cannot_be_written_is_no_success(synced: Site) -> None:
+    environment = {**synced.environment, "GITOPS_RESULT": "/nonexistent/result"}
+    done = subprocess.run(synced.command(), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "unchanged" in done.stdout
+
+
+def test_hooks_in_the_tree_do_not_run(synced: Site) -> None:
+    """husky points core.hooksPath into the tree: a push must not run code by it."""
+    synced.git("config", "core.hooksPath", ".hooks")
+    hook = synced.upstream.work / ".hooks" / "post-checkout"
+    hook.parent.mkdir()
+    hook.write_text(f"#!/bin/sh\ntouch {synced.folder}/ran\n")
+    hook.chmod(0o755)
+    synced.upstream.commit()
+    synced.run()
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and not (synced.folder / "ran").exists()

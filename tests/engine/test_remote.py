@@ -1,0 +1,235 @@
+"""The remote is dead, slow, wrong or renamed: no prompt, no hang, and nothing touched."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Callable
+
+import pytest
+from conftest import Site
+from scratch import Upstream, git
+
+
+def test_a_dead_remote_and_one_that_comes_back(synced: Site) -> None:
+    bare = synced.upstream.bare
+    synced.upstream.commit({"page": "1\n"})
+    bare.rename(bare.with_suffix(".away"))
+    run = synced.run()
+    assert run.outcome == "unreachable" and str(bare) in run.message and "does not appear" in run.output
+    bare.with_suffix(".away").rename(bare)
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+
+
+@pytest.mark.parametrize("scheme", ["http", "git", "ssh"])
+def test_a_refused_connection(synced: Site, scheme: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    synced.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{port}/acme/site.git")
+    assert synced.run().outcome == "unreachable"
+
+
+@pytest.fixture()
+def listener() -> Iterator[Callable[[bytes], int]]:
+    """Start servers that answer every connection with the same bytes and no more; gives the port."""
+    sockets = []
+
+    def serve(answer: bytes) -> int:
+        server = socket.create_server(("127.0.0.1", 0))
+        sockets.append(server)
+
+        def accept() -> None:
+            while True:
+                try:
+                    peer, _ = server.accept()
+                except OSError:
+                    return
+                sockets.append(peer)
+                if answer:
+                    peer.recv(65536)
+                    peer.sendall(answer)
+
+        threading.Thread(target=accept, daemon=True).start()
+        return server.getsockname()[1]
+
+    yield serve
+    for each in sockets:
+        each.close()
+
+
+HALF = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n"
+    b"Content-Length: 5000\r\n\r\n001e# se"
+)
+
+
+@pytest.mark.parametrize(("scheme", "answer"), [("git", b""), ("http", HALF), ("git", b"0032")])
+def test_a_remote_that_hangs(synced: Site, listener: Callable[[bytes], int], scheme: str, answer: bytes) -> None:
+    synced.set("timeout", "2")
+    synced.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{listener(answer)}/acme/site.git")
+    start = time.monotonic()
+    run = synced.run(GITOPS_REF="refs/heads/main")
+    assert run.outcome == "unreachable" and "no end within 1 s" in run.message
+    assert time.monotonic() - start < 5
+
+
+def test_a_slow_remote_is_waited_for(synced: Site) -> None:
+    synced.upstream.commit({"page": "1\n"})
+    synced.git("config", "remote.origin.uploadpack", "sleep 1; git-upload-pack")
+    assert synced.run(GITOPS_REF="refs/heads/main").outcome == "updated"
+
+
+def test_wrong_credentials_do_not_prompt(synced: Site, listener: Callable[[bytes], int]) -> None:
+    refusal = (
+        b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm="x"\r\n'
+        b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    synced.git("remote", "set-url", "origin", f"http://127.0.0.1:{listener(refusal)}/acme/site.git")
+    run = synced.run()
+    assert run.outcome == "unreachable" and "Authentication failed" in run.message
+
+
+SSH = """#!/bin/bash
+printf '%s\\n' "$@" >>"$TRACE"
+[[ $BEHAVIOUR == changed ]] && {{ echo 'Host key verification failed.' >&2; exit 255; }}
+[[ $BEHAVIOUR == hang ]] && exec sleep 30
+shift $(($# - 1)); exec bash -c "$1"
+"""
+
+
+@pytest.fixture()
+def by_ssh(synced: Site) -> Site:
+    """The checkout's origin is an ssh URL; a stand-in called ssh is first on PATH."""
+    tools = synced.folder / "tools"
+    tools.mkdir()
+    (tools / "ssh").write_text(SSH.replace("{{", "{").replace("}}", "}"))
+    (tools / "ssh").chmod(0o755)
+    synced.environment.update(PATH=f"{tools}:{synced.environment['PATH']}", BEHAVIOUR="")
+    synced.git("remote", "set-url", "origin", f"git@forge.example:{synced.upstream.bare}")
+    return synced
+
+
+def test_ssh_is_told_not_to_ask(by_ssh: Site) -> None:
+    by_ssh.upstream.commit({"page": "1\n"})
+    assert by_ssh.run().outcome == "updated"
+    assert "BatchMode=yes" in (by_ssh.folder / "trace").read_text()
+
+
+def test_an_ssh_host_key_that_changed(by_ssh: Site) -> None:
+    run = by_ssh.run(BEHAVIOUR="changed")
+    assert run.outcome == "unreachable" and "Host key verification failed" in run.output
+    assert by_ssh.run().outcome == "unchanged"
+
+
+def test_ssh_that_hangs(by_ssh: Site) -> None:
+    by_ssh.set("timeout", "2")
+    assert by_ssh.run(BEHAVIOUR="hang", GITOPS_REF="refs/heads/main").outcome == "unreachable"
+
+
+def test_the_operator_s_own_ssh_command_stands(by_ssh: Site) -> None:
+    by_ssh.git("config", "core.sshCommand", "ssh -i /the/key")
+    by_ssh.run()
+    trace = (by_ssh.folder / "trace").read_text()
+    assert "/the/key" in trace and "BatchMode" not in trace
+
+
+def test_origin_is_another_repository(synced: Site) -> None:
+    other = Upstream(synced.folder / "forge", "acme/other")
+    synced.git("remote", "set-url", "origin", other.bare)
+    before = synced.git("for-each-ref")
+    run = synced.run()
+    assert run.outcome == "mismatch" and str(other.bare) in run.message and "acme/site" in run.message
+    assert synced.git("for-each-ref") == before
+
+
+@pytest.mark.parametrize("name", ["acme/renamed", "other/site"])
+def test_a_renamed_or_transferred_repository_is_explained(synced: Site, name: str) -> None:
+    """The forge's hook says the new name; the checkout, moved to it, still says the old one."""
+    owner, new = name.split("/")
+    (synced.root / owner).mkdir(exist_ok=True)
+    synced.path.rename(synced.root / name)
+    run = synced.run(name=new, GITOPS_REPOSITORY=name)
+    assert run.outcome == "mismatch" and "renamed or transferred" in run.message
+    assert f"git -C '{synced.root / name}' remote set-url origin" in run.message
+
+
+def test_no_origin_at_all(synced: Site) -> None:
+    synced.git("remote", "remove", "origin")
+    run = synced.run()
+    assert run.outcome == "mismatch" and "remote add origin" in run.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://forge.example/acme/site.git",
+        "https://forge.example/Acme/Site/",
+        "git@forge.example:acme/site",
+        "ssh://git@forge.example:2222/acme/site.git",
+        "forge:acme/site.git",
+    ],
+)
+def test_instead_of_is_honoured_and_urls_are_understood(synced: Site, url: str) -> None:
+    synced.git("remote", "set-url", "origin", url)
+    synced.git("config", f"url.{synced.upstream.bare}.insteadOf", url)
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+
+
+def test_instead_of_gives_the_name(synced: Site) -> None:
+    synced.git("remote", "set-url", "origin", "forge:")
+    synced.git("config", f"url.{synced.upstream.bare}.insteadOf", "forge:")
+    assert synced.run().outcome == "unchanged"
+
+
+def test_a_password_in_a_url_is_not_told(synced: Site) -> None:
+    for url, outcome in [
+        ("http://ada:secret@127.0.0.1:1/acme/site", "unreachable"),
+        ("http://ada:se@cret@127.0.0.1:1/x", "mismatch"),
+    ]:
+        synced.git("remote", "set-url", "origin", url)
+        run = synced.run(GITOPS_REF="refs/heads/main")
+        assert run.outcome == outcome and "127.0.0.1" in run.message and "cret" not in run.message
+
+
+def test_a_name_that_ends_alike_is_another(synced: Site) -> None:
+    for url in (
+        "https://forge.example/acme/website",
+        "https://forge.example/notacme/site",
+        "https://forge.example/acme/site/more",
+    ):
+        synced.git("remote", "set-url", "origin", url)
+        assert synced.run().outcome == "mismatch"
+
+
+def test_a_remote_helper_that_runs_commands_is_refused(site: Site) -> None:
+    run = site.run(GITOPS_CLONE_URL=f"ext::touch {site.folder}/x% acme/site")
+    assert run.outcome == "unreachable" and not (site.folder / "x").exists() and not site.path.exists()
+
+
+def test_clone(site: Site) -> None:
+    run = site.run(GITOPS_CLONE_URL=str(site.upstream.bare))
+    assert (run.outcome, run.before, run.after) == ("cloned", "", site.upstream.head())
+    assert site.is_at_upstream() and not site.status()
+    site.upstream.commit({"page": "1\n"})
+    assert site.run().outcome == "updated"
+    assert site.git("status", "--branch", "--porcelain").startswith("## main")
+
+
+def test_a_clone_that_fails_leaves_nothing(site: Site) -> None:
+    run = site.run(GITOPS_CLONE_URL=str(site.folder / "nowhere/acme/site.git"))
+    assert run.outcome == "unreachable" and "nowhere" in run.message
+    assert not site.path.exists()
+    assert site.run(GITOPS_CLONE_URL=str(site.upstream.bare)).outcome == "cloned"
+
+
+def test_an_operator_s_git_environment_leads_nowhere_else(synced: Site) -> None:
+    other = Upstream(synced.folder / "forge", "acme/other")
+    before = git("for-each-ref", cwd=other.work)
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run(GIT_DIR=f"{other.work}/.git", GIT_WORK_TREE=str(other.work), GIT_INDEX_FILE="/nowhere")
+    assert run.outcome == "updated" and synced.is_at_upstream()
+    assert git("for-each-ref", cwd=other.work) == before

@@ -1,0 +1,239 @@
+"""What a person has made in the checkout is never destroyed, and stops the sync only where it must."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Site
+from scratch import git
+
+
+def test_edits_that_upstream_does_not_touch_are_kept(synced: Site) -> None:
+    synced.write("README", "mine\n")
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert (synced.path / "README").read_text() == "mine\n"
+
+
+def test_edits_in_the_way(synced: Site) -> None:
+    synced.write("README", "mine\n")
+    before = synced.head()
+    synced.upstream.commit({"README": "theirs\n"})
+    run = synced.run()
+    assert run.outcome == "dirty" and "README" in run.message and "acme/site" in run.message
+    assert (synced.path / "README").read_text() == "mine\n" and synced.head() == before
+    synced.git("checkout", "README")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+
+
+@pytest.mark.parametrize("kind", ["edited", "staged", "untracked", "ignored"])
+def test_what_is_in_the_way_is_stashed_where_asked(synced: Site, kind: str) -> None:
+    synced.set("dirty", "stash")
+    name = "README" if kind in ("edited", "staged") else "page"
+    if kind == "ignored":
+        (synced.path / ".git/info/exclude").write_text("page\n")
+    synced.write(name, "mine\n")
+    synced.write("elsewhere", "stays\n")
+    if kind == "staged":
+        synced.git("add", name)
+    synced.upstream.commit({name: "theirs\n"})
+    run = synced.run()
+    assert run.outcome == "updated" and synced.is_at_upstream()
+    stash = synced.git("rev-parse", "--short", "refs/stash")
+    assert stash in run.message and name in run.message
+    assert (synced.path / name).read_text() == "theirs\n" and (synced.path / "elsewhere").read_text() == "stays\n"
+    part = "stash^3" if kind in ("untracked", "ignored") else "stash"
+    assert synced.git("show", f"{part}:{name}") == "mine"
+
+
+def test_a_staged_deletion_is_stashed_where_asked(synced: Site) -> None:
+    synced.set("dirty", "stash")
+    synced.git("rm", "--quiet", "README")
+    synced.upstream.commit({"README": "theirs\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert synced.git("diff", "--name-status", "stash^", "stash") == "D\tREADME"
+
+
+def test_staged_edits_stay_staged(synced: Site) -> None:
+    synced.write("README", "staged\n")
+    synced.write("fresh", "staged\n")
+    synced.git("add", "README", "fresh")
+    synced.write("README", "and edited\n")
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert synced.git("show", ":README") == "staged" and synced.git("show", ":fresh") == "staged"
+    assert (synced.path / "README").read_text() == "and edited\n"
+
+
+def test_staged_edits_in_the_way(synced: Site) -> None:
+    synced.write("README", "staged\n")
+    synced.git("add", "README")
+    synced.upstream.commit({"README": "theirs\n"})
+    run = synced.run()
+    assert run.outcome == "dirty" and "README" in run.message
+    assert synced.git("show", ":README") == "staged"
+
+
+def test_untracked_files_are_kept(synced: Site) -> None:
+    synced.write("notes/todo", "mine\n")
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated"
+    assert (synced.path / "notes/todo").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_untracked_file_in_the_way(synced: Site, ignored: bool) -> None:
+    if ignored:
+        synced.upstream.commit({".gitignore": ".env\n"})
+        synced.run()
+    synced.write(".env", "secret\n")
+    git("add", "--force", ".", cwd=synced.upstream.work)
+    (synced.upstream.work / ".env").write_text("theirs\n")
+    git("add", "--force", ".env", cwd=synced.upstream.work)
+    synced.upstream.commit()
+    run = synced.run()
+    assert run.outcome == "dirty" and ".env" in run.message
+    assert (synced.path / ".env").read_text() == "secret\n"
+
+
+def test_an_untracked_file_below_a_folder_that_becomes_a_file(synced: Site) -> None:
+    synced.upstream.commit({"folder/page": "1\n"})
+    synced.run()
+    synced.write("folder/mine", "mine\n")
+    synced.upstream.commit({"folder/page": None})
+    (synced.upstream.work / "folder").rmdir() if (synced.upstream.work / "folder").exists() else None
+    synced.upstream.commit({"folder": "a file\n"})
+    run = synced.run()
+    assert run.outcome == "dirty" and "folder" in run.message
+    assert (synced.path / "folder/mine").read_text() == "mine\n" and (synced.path / "folder/page").exists()
+
+
+def test_many_and_strange_file_names_are_told(synced: Site) -> None:
+    for name in ("a b", "é", "c\td"):
+        synced.write(name, "mine\n")
+    synced.upstream.commit(dict.fromkeys(("a b", "é", "c\td"), "theirs\n"))
+    run = synced.run()
+    assert run.outcome == "dirty" and "a b" in run.message and "é" in run.message and "c\\x09d" in run.message
+
+
+def test_local_commits(synced: Site) -> None:
+    mine = synced.commit_here()
+    run = synced.run()
+    assert run.outcome == "diverged" and mine[:10] in run.message
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "diverged"
+    assert synced.head() == mine
+
+
+def test_local_commits_are_kept_where_reset_is_asked(synced: Site) -> None:
+    synced.set("diverged", "reset")
+    mine = synced.commit_here()
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    assert run.outcome == "updated" and synced.is_at_upstream()
+    [backup] = synced.git("for-each-ref", "--format=%(refname)", "refs/gitops/backup").splitlines()
+    assert synced.ref(backup) == mine and backup in run.message
+    for _ in range(2):  # two within one second
+        other = synced.commit_here("other")
+        assert synced.run().outcome == "updated"
+        assert other in synced.git("for-each-ref", "--format=%(objectname)", "refs/gitops/backup").splitlines()
+
+
+def test_a_backup_is_made_once_and_told_though_the_move_is_refused(synced: Site) -> None:
+    synced.set("diverged", "reset")
+    mine = synced.commit_here()
+    synced.write("README", "mine\n")
+    synced.upstream.commit({"README": "theirs\n"})
+    run = synced.run()
+    assert run.outcome == "dirty" and "refs/gitops/backup" in run.message
+    assert synced.run().outcome == "dirty" and synced.head() == mine
+    assert synced.ref("refs/gitops/backup") == mine
+
+
+def test_history_that_cannot_be_read_is_no_licence(synced: Site) -> None:
+    synced.commit_here("first")
+    first = synced.git("rev-parse", "HEAD")
+    mine = synced.commit_here("second")
+    (synced.path / f".git/objects/{first[:2]}/{first[2:]}").unlink()
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    assert run.outcome == "missing" and synced.head() == mine
+
+
+def test_pushed_local_commits_are_nobody_s_loss(synced: Site) -> None:
+    synced.commit_here()
+    synced.git("push", "--quiet", "origin", "HEAD:main")
+    git("pull", "--quiet", cwd=synced.upstream.work)
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+
+
+def test_unpushed_local_branches_are_always_kept(synced: Site) -> None:
+    synced.git("checkout", "--quiet", "-b", "idea")
+    mine = synced.commit_here()
+    synced.git("checkout", "--quiet", "main")
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert synced.ref("refs/heads/idea") == mine
+
+
+def test_on_another_branch_is_brought_back(synced: Site) -> None:
+    synced.git("checkout", "--quiet", "-b", "idea")
+    mine = synced.commit_here()
+    assert synced.run().outcome == "updated", "even where upstream did not move"
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert synced.ref("refs/heads/idea") == mine
+
+
+def test_on_another_branch_with_commits_on_the_tracked_one(synced: Site) -> None:
+    mine = synced.commit_here()
+    synced.git("checkout", "--quiet", "-b", "idea", "origin/main")
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "diverged"
+    assert synced.ref("refs/heads/main") == mine and synced.git("symbolic-ref", "--short", "HEAD") == "idea"
+
+
+def test_detached_is_brought_back(synced: Site) -> None:
+    synced.git("checkout", "--quiet", "--detach")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    synced.git("branch", "idea")
+    synced.git("checkout", "--quiet", "idea")
+    mine = synced.commit_here()
+    synced.git("checkout", "--quiet", "--detach")
+    assert synced.run().outcome == "updated", "a branch keeps what was detached"
+    assert synced.is_at_upstream() and synced.ref("refs/heads/idea") == mine
+
+
+def test_detached_with_commits_of_its_own(synced: Site) -> None:
+    synced.git("checkout", "--quiet", "--detach")
+    mine = synced.commit_here()
+    run = synced.run()
+    assert run.outcome == "diverged" and mine[:10] in run.message and synced.head() == mine
+    synced.set("diverged", "reset")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert mine in synced.git("for-each-ref", "--format=%(objectname)", "refs/gitops/backup")
+
+
+@pytest.mark.parametrize("what", ["merge", "rebase", "cherry-pick"])
+def test_in_the_middle_of_a_merge(synced: Site, what: str) -> None:
+    synced.set("diverged", "reset")
+    synced.git("checkout", "--quiet", "-b", "idea")
+    mine = synced.commit_here("README", "mine\n")
+    synced.git("checkout", "--quiet", "main")
+    synced.commit_here("README", "other\n")
+    synced.git(what, *(["idea"] if what != "cherry-pick" else [mine]), check=False)
+    synced.upstream.commit({"page": "1\n"})
+    conflict = (synced.path / "README").read_text()
+    run = synced.run()
+    assert run.outcome == "dirty" and "unfinished" in run.message
+    assert (synced.path / "README").read_text() == conflict and "<<<<" in conflict
+
+
+def test_an_unborn_branch_of_a_person(synced: Site) -> None:
+    synced.git("checkout", "--quiet", "--orphan", "fresh")
+    synced.write("draft", "mine\n")
+    synced.git("add", "draft")
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    assert run.outcome in ("dirty", "updated")
+    assert (synced.path / "draft").read_text() == "mine\n" and synced.git("show", ":draft") == "mine"

@@ -1,0 +1,533 @@
+"""A run was killed, a disk was full, a repository rotted: the next run mends it, or says loudly who must."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import SCRIPT, Run, Site, needs_root
+from scratch import git
+
+
+def killed_in(site: Site, moment: str) -> None:
+    """Kill a run, with all that it started, when git or the deploy comes to `moment`; a git on PATH tells."""
+    marker = site.folder / "moment"
+    os.mkfifo(marker)
+    tools = site.folder / "tools"
+    tools.mkdir(exist_ok=True)
+    wrapper = tools / "git"
+    real = shutil.which("git")
+    wrapper.write_text(
+        "#!/bin/bash\n"
+        f'for word; do [[ $word == "$STOP_BEFORE" ]] && {{ echo >{marker}; sleep 60; }}; done\n'
+        f'[[ $STOP_AFTER && " $* " == *" $STOP_AFTER "* ]] && {{ {real} "$@"; echo >{marker}; sleep 60; }}\n'
+        f'exec {real} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    when, _, what = moment.partition(" ")
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "STOP_BEFORE": "",
+        "STOP_AFTER": "",
+        "MARKER": str(marker),
+    }
+    if when != "deploy":
+        environment[f"STOP_{when.upper()}"] = what
+    run = site.start(**environment)
+    marker.read_text()  # waits until the moment has come
+    site.kill(run)
+    marker.unlink()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before fetch",
+        "after fetch",
+        "before switch",
+        "after switch",
+        "before update-ref",
+        "after update-ref",
+        "deploy",
+    ],
+)
+def test_killed_between_any_two_steps(synced: Site, moment: str) -> None:
+    stop = '[[ -p ${MARKER:-} && -z $STOP_BEFORE$STOP_AFTER ]] && { echo >"$MARKER"; sleep 60; }'
+    synced.set("deploy", f'echo "$GITOPS_AFTER" >>"$TRACE"; {stop}; true')
+    synced.run("--force")
+    tip = synced.upstream.commit({"page": "1\n", "README": "2\n"})
+    killed_in(synced, moment)
+    run = synced.run()
+    assert run.outcome == "updated"
+    assert synced.is_at_upstream() and not synced.status()
+    assert (synced.folder / "trace").read_text().splitlines()[-1] == tip, "the deploy that is owed is made"
+    assert synced.run().outcome == "unchanged"
+
+
+def killed_half_way(site: Site) -> None:
+    """Kill a run while git writes the tree: a filter in the checkout stops it at the file called `stop`."""
+    marker = site.folder / "moment"
+    os.mkfifo(marker)
+    (site.path / ".git/info/attributes").write_text("stop filter=stop\n")
+    site.git("config", "filter.stop.smudge", f'[ -p "{marker}" ] && {{ echo >"{marker}"; sleep 60; }}; cat')
+    run = site.start()
+    marker.read_text()
+    site.kill(run)
+    marker.unlink()
+    assert (site.path / ".git/index.lock").exists(), "git was at work"
+    (site.path / ".git/info/attributes").unlink()
+
+
+def tree_for_a_move(site: Site) -> None:
+    """A state of the tree, synced, and another one upstream; git writes files in the order of names."""
+    site.upstream.commit(
+        {
+            "a-edited": "old\n",
+            "b-removed": "old\n",
+            "c/file": "old\n",
+            "d": "old\n",
+            "stop": "old\n",
+            "z-late": "old\n",
+        }
+    )
+    assert site.run().outcome == "updated"
+    site.write("README", "a person's edit\n")
+    site.write("staged", "a person's\n")
+    site.git("add", "staged")
+    (site.upstream.work / "d").unlink()
+    site.upstream.commit(
+        {
+            "a-edited": "new\n",
+            "b-removed": None,
+            "b/added": "new\n",
+            "d/file": "new\n",
+            "stop": "new\n",
+            "z-late": "new\n",
+        }
+    )
+
+
+def test_killed_while_git_writes_the_tree(synced: Site) -> None:
+    tree_for_a_move(synced)
+    killed_half_way(synced)
+    assert (synced.path / "a-edited").read_text() == "new\n" and (synced.path / "z-late").read_text() == "old\n"
+    assert synced.run().outcome == "updated"
+    assert synced.is_at_upstream()
+    assert synced.status().splitlines() == ["M README", "A  staged"], "what a person did is as it was"
+
+
+def test_killed_while_git_writes_the_tree_and_upstream_moved_on(synced: Site) -> None:
+    tree_for_a_move(synced)
+    killed_half_way(synced)
+    (synced.path / "a-edited").write_text("ne")  # half-written
+    synced.upstream.commit({"a-edited": "newer\n", "b/added": None, "c/file": "new\n"})
+    assert synced.run().outcome == "updated"
+    assert synced.is_at_upstream() and synced.status().splitlines() == ["M README", "A  staged"]
+    assert not (synced.path / "b").exists()
+
+
+def test_work_done_over_a_half_moved_tree_is_kept(synced: Site) -> None:
+    tree_for_a_move(synced)
+    killed_half_way(synced)
+    (synced.path / "a-edited").write_text("a person came first\n")
+    run = synced.run()
+    assert run.outcome == "updated" and synced.is_at_upstream()
+    [kept] = synced.path.glob("a-edited.kept-*")
+    assert kept.read_text() == "a person came first\n" and kept.name in run.message
+    assert (synced.path / "a-edited").read_text() == "new\n"
+
+
+def test_links_over_a_half_moved_tree(synced: Site) -> None:
+    for name in ("theirs", "mine"):
+        (synced.upstream.work / name).symlink_to("old")
+    synced.upstream.commit()
+    synced.run()
+    for name in ("theirs", "mine"):
+        (synced.upstream.work / name).unlink()
+        (synced.upstream.work / name).symlink_to("new")
+    old, tip = synced.head(), synced.upstream.commit()
+    synced.git("fetch", "--quiet")
+    for name, target in (("theirs", "new"), ("mine", "my own")):
+        (synced.path / name).unlink()
+        (synced.path / name).symlink_to(target)
+    (synced.path / ".git/gitops-unfinished").write_text(f"{old} {tip} \n")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    [kept] = synced.path.glob("mine.kept-*")
+    assert str(kept.readlink()) == "my own" and str((synced.path / "theirs").readlink()) == "new"
+
+
+def test_killed_between_the_index_and_head(synced: Site) -> None:
+    tree_for_a_move(synced)
+    old, tip = synced.head(), synced.upstream.head()
+    synced.git("fetch", "--quiet")
+    synced.git("read-tree", "-m", "-u", old, tip)
+    (synced.path / ".git/gitops-unfinished").write_text(f"{old} {tip} \n")
+    synced.upstream.commit({"a-edited": "newer\n"})
+    assert synced.run().outcome == "updated"
+    assert synced.is_at_upstream() and synced.status().splitlines() == ["M README", "A  staged"]
+
+
+def test_a_smudge_filter_that_fails_puts_the_old_tree_back(synced: Site) -> None:
+    tree_for_a_move(synced)
+    before = synced.status()
+    (synced.path / ".git/info/attributes").write_text("stop filter=stop\n")
+    synced.git("config", "filter.stop.smudge", "sed /new/q1")
+    synced.git("config", "filter.stop.required", "true")
+    synced.git("config", "filter.stop.clean", "cat")
+    run = synced.run()
+    assert run.outcome == "failed" and "put back" in run.message
+    assert (synced.path / "a-edited").read_text() == "old\n" and (synced.path / "b-removed").exists()
+    synced.git("config", "filter.stop.smudge", "cat")
+    assert synced.status() == before
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+
+
+LOCKS = [
+    "index.lock",
+    "HEAD.lock",
+    "config.lock",
+    "shallow.lock",
+    "packed-refs.lock",
+    "refs/heads/main.lock",
+    "refs/remotes/origin/main.lock",
+    "refs/gitops/deployed.lock",
+    "refs/gitops/upstream/deep.lock",
+    "objects/maintenance.lock",
+]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_dead_run_s_lock_is_removed(synced: Site, lock: str) -> None:
+    path = synced.path / ".git" / lock
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("lock", ["index.lock", "refs/heads/main.lock"])
+def test_a_living_process_s_lock_is_respected(synced: Site, lock: str) -> None:
+    path = synced.path / ".git" / lock
+    synced.upstream.commit({"page": "1\n"})
+    with path.open("w"):
+        run = synced.run()
+        assert run.outcome == "unreachable" and str(path) in run.message
+        assert path.exists()
+    assert synced.run().outcome == "updated"
+
+
+def test_a_git_commit_with_its_editor_open_is_respected(synced: Site) -> None:
+    marker = synced.folder / "editor"
+    os.mkfifo(marker)
+    synced.write("README", "mine\n")
+    synced.upstream.commit({"page": "1\n"})
+    commit = subprocess.Popen(
+        [
+            "git",
+            "-c",
+            f"core.editor=echo >{marker}; read x <{marker}; echo message >",
+            "commit",
+            "--quiet",
+            "--all",
+        ],
+        cwd=synced.path,
+        env=synced.environment,
+    )
+    marker.read_text()
+    lock = synced.path / ".git/index.lock"
+    lock.touch()  # newer gits give it back while the editor is up
+    assert synced.run().outcome == "unreachable" and lock.exists()
+    marker.write_text("\n")
+    commit.wait()
+
+
+def test_a_second_run_waits_and_is_told_to_come_again(synced: Site) -> None:
+    marker = synced.folder / "deploying"
+    os.mkfifo(marker)
+    synced.set("deploy", f"echo >{marker}; read x <{marker}")
+    synced.upstream.commit({"page": "1\n"})
+    first = synced.start()
+    marker.read_text()
+    # The lock is the run's, though the deploy does not hold it.
+    run = synced.run()
+    assert run.outcome == "unreachable" and "another run" in run.message
+    marker.write_text("\n")
+    assert first.wait() == 0
+
+
+def test_a_run_killed_alone_leaves_no_lock(synced: Site) -> None:
+    marker = synced.folder / "deploying"
+    os.mkfifo(marker)
+    synced.set("deploy", f"echo >{marker}; exec sleep 60")
+    synced.upstream.commit({"page": "1\n"})
+    first = synced.start()
+    marker.read_text()
+    first.kill()
+    first.wait()
+    synced.set("deploy", "true")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    os.killpg(first.pid, signal.SIGKILL)
+
+
+def broken_repository_is_kept(site: Site, run: Run) -> None:
+    kept = list((site.path / ".git").glob("broken-*"))
+    assert len(kept) == 1 and str(kept[0]) in run.message, "the old repository is kept, and named"
+    assert [path.name for path in site.path.glob(".git?*")] == []
+
+
+def loose_objects(site: Site) -> list[Path]:
+    site.git("unpack-objects", "-q", check=False)
+    return [path for path in (site.path / ".git/objects").glob("??/*") if path.is_file()]
+
+
+def unpack(site: Site) -> None:
+    """Make every object of the checkout a loose one."""
+    packs = list((site.path / ".git/objects/pack").glob("*.pack"))
+    for pack in packs:
+        aside = site.folder / pack.name
+        pack.rename(aside)
+        pack.with_suffix(".idx").unlink()
+        with aside.open("rb") as data:
+            subprocess.run(["git", "unpack-objects", "-q"], cwd=site.path, stdin=data, check=True)
+
+
+def corrupt_head(site: Site) -> None:
+    (site.path / ".git/HEAD").write_bytes(b"\0garbage\n")
+
+
+def empty_head(site: Site) -> None:
+    (site.path / ".git/HEAD").write_text("")
+
+
+def no_head(site: Site) -> None:
+    (site.path / ".git/HEAD").unlink()
+
+
+def branch_ref_gone(site: Site) -> None:
+    (site.path / ".git/refs/heads/main").unlink()
+
+
+def branch_ref_empty(site: Site) -> None:
+    (site.path / ".git/refs/heads/main").write_text("")
+
+
+def branch_ref_to_nowhere(site: Site) -> None:
+    (site.path / ".git/refs/heads/main").write_text("1" * 40 + "\n")
+
+
+def refs_gone(site: Site) -> None:
+    shutil.rmtree(site.path / ".git/refs")
+
+
+def malformed_packed_refs(site: Site) -> None:
+    site.git("pack-refs", "--all")
+    packed = site.path / ".git/packed-refs"
+    packed.write_text(packed.read_text() + "this is no ref\n")
+
+
+def objects_gone(site: Site) -> None:
+    for path in loose_objects(site):
+        path.unlink()
+
+
+def objects_empty(site: Site) -> None:
+    for path in loose_objects(site):
+        path.chmod(0o644)
+        path.write_bytes(b"")
+
+
+def objects_truncated(site: Site) -> None:
+    for path in loose_objects(site):
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:7])
+
+
+def head_commit_gone(site: Site) -> None:
+    tip = site.head()
+    (site.path / f".git/objects/{tip[:2]}/{tip[2:]}").unlink()
+
+
+def head_tree_gone(site: Site) -> None:
+    tip = site.git("rev-parse", "HEAD^{tree}")
+    (site.path / f".git/objects/{tip[:2]}/{tip[2:]}").unlink()
+
+
+def a_blob_gone(site: Site) -> None:
+    tip = site.git("rev-parse", "HEAD:README")
+    (site.path / f".git/objects/{tip[:2]}/{tip[2:]}").unlink()
+
+
+def truncated_index(site: Site) -> None:
+    index = site.path / ".git/index"
+    index.write_bytes(index.read_bytes()[:20])
+
+
+WRECKS = [
+    corrupt_head,
+    empty_head,
+    no_head,
+    branch_ref_gone,
+    branch_ref_empty,
+    branch_ref_to_nowhere,
+    refs_gone,
+    malformed_packed_refs,
+    objects_gone,
+    objects_empty,
+    objects_truncated,
+    head_commit_gone,
+    head_tree_gone,
+    truncated_index,
+]
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["upstream moved", "upstream still"])
+@pytest.mark.parametrize("wreck", [*WRECKS, a_blob_gone])
+def test_a_rotten_repository_is_built_anew(synced: Site, wreck: Callable[[Site], None], moved: bool) -> None:
+    unpack(synced)
+    synced.set("deploy", "true")
+    synced.write("README", "a person's edit\n")
+    synced.write("untracked", "a person's\n")
+    wreck(synced)
+    if moved:
+        synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    if not moved and wreck is truncated_index:
+        assert run.outcome == "unchanged"  # nothing had to read it
+        return
+    if moved and wreck is a_blob_gone:
+        assert run.outcome == "updated"  # nobody needs it: README is edited, and not upstream
+        return
+    assert run.outcome in ("updated", "unchanged"), run.output
+    if "broken" in run.message or wreck not in (
+        objects_gone,
+        head_commit_gone,
+    ):  # git fetches anew what is all gone
+        broken_repository_is_kept(synced, run)
+    assert synced.is_at_upstream() and synced.git("config", "gitops.deploy") == "true"
+    synced.git("fsck")
+    assert synced.status().splitlines() == ["M README", "?? untracked"]
+    assert (synced.path / "README").read_text() == "a person's edit\n"
+    synced.upstream.commit({"page": "2\n"})
+    assert synced.run().outcome == "updated" and "broken" not in synced.run().message
+
+
+def test_a_person_s_commits_survive_the_repair(synced: Site) -> None:
+    unpack(synced)
+    synced.git("checkout", "--quiet", "-b", "idea")
+    mine = synced.commit_here()
+    synced.git("checkout", "--quiet", "main")
+    synced.write("README", "stashed\n")
+    synced.git("stash", "--quiet")
+    stash = synced.ref("refs/stash")
+    synced.write("new", "staged\n")
+    synced.git("add", "new")
+    head_tree_gone(synced)
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    assert run.outcome == "updated" and synced.is_at_upstream()
+    broken_repository_is_kept(synced, run)
+    assert synced.ref("refs/heads/idea") == mine and synced.git("show", f"{mine}:local") == "local"
+    assert synced.ref("refs/stash") == stash and synced.git("stash", "list")
+    assert synced.git("show", ":new") == "staged"
+
+
+def test_a_broken_local_commit_fails_loudly(synced: Site) -> None:
+    mine = synced.commit_here()
+    (synced.path / f".git/objects/{mine[:2]}/{mine[2:]}").unlink()
+    (synced.path / ".git/logs/HEAD").unlink()
+    (synced.path / ".git/refs/gitops/deployed").unlink()
+    run = synced.run()
+    assert run.outcome == "missing" and "git clone" in run.message and str(synced.path) in run.message
+    assert (synced.path / "local").exists() and (synced.path / ".git/refs/heads/main").read_text().strip() == mine
+    assert not list(synced.path.glob(".git?*"))
+
+
+def test_a_repair_from_relative_paths(synced: Site) -> None:
+    corrupt_head(synced)
+    environment = {**synced.environment, "GITOPS_ROOT": "root"}
+    script = os.path.relpath(SCRIPT, synced.folder)
+    done = subprocess.run(
+        ["bash", script, "site"],
+        cwd=synced.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "built anew" in done.stdout
+
+
+def test_a_repair_waits_for_the_remote(synced: Site) -> None:
+    corrupt_head(synced)
+    bare = synced.upstream.bare
+    bare.rename(bare.with_suffix(".away"))
+    run = synced.run()
+    assert run.outcome == "unreachable" and "broken" in run.message
+    assert (synced.path / ".git/HEAD").read_bytes() == b"\0garbage\n" and not list(synced.path.glob(".git?*"))
+    bare.with_suffix(".away").rename(bare)
+    assert synced.run().outcome == "unchanged" and synced.is_at_upstream()
+
+
+@pytest.mark.parametrize("moment", ["before the first rename", "after the first", "after the second"])
+def test_a_repair_killed_between_its_renames(synced: Site, moment: str) -> None:
+    ready, old, live = (synced.path / name for name in (".git.gitops-ready", ".git.gitops-old", ".git"))
+    shutil.copytree(live, ready, symlinks=True)
+    corrupt_head(synced)
+    if moment != "before the first rename":
+        live.rename(old)
+    if moment == "after the second":
+        ready.rename(live)
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert len(list(live.glob("broken-*"))) == 1 and not list(synced.path.glob(".git?*"))
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("room", "outcome"), [(0, "unreachable"), (40, "unreachable"), (125, "failed"), (140, "failed")]
+)
+def test_a_full_disk(site: Site, small_disk: Callable[[int], Path], room: int, outcome: str) -> None:
+    """The disk fills up in the fetch, or in the checkout, wherever `room` KiB end."""
+    disk = small_disk(2048)
+    site.root = disk
+    site.path = disk / "acme" / "site"
+    site.environment["GITOPS_ROOT"] = str(disk)
+    site.upstream.commit({f"file{number}": os.urandom(5000).hex() for number in range(8)})
+    site.checkout()
+    site.write("untracked", "mine\n")
+    old = {path.name: path.read_text() for path in site.path.iterdir() if path.is_file()}
+    head = site.head()
+    site.upstream.commit({f"file{number}": os.urandom(10000).hex() for number in range(8)})
+    ballast = disk / "ballast"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize // 1024
+    ballast.write_bytes(b"x" * (free - room) * 1024)
+    run = site.run()
+    assert run.outcome == outcome, run.output
+    assert site.head() == head
+    assert {path.name: path.read_text() for path in site.path.iterdir() if path.is_file()} == old
+    ballast.unlink()
+    assert site.run().outcome == "updated" and site.is_at_upstream() and site.status() == "?? untracked"
+
+
+def test_a_half_written_clone_is_no_checkout(site: Site) -> None:
+    cloning = {"GITOPS_CLONE_URL": str(site.upstream.bare)}
+    building = site.path / ".git.gitops-building"
+    building.mkdir(parents=True)
+    (building / "HEAD").write_text("ref: refs/heads/main\n")
+    assert site.run().outcome == "missing", "it is not taken for one"
+    assert site.run(**cloning).outcome == "cloned"
+    assert site.is_at_upstream() and not site.status() and not building.exists()
+
+
+def test_a_clone_killed_before_its_tree_is_whole(site: Site) -> None:
+    git("init", "--quiet", "--bare", site.upstream.bare.with_name("empty"), cwd=site.folder)
+    site.path.mkdir(parents=True)
+    site.git("init", "--quiet")
+    site.git("remote", "add", "origin", site.upstream.bare)
+    assert site.run().outcome == "updated" and site.is_at_upstream() and not site.status()

@@ -1,0 +1,296 @@
+"""The commands, as an operator types them: real processes, real checkouts, with a daemon and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import SECRET, SOURCE, push
+from scratch import GIT_ENV, Upstream, git
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Upstream:
+    (tmp_path / "root").mkdir()
+    return Upstream(tmp_path / "forge")
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {
+        **GIT_ENV,
+        "PYTHONPATH": str(SOURCE),
+        "GITHUB_WEBHOOK_SECRET": SECRET,
+        "GITOPS_ROOT": str(tmp_path / "root"),
+        "GITOPS_STATE": str(tmp_path / "state"),
+        "GITOPS_CLONE_URL": f"{tmp_path}/forge/{{repository}}.git",
+        "GITOPS_LISTEN": "127.0.0.1:9",
+    }
+
+
+@pytest.fixture
+def hook(environ: dict[str, str]) -> Command:
+    """Types a command; `status` is what it must end with."""
+
+    def run(
+        *words: str, status: int = 0, python: str = sys.executable, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [python, "-m", "gitops_hook", *words],
+            env={**environ, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, upstream, hook):
+    said = hook("add", "acme/site", "--branch", "main", "--deploy", "echo live > ../live").stdout
+    checkout = tmp_path / "root/acme/site"
+    assert git("rev-parse", "HEAD", cwd=checkout) == upstream.head()
+    assert git("config", "gitops.branch", cwd=checkout) == "main"
+    assert (checkout.parent / "live").read_text() == "live\n"
+    assert f"acme/site is at {checkout}" in said
+    assert "/api/webhook/gitops" in said
+    assert "application/json" in said
+
+
+def test_add_adopts_a_checkout_that_is_there(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root", nested=False, deploy="true")
+    (checkout / "mine").write_text("kept")
+    assert f"acme/site is at {checkout}" in hook("add", "acme/site").stdout
+    assert (checkout / "mine").read_text() == "kept"
+    assert git("config", "gitops.deploy", cwd=checkout) == "true"
+
+
+def test_add_says_what_it_cannot_do(upstream, hook):
+    assert "is not OWNER/NAME" in hook("add", "site", status=64).stderr
+    assert "is not OWNER/NAME" in hook("add", "../site", status=64).stderr
+    assert "cannot be cloned" in hook("add", "acme/none", status=75).stderr
+    assert "cannot be cloned" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=75).stderr
+
+
+def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook):
+    good = upstream.checkout(tmp_path / "root")
+    bad = Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", deploy="exit 3")
+    rows = [json.loads(line) for line in hook("sync", "--all", "--json", status=70).stdout.splitlines()]
+    assert {(row["repository"], row["outcome"], row["trigger"]) for row in rows} == {
+        ("acme/site", "updated", "manual"),
+        ("acme/blog", "deploy-failed", "manual"),
+    } or {row["outcome"] for row in rows} == {"unchanged", "deploy-failed"}
+    assert "acme/blog" in hook("sync", "acme/blog", status=70).stdout
+    git("config", "gitops.deploy", "true", cwd=bad)
+    after = upstream.commit({"a": "b"})
+    hook("sync", "acme/site", "acme/blog")
+    assert git("rev-parse", "HEAD", cwd=good) == after
+
+
+def test_sync_refuses_what_it_does_not_know(upstream, hook):
+    hook("sync", status=64)
+    hook("sync", "--all", "acme/site", status=64)
+    assert "is not a repository's name" in hook("sync", "../etc", status=64).stderr
+    assert "there is no checkout of acme/none" in hook("sync", "acme/none", status=66).stderr
+
+
+def test_sync_beside_the_daemon_is_one_run_more_and_no_overlap(tmp_path, upstream, hook, start_daemon, script):
+    overlap = script(
+        'mkdir "$GITOPS_ROOT/acme/site/in" || echo overlap >> "$GITOPS_ROOT/trace"; rmdir "$GITOPS_ROOT/acme/site/in"'
+    )
+    upstream.checkout(tmp_path / "root", deploy=f"GITOPS_ROOT={tmp_path / 'root'} {overlap}")
+    daemon = start_daemon()
+    typed = threading.Thread(target=hook, args=("sync", "acme/site"))
+    typed.start()
+    for number in range(5):
+        daemon.deliver(push("acme/site", upstream.commit({"a": str(number)})))
+    typed.join()
+    while daemon.query("SELECT count(*) FROM deliveries WHERE owed") != [(0,)]:
+        daemon.wait_for(r"run \w+ ")
+    assert not (tmp_path / "root/trace").exists()
+    assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/site") == upstream.head()
+    assert {"manual", "push"} <= {trigger for (trigger,) in daemon.query("SELECT trigger FROM runs")}
+
+
+def test_pause_holds_a_repository_and_resume_brings_it_up_in_one_sync(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root")
+    hook("pause", "acme/site")
+    before, after = upstream.head(), upstream.commit({"a": "b"})
+    assert "paused" in hook("sync", "acme/site").stdout
+    assert git("rev-parse", "HEAD", cwd=checkout) == before
+    assert "acme/site   paused" in hook("status").stdout
+    hook("resume", "acme/site")
+    assert git("rev-parse", "HEAD", cwd=checkout) == after
+    hook("resume", "acme/site")  # twice is no fault
+
+
+def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root")
+    fine = Upstream(tmp_path / "forge", "acme/a-fine-one").checkout(tmp_path / "root")
+    (checkout / "README").write_text("mine")
+    upstream.commit({"README": "theirs"})
+    hook("sync", "--all", status=65)
+    lines = hook("status").stdout.splitlines()
+    assert lines[1].startswith("acme/site        needs you")
+    assert lines[2].startswith("acme/a-fine-one  in sync")
+    assert "README" in lines[-1]
+    rows = [json.loads(line) for line in hook("status", "--json").stdout.splitlines()]
+    assert [(row["repository"], row["state"], row["path"]) for row in rows] == [
+        ("acme/site", "needs you", str(checkout)),
+        ("acme/a-fine-one", "in sync", str(fine)),
+    ]
+    assert hook("status", "ACME/Site", "--json").stdout == json.dumps(rows[0]) + "\n"
+    hook("status", "acme/none", status=66)
+
+
+def test_runs_tells_what_became_of_a_delivery(upstream, tmp_path, hook, start_daemon):
+    daemon = start_daemon()
+    upstream.checkout(daemon.root)
+    after = upstream.commit({"a": "b"})
+    daemon.deliver(push("acme/site", after), guid="the-one")
+    daemon.wait_for("run updated ")
+    (row,) = [json.loads(line) for line in hook("runs", "--delivery", "the-one", "--json").stdout.splitlines()]
+    assert (row["outcome"], row["after"]) == ("updated", after)
+    assert "updated" in hook("runs", "acme/site", "-n", "1").stdout
+    hook("runs", "--delivery", "another", status=66)
+
+
+def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, environ, hook, start_daemon):
+    os.mkfifo(tmp_path / "go")
+    daemon = start_daemon()
+    upstream.checkout(daemon.root, deploy=f"echo first; read -r word < {tmp_path}/go; echo $word")
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    while not (daemon.state / "runs/1.log").exists():
+        time.sleep(0.01)
+    with subprocess.Popen(
+        [sys.executable, "-m", "gitops_hook", "logs", "-f", "acme/site"], env=environ, stdout=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout
+        assert follower.stdout.readline() == "first\n"
+        (tmp_path / "go").write_text("second\n")
+        assert follower.stdout.readline() == "second\n"
+        follower.stdout.read()
+        assert follower.wait(30) == 0
+    assert hook("logs", "1").stdout.startswith("first\nsecond\n")
+    hook("logs", "77", status=66)
+    hook("logs", "acme/none", status=66)
+
+
+def test_send_tries_the_whole_way(tmp_path, upstream, hook, start_daemon):
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root)
+    after = upstream.commit({"a": "b"})
+    said = hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}").stdout
+    assert said.startswith('202 {"status": "queued", "repository": "acme/site"')
+    assert "updated" in said
+    assert git("rev-parse", "HEAD", cwd=checkout) == after
+    refused = hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}", GITHUB_WEBHOOK_SECRET="x", status=69)
+    assert refused.stdout.startswith("401 ")
+
+
+def test_send_without_a_daemon_says_so(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    assert "no daemon answers at 127.0.0.1:9" in hook("send", "acme/site", status=69).stderr
+
+
+def test_what_reads_the_journal_says_where_there_is_none(upstream, hook):
+    for words in (["status"], ["runs"], ["logs", "1"]):
+        assert "there is no journal in" in hook(*words, status=66).stderr
+
+
+def test_a_damaged_journal_is_left_to_the_daemon(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    (tmp_path / "state/journal.db").write_bytes(b"noise" * 1000)
+    assert "file is not a database" in hook("sync", "--all", status=74).stderr
+    assert "file is not a database" in hook("status", status=74).stderr
+    assert (tmp_path / "state/journal.db").read_bytes() == b"noise" * 1000
+
+
+def on_a_terminal(environ: dict[str, str], *words: str) -> str:
+    """What a command shows where its output is a terminal."""
+    terminal, slave = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "gitops_hook", *words], env=environ, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:  # EIO: the other end is closed
+            break
+    os.close(terminal)
+    assert done.wait(30) == 0
+    return shown.decode()
+
+
+def test_colours_and_progress_are_for_terminals(tmp_path, upstream, environ, hook):
+    upstream.checkout(tmp_path / "root")
+    assert "1 of 1  acme/site" in on_a_terminal(environ, "sync", "--all")
+    assert re.search(r"\x1b\[32min sync", on_a_terminal(environ, "status"))
+    assert "\x1b" not in on_a_terminal({**environ, "NO_COLOR": "1"}, "status")
+    assert "\x1b" not in hook("status").stdout + hook("sync", "--all").stderr
+
+
+def test_a_log_paints_no_terminal(tmp_path, upstream, environ, hook):
+    upstream.checkout(tmp_path / "root", deploy=r"printf '\033]0;title\007\033[31mred\n'")
+    hook("sync", "--all")
+    assert r"\x1b]0;title\x07\x1b[31mred" in on_a_terminal(environ, "logs", "acme/site")
+
+
+def test_settings_come_from_the_units_file_too(tmp_path):
+    from gitops_hook.config import read_environment
+
+    file = tmp_path / "gitops-hook.env"
+    file.write_text("# where\nGITOPS_ROOT=/srv/web\n\n; no\nGITOPS_CLONE='acme/* other/*'\nno equals sign\n")
+    assert read_environment(file) == {"GITOPS_ROOT": "/srv/web", "GITOPS_CLONE": "acme/* other/*"}
+    assert read_environment(tmp_path / "none") == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="the other user needs the system's python3")
+def test_root_goes_on_as_the_owner_of_the_state(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root", deploy="id -u > ../who")
+    (tmp_path / "state").mkdir()
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o5 != 0o5 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o5)
+    for path in (
+        tmp_path / "state",
+        tmp_path / "root",
+        *(tmp_path / "root").rglob("*"),
+        *(tmp_path / "forge").rglob("*"),
+    ):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    hook("sync", "--all", python="/usr/bin/python3", PYTHONDONTWRITEBYTECODE="1")
+    assert (checkout.parent / "who").read_text() == "65534\n"
+
+
+def test_one_who_has_seen_enough_breaks_no_pipe(tmp_path, upstream, environ):
+    upstream.checkout(tmp_path / "root")
+    command = f"{sys.executable} -m gitops_hook sync --all >/dev/null; {sys.executable} -m gitops_hook status | true"
+    done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_command_has_help(hook):
+    told = hook("--help").stdout
+    for name in re.findall(r"^    (\w+) ", told, re.MULTILINE):
+        assert hook(name, "--help").stdout.startswith(f"usage: gitops-hook {name}")

@@ -1,0 +1,282 @@
+"""Settings: where each comes from, and what is said of one that will not do."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gitops_hook import config as module
+from gitops_hook.config import OPTIONS, Address, ConfigError, SecretSource, Settings, load
+
+SECRET = "hunter2, and longer than that"
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """The least that a daemon needs."""
+    return {"GITOPS_ROOT": str(tmp_path), "GITOPS_SYNC_SCRIPT": str(program(tmp_path))}
+
+
+def program(folder: Path) -> Path:
+    path = folder / "program"
+    path.touch(0o755)
+    return path
+
+
+def test_a_script_is_found_beside_the_package_or_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_PACKAGE", tmp_path / "gitops_hook")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    beside = tmp_path / "scripts" / "gitops_sync.sh"
+    assert module.shipped({}) == str(beside)
+    installed = program(tmp_path).rename(tmp_path / "gitops_sync.sh")
+    assert module.shipped({}) == str(installed)
+    beside.parent.mkdir()
+    beside.touch()
+    assert module.shipped({}) == str(beside)
+
+
+#: For each option a text and what becomes of it; ``{tmp}`` is a folder that holds ``program``.
+GOOD: Mapping[str, tuple[str, Any]] = {
+    "GITHUB_WEBHOOK_SECRET": (SECRET, SECRET),
+    "GITHUB_WEBHOOK_SECRET_FILE": ("{tmp}/secrets", "{tmp}/secrets"),
+    "GITOPS_ROOT": ("{tmp}", "{tmp}"),
+    "GITOPS_STATE": ("{tmp}/new", "{tmp}/new"),
+    "GITOPS_SYNC_SCRIPT": ("{tmp}/program", "{tmp}/program"),
+    "GITOPS_LISTEN": ("[::1]:9000", Address("::1", 9000)),
+    "GITOPS_DASHBOARD_LISTEN": ("", None),
+    "GITOPS_MAX_SYNCS": ("7", 7),
+    "GITOPS_SYNC_TIMEOUT": ("86400", 86400),
+    "GITOPS_CLONE": ("acme/*, other/site", ("acme/*", "other/site")),
+    "GITOPS_CLONE_URL": ("git@x:{repository}", "git@x:{repository}"),
+    "GITOPS_LOG_FORMAT": ("json", "json"),
+}
+
+
+def in_place(value: Any, folder: Path) -> Any:
+    if isinstance(value, str) and "{tmp}" in value:
+        return value.replace("{tmp}", str(folder))
+    return value
+
+
+class TestSources:
+    def test_every_setting_has_its_option_and_every_option_its_test(self):
+        assert [option.field for option in OPTIONS] == list(Settings._fields)
+        assert set(GOOD) == {option.env for option in OPTIONS}
+        assert all(option.help and option.shown and option.metavar for option in OPTIONS)
+
+    @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.env)
+    def test_each_comes_from_the_environment_and_from_its_flag_which_wins(self, option, environ, tmp_path: Path):
+        text, value = (in_place(given, tmp_path) for given in GOOD[option.env])
+        value = Path(value) if isinstance(value, str) and value.startswith("/") else value
+        assert getattr(load({**environ, option.env: text}, {}), option.field) == value
+        if option.flag:
+            assert getattr(load({**environ, option.env: "\0"}, {option.field: text}), option.field) == value
+
+    def test_the_secret_has_no_flag(self):
+        assert [option.env for option in OPTIONS if option.flag is None] == ["GITHUB_WEBHOOK_SECRET"]
+
+    def test_the_defaults(self, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        del environ["GITOPS_SYNC_SCRIPT"]
+        script = tmp_path / "scripts" / "gitops_sync.sh"
+        script.parent.mkdir()
+        script.touch(0o755)
+        monkeypatch.setattr(module, "_PACKAGE", tmp_path / "gitops_hook")
+        assert load(environ, {})._asdict() == {
+            "webhook_secret": "",
+            "webhook_secret_file": None,
+            "root": Path(environ["GITOPS_ROOT"]),
+            "state": Path("~/.local/state/gitops-hook").expanduser(),
+            "sync_script": script,
+            "listen": Address("127.0.0.1", 8787),
+            "dashboard_listen": Address("127.0.0.1", 8788),
+            "max_syncs": 4,
+            "sync_timeout": 600,
+            "clone": (),
+            "clone_url": "https://github.com/{repository}.git",
+            "log_format": "text",
+        }
+
+    def test_systemds_folders_are_the_defaults_where_it_gives_them(self, environ: dict[str, str], tmp_path: Path):
+        (tmp_path / "webhook-secret").touch()
+        environ.update(CREDENTIALS_DIRECTORY=str(tmp_path), STATE_DIRECTORY="/var/lib/gitops-hook:/var/lib/other")
+        settings = load(environ, {})
+        assert settings.webhook_secret_file == tmp_path / "webhook-secret"
+        assert settings.state == Path("/var/lib/gitops-hook")
+
+    def test_a_credentials_folder_without_ours_is_as_none(self, environ: dict[str, str], tmp_path: Path):
+        for folder in (str(tmp_path / "nowhere"), str(tmp_path), "/" + "x" * 300):
+            assert load({**environ, "CREDENTIALS_DIRECTORY": folder}, {}).webhook_secret_file is None
+
+    def test_what_a_deploy_finds_in_its_environment_does_not_hinder_a_daemon(self, environ: dict[str, str]):
+        load({**environ, **dict.fromkeys(module.CONTRACT, "x")}, {})
+
+    def test_paths_are_made_absolute(self, environ: dict[str, str], tmp_path: Path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", "/home/ada")
+        assert load({**environ, "GITOPS_STATE": "here"}, {}).state == tmp_path / "here"
+        assert load({**environ, "GITOPS_STATE": "~/there"}, {}).state == Path("/home/ada/there")
+
+    def test_an_address_is_shown_as_it_is_written(self):
+        assert [str(Address("::1", 1)), str(Address("127.0.0.1", 2))] == ["[::1]:1", "127.0.0.1:2"]
+
+
+class TestBadValues:
+    @pytest.mark.parametrize(
+        ("name", "text", "reason"),
+        [
+            ("GITOPS_ROOT", "/nowhere", "no such folder"),
+            ("GITOPS_ROOT", "", "empty"),
+            ("GITOPS_ROOT", "/" + "x" * 300, "too long"),
+            ("GITOPS_ROOT", "~nobody-of-that-name", "home"),
+            ("GITOPS_STATE", "", "empty"),
+            ("GITOPS_STATE", "~nobody-of-that-name/x", "home"),
+            ("GITOPS_SYNC_SCRIPT", "/nowhere", "no such file"),
+            ("GITOPS_SYNC_SCRIPT", "/etc", "no such file"),
+            ("GITOPS_SYNC_SCRIPT", "/etc/passwd", "not executable"),
+            ("GITOPS_LISTEN", "8787", "ADDRESS:PORT"),
+            ("GITOPS_LISTEN", "127.0.0.1", "ADDRESS:PORT"),
+            ("GITOPS_LISTEN", "127.0.0.1:", "ADDRESS:PORT"),
+            ("GITOPS_LISTEN", "127.0.0.1:65536", "ADDRESS:PORT"),
+            ("GITOPS_LISTEN", "127.0.0.1:-1", "ADDRESS:PORT"),
+            ("GITOPS_LISTEN", "127.0.0.1:\u0661", "ADDRESS:PORT"),
+            ("GITOPS_LISTEN", "127.0.0.1:" + "9" * 5000, ""),
+            ("GITOPS_LISTEN", "localhost:80", "does not appear to be"),
+            ("GITOPS_LISTEN", ":80", "does not appear to be"),
+            ("GITOPS_LISTEN", "::1", "does not appear to be"),
+            ("GITOPS_MAX_SYNCS", "0", "from 1 to 1000"),
+            ("GITOPS_MAX_SYNCS", "1001", "from 1 to 1000"),
+            ("GITOPS_MAX_SYNCS", "+3", "from 1 to 1000"),
+            ("GITOPS_MAX_SYNCS", "1_0", "from 1 to 1000"),
+            ("GITOPS_MAX_SYNCS", " 4", "from 1 to 1000"),
+            ("GITOPS_MAX_SYNCS", "", "from 1 to 1000"),
+            ("GITOPS_MAX_SYNCS", "9" * 5000, ""),
+            ("GITOPS_SYNC_TIMEOUT", "0", "from 1 to 86400"),
+            ("GITOPS_SYNC_TIMEOUT", "10m", "from 1 to 86400"),
+            ("GITOPS_CLONE", "acme", "`acme` is not OWNER/NAME"),
+            ("GITOPS_CLONE", "acme/* *", "`*` is not OWNER/NAME"),
+            ("GITOPS_CLONE", "a/b/c", "OWNER/NAME"),
+            ("GITOPS_CLONE_URL", "https://x/", "{repository}"),
+            ("GITOPS_CLONE_URL", "{owner}/{repository}", "no other braces"),
+            ("GITOPS_CLONE_URL", "{repository}}", "no other braces"),
+            ("GITOPS_CLONE_URL", "{{repository}}", "no other braces"),
+            ("GITOPS_LOG_FORMAT", "JSON", "neither"),
+        ],
+    )
+    def test_one_line_names_option_value_reason_and_source(self, name: str, text: str, reason: str, environ):
+        field = next(option.field for option in OPTIONS if option.env == name)
+        for flags, source in (({}, "the environment"), ({field: text}, f"the flag --{field.replace('_', '-')}")):
+            with pytest.raises(ConfigError) as caught:
+                load({**environ, name: text}, flags)
+            message = str(caught.value)
+            assert message.startswith(f"{name}={text!r} from {source} will not do: ")
+            assert reason in message
+            assert "\n" not in message
+
+    def test_a_default_that_will_not_do_is_told_as_such(self):
+        with pytest.raises(ConfigError, match=r"^GITOPS_ROOT='/srv/gitops' from the default will not do: "):
+            load({}, {})
+
+    def test_an_unknown_option_is_refused_without_its_value(self, environ: dict[str, str]):
+        with pytest.raises(ConfigError) as caught:
+            load({**environ, "GITOPS_MAX_SYNC": SECRET}, {})
+        assert str(caught.value) == (
+            "GITOPS_MAX_SYNC from the environment will not do: there is no such option; did you mean GITOPS_MAX_SYNCS?"
+        )
+        with pytest.raises(
+            ConfigError, match=r"^GITOPS_\S+ from the environment will not do: there is no such option$"
+        ):
+            load({**environ, "GITOPS_ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ": SECRET}, {})
+
+    def test_no_error_shows_the_secret(self, environ: dict[str, str]):
+        environ["GITHUB_WEBHOOK_SECRET"] = SECRET
+        for option in OPTIONS:
+            if option.field != "webhook_secret":
+                try:
+                    load({**environ, option.env: "\0bad"}, {})
+                except ConfigError as error:
+                    assert SECRET not in str(error)
+
+
+BODY = b"body"
+
+
+def signed(secret: bytes) -> str:
+    import hmac
+
+    return "sha256=" + hmac.new(secret, BODY, "sha256").hexdigest()
+
+
+def match(source: SecretSource, secret: bytes) -> str | None:
+    return source.current().match(BODY, signed(secret))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "secrets"
+
+
+class TestSecrets:
+    def test_no_secret_at_all_is_refused(self):
+        with pytest.raises(ConfigError, match="there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or"):
+            SecretSource("", None)
+
+    def test_one_from_the_environment(self):
+        source = SecretSource(SECRET, None)
+        assert match(source, SECRET.encode()) == "environment"
+        assert match(source, b"other") is None
+
+    def test_bytes_that_are_no_utf_8_are_taken_as_they_are(self):
+        assert match(SecretSource(os.fsdecode(b"caf\xe9"), None), b"caf\xe9") == "environment"
+
+    def test_those_of_a_file_are_called_by_their_lines(self, file: Path):
+        file.write_bytes(b"\n one \r\n\n\ttwo\n   \nthree")
+        source = SecretSource(SECRET, file)
+        names = {secret: match(source, secret) for secret in (b"one", b"two", b"three", SECRET.encode(), b"")}
+        assert names == {
+            b"one": "line 2", b"two": "line 4", b"three": "line 6", SECRET.encode(): "environment", b"": None,
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("text", [None, "", "\n \r\n"])
+    @pytest.mark.parametrize("secret", ["", SECRET])
+    def test_a_file_that_gives_none_is_refused_at_the_start(self, file: Path, text: str | None, secret: str):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            SecretSource(secret, file)
+        reason = "No such file or directory" if text is None else "it holds no secret"
+        assert str(caught.value) == f"GITHUB_WEBHOOK_SECRET_FILE={str(file)!r} will not do: {reason}"
+
+    def test_a_change_is_in_force_at_once_whether_written_over_or_renamed(self, file: Path, capfd):
+        file.write_text("one")
+        source = SecretSource("", file)
+        file.write_text("two and more")
+        assert [match(source, secret) for secret in (b"one", b"two and more")] == [None, "line 1"]
+        new = file.with_name("new")
+        new.write_text("six and more")
+        new.replace(file)
+        assert [match(source, secret) for secret in (b"two and more", b"six and more")] == [None, "line 1"]
+        assert capfd.readouterr().err.count("the secrets were read again") == 2
+
+    @pytest.mark.parametrize("damage", [Path.unlink, Path.touch, lambda path: path.write_text(" \n"), "folder"])
+    def test_while_it_gives_none_the_last_stay_and_it_is_said_once(self, file: Path, damage: Any, capfd):
+        file.write_text("old-secret")
+        source = SecretSource("", file)
+        if damage is Path.touch or damage == "folder":
+            file.unlink()
+            damage = Path.mkdir if damage == "folder" else damage
+        damage(file)
+        assert [match(source, b"old-secret") for _ in range(5)] == ["line 1"] * 5
+        if file.is_dir():
+            file.rmdir()
+        file.write_text("new-secret")
+        assert [match(source, secret) for secret in (b"old-secret", b"new-secret")] == [None, "line 1"]
+        lines = capfd.readouterr().err.splitlines()
+        assert [re.sub(r"^\S+ \w+ | file=.*", "", line) for line in lines] == [
+            "the last secrets stay in force", "the secrets were read again",
+        ]  # fmt: skip
+        assert "-secret" not in " ".join(lines)

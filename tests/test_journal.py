@@ -1,0 +1,529 @@
+"""The journal on a real disk: what it promises, and what it does when the disk, the file or a neighbour fails it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from disks import fill, small_disk
+
+from gitops_hook import journal as module
+from gitops_hook.journal import Delivery, Journal, JournalError, JournalTooNew, Run
+
+SOURCE = Path(__file__).resolve().parent.parent
+
+
+def delivery(guid: str = "g", repository: str = "acme/site", received: float | None = None) -> Delivery:
+    return Delivery(guid, "push", time.time() if received is None else received, repository, "refs/heads/main")
+
+
+def run_to_the_end(journal: Journal, repository: str = "acme/site", *, settled: bool = True) -> Run:
+    claim = journal.start(repository, "push")
+    assert claim
+    ended = claim.run._replace(ended=time.time(), outcome="updated", exit=0)
+    journal.finish(ended, settled=settled)
+    return ended
+
+
+def set_aside(folder: Path) -> list[str]:
+    return sorted(path.name.partition(".damaged-")[0] for path in folder.glob("*.damaged-*"))
+
+
+def query(folder: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(folder / "journal.db")) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def commits(wal: Path) -> int:
+    """How many transactions the write-ahead log holds: frames that carry a database size end one (its file format)."""
+    data = wal.read_bytes()
+    page, salts = struct.unpack(">I", data[8:12])[0], data[16:24]
+    frames = [data[start : start + 24] for start in range(32, len(data), 24 + page)]
+    return sum(1 for frame in frames if frame[8:16] == salts and frame[4:8] != b"\0\0\0\0")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal(tmp_path)
+    yield opened
+    opened.close()
+
+
+class TestDeliveries:
+    def test_what_was_recorded_is_read_back_by_the_next_journal(self, journal: Journal, tmp_path: Path):
+        sent = Delivery("g1", "push", 1.5, "acme/site", "refs/heads/main", "0" * 40, "1" * 40, "ada")
+        journal.record(sent)
+        journal.close()
+        with closing(Journal(tmp_path)) as again:
+            (read,) = again.deliveries("g1")
+        assert read == sent._replace(id=1, run=0, owed=True)
+
+    def test_deliveries_keep_the_order_in_which_they_were_recorded(self, journal: Journal):
+        for number in range(20):
+            journal.record(delivery("same", received=float(-number)))
+        assert [read.received for read in journal.deliveries("same")] == [float(-number) for number in range(20)]
+
+    def test_a_redelivery_is_a_row_of_its_own(self, journal: Journal):
+        journal.record(delivery("twice"))
+        run_to_the_end(journal)
+        journal.record(delivery("twice"))
+        assert [read.owed for read in journal.deliveries("twice")] == [False, True]
+
+    def test_it_is_in_the_file_when_record_returns(self, journal: Journal, tmp_path: Path):
+        journal.record(delivery())
+        assert query(tmp_path, "SELECT count(*) FROM deliveries") == [(1,)]
+
+    def test_what_comes_together_shares_few_commits(self, journal: Journal, tmp_path: Path):
+        threads = [
+            threading.Thread(target=lambda name=name: [journal.record(delivery(f"{name}-{n}")) for n in range(5)])
+            for name in range(50)
+        ]
+        journal.record(delivery("first"))
+        before = commits(tmp_path / "journal.db-wal")
+        with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
+            neighbour.execute("BEGIN IMMEDIATE")  # the writing thread waits for it, and the others for the thread
+            for thread in threads:
+                thread.start()
+            neighbour.execute("ROLLBACK")
+        for thread in threads:
+            thread.join()
+        assert query(tmp_path, "SELECT count(DISTINCT guid) FROM deliveries") == [(251,)]
+        assert commits(tmp_path / "journal.db-wal") - before < 100
+
+
+class TestClaims:
+    def test_a_run_claims_all_that_its_repository_is_owed_case_aside(self, journal: Journal):
+        journal.record(delivery("a", "acme/site"))
+        journal.record(delivery("b", "Acme/Site"))
+        journal.record(delivery("c", "acme/other"))
+        claim = journal.start("ACME/site", "push")
+        assert claim
+        assert (claim.deliveries, claim.newest and claim.newest.guid) == (2, "b")
+        assert [journal.deliveries(guid)[0].run for guid in "abc"] == [claim.run.id, claim.run.id, 0]
+
+    def test_a_run_without_deliveries_claims_none(self, journal: Journal):
+        claim = journal.start("acme/site", "sweep")
+        assert claim
+        assert (claim.deliveries, claim.newest) == (0, None)
+
+    def test_a_push_alone_starts_nothing_where_nothing_is_owed(self, journal: Journal):
+        journal.record(delivery(repository="acme/other"))
+        assert journal.start("acme/site", "push", if_owed=True) is None
+        assert journal.runs() == []
+
+    def test_what_comes_during_a_run_stays_owed(self, journal: Journal):
+        journal.record(delivery("before"))
+        claim = journal.start("acme/site", "push", if_owed=True)
+        assert claim
+        journal.record(delivery("during"))
+        journal.finish(claim.run._replace(ended=1.0, outcome="updated", exit=0), settled=True)
+        assert [journal.deliveries(guid)[0].owed for guid in ("before", "during")] == [False, True]
+        assert journal.owed() == ["acme/site"]
+
+    def test_a_run_that_settled_nothing_leaves_its_deliveries_to_the_next(self, journal: Journal):
+        journal.record(delivery("g"))
+        first = run_to_the_end(journal, settled=False)
+        assert journal.owed() == ["acme/site"]
+        second = run_to_the_end(journal)
+        assert journal.owed() == []
+        assert first.id < journal.deliveries("g")[0].run == second.id
+
+    def test_the_end_of_a_run_is_read_back(self, journal: Journal):
+        claim = journal.start("acme/site", "push")
+        assert claim
+        assert journal.run(claim.run.id) == claim.run
+        ended = claim.run._replace(ended=2.5, outcome="rolled-back", exit=71, before="a", after="b", message="c")
+        journal.finish(ended, settled=True)
+        assert journal.run(claim.run.id) == ended
+        assert journal.run(ended.id + 1) is None
+
+    def test_runs_are_listed_newest_first_case_aside_and_bounded(self, journal: Journal):
+        ids = [run_to_the_end(journal, name).id for name in ("acme/a", "acme/b", "Acme/A")]
+        assert [run.id for run in journal.runs()] == ids[::-1]
+        assert [run.id for run in journal.runs("ACME/a")] == [ids[2], ids[0]]
+        assert [run.id for run in journal.runs(limit=1)] == [ids[2]]
+
+    def test_runs_in_hand_at_the_start_were_interrupted_and_owe_still(self, journal: Journal):
+        journal.record(delivery())
+        done = run_to_the_end(journal, "acme/other")
+        claim = journal.start("acme/site", "push")
+        assert claim
+        assert journal.interrupt() == 1
+        interrupted = journal.run(claim.run.id)
+        assert interrupted
+        assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
+        assert journal.run(done.id) == done
+        assert journal.owed() == ["acme/site"]
+        assert journal.interrupt() == 0
+
+    def test_giving_up_touches_one_repository(self, journal: Journal):
+        for name in ("acme/site", "acme/other"):
+            journal.record(delivery(repository=name))
+            run_to_the_end(journal, name, settled=False)
+        assert journal.settle("ACME/SITE") is False
+        assert journal.owed() == ["acme/other"]
+
+    def test_giving_up_spares_what_no_run_has_tried(self, journal: Journal):
+        journal.record(delivery("tried"))
+        run_to_the_end(journal, settled=False)
+        journal.record(delivery("untried"))
+        assert journal.settle("acme/site") is True
+        assert [journal.deliveries(guid)[0].owed for guid in ("tried", "untried")] == [False, True]
+
+
+class TestRetention:
+    def test_old_rows_go_but_never_what_is_owed_or_in_hand_or_named(self, journal: Journal):
+        old = time.time() - module.KEEP_SECONDS - 60
+        journal.record(delivery("settled", "acme/a", old))
+        settled = journal.start("acme/a", "push")
+        journal.record(delivery("owed", "acme/b", old))
+        tried = journal.start("acme/b", "push")
+        in_hand = journal.start("acme/c", "sweep")
+        plain = journal.start("acme/d", "sweep")
+        assert settled and tried and in_hand and plain
+        for claim, done in ((settled, True), (tried, False), (plain, True)):
+            journal.finish(claim.run._replace(started=old, ended=old, outcome="updated"), settled=done)
+        journal.prune()
+        assert [len(journal.deliveries(guid)) for guid in ("settled", "owed")] == [0, 1]
+        assert {run.id for run in journal.runs()} == {tried.run.id, in_hand.run.id}
+
+    def test_rows_beyond_the_count_go_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 3)
+        journal.record(delivery("owed", "acme/owed"))
+        for number in range(6):
+            journal.record(delivery(str(number)))
+            run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("owed", *"012345") if journal.deliveries(guid)] == ["owed", "3", "4", "5"]
+        assert len(journal.runs()) == 3
+        assert journal.owed() == ["acme/owed"]
+
+    def test_a_runs_id_is_never_used_twice(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_SECONDS", -60)
+        last = run_to_the_end(journal)
+        journal.prune()
+        assert journal.runs() == []
+        assert run_to_the_end(journal).id > last.id
+
+    def test_logs_go_by_their_bytes_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_LOG_BYTES", 250)
+        for run in (8, 9, 10, 11):
+            journal.log_path(run).write_bytes(b"x" * 100)
+        journal.prune()
+        assert [run for run in (8, 9, 10, 11) if journal.log_path(run).exists()] == [10, 11]
+
+    def test_old_logs_go_and_strange_files_stop_nothing(self, journal: Journal):
+        for name in ("1.log", "1.result", "notes", "\N{SUPERSCRIPT TWO}.log"):
+            path = journal.log_path(1).with_name(name)
+            path.write_text("old")
+            os.utime(path, (0, 0))
+        journal.log_path(2).write_text("new")
+        journal.prune()
+        assert [path.name for path in journal.log_path(2).parent.iterdir()] == ["2.log"]
+
+    def test_a_missing_folder_of_logs_is_a_journal_error(self, journal: Journal):
+        journal.log_path(1).parent.rmdir()
+        with pytest.raises(JournalError, match="runs"):
+            journal.prune()
+
+
+class TestSchema:
+    def test_a_fresh_journal_is_private_and_in_wal_mode_and_opens_again(self, journal: Journal, tmp_path: Path):
+        journal.close()
+        Journal(tmp_path).close()
+        assert query(tmp_path, "PRAGMA journal_mode") == [("wal",)]
+        assert query(tmp_path, "PRAGMA user_version") == [(len(module._MIGRATIONS),)]
+        assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "runs").stat().st_mode & 0o777 == 0o700
+
+    def test_a_newer_version_is_refused_and_left_as_it_was(self, tmp_path: Path):
+        with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as later:
+            later.execute("CREATE TABLE of_the_future (x)")
+            later.execute("PRAGMA user_version = 99")
+        before = (tmp_path / "journal.db").read_bytes()
+        with pytest.raises(JournalTooNew, match="version 99"):
+            Journal(tmp_path)
+        assert (tmp_path / "journal.db").read_bytes() == before
+        assert set_aside(tmp_path) == []
+
+    def test_migrations_are_applied_in_order_and_each_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        first = module._MIGRATIONS
+        with closing(Journal(tmp_path)) as journal:
+            journal.record(delivery("kept"))
+        steps = (
+            *first,
+            "CREATE TABLE notes (text); INSERT INTO notes VALUES ('one')",
+            "INSERT INTO notes SELECT text || ', two' FROM notes",
+        )
+        monkeypatch.setattr(module, "_MIGRATIONS", steps)
+        for _ in range(2):
+            with closing(Journal(tmp_path)) as journal:
+                assert journal.owed() == ["acme/site"]
+        assert query(tmp_path, "SELECT text FROM notes") == [("one",), ("one, two",)]
+        assert query(tmp_path, "PRAGMA user_version") == [(len(steps),)]
+
+    def test_a_migration_that_fails_leaves_the_version_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        Journal(tmp_path).close()
+        steps = (*module._MIGRATIONS, "CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)")
+        with monkeypatch.context() as patch, pytest.raises(JournalError, match="nowhere"):
+            patch.setattr(module, "_MIGRATIONS", steps)
+            Journal(tmp_path)
+        assert query(tmp_path, "SELECT name FROM sqlite_master WHERE name = 'half'") == []
+        Journal(tmp_path).close()
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2 + 100)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(random.Random(1).randbytes(20_000))
+
+
+def behead(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\0" * 100)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("damage", [noise, truncate, empty, behead, Path.unlink])
+    def test_a_damaged_file_is_set_aside_loudly_with_all_that_belongs_to_it(
+        self, damage, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ):
+        with closing(Journal(tmp_path)) as journal:
+            for number in range(100):
+                journal.record(delivery(f"{number:0100}"))
+            journal.log_path(7).write_text("what run 7 printed")
+        damage(tmp_path / "journal.db")
+        (tmp_path / "journal.db-wal").write_bytes(b"a wal")
+        with closing(Journal(tmp_path)) as journal:
+            journal.record(delivery("new"))
+            assert journal.owed() == ["acme/site"]
+            assert not journal.log_path(7).exists()
+        kept = [name for name in set_aside(tmp_path) if name != "journal.db"]
+        assert kept == ["journal.db-wal", "runs"] or kept == ["runs"]
+        assert [path.read_text() for path in tmp_path.glob("runs.damaged-*/7.log")] == ["what run 7 printed"]
+        assert "THE JOURNAL IS DAMAGED" in capfd.readouterr().err
+
+    def test_damage_upon_damage_overwrites_nothing(self, tmp_path: Path):
+        for number in range(3):
+            Journal(tmp_path).close()
+            (tmp_path / "journal.db").write_text(f"noise {number}")
+        Journal(tmp_path).close()
+        kept = {path.read_text() for path in tmp_path.glob("journal.db.damaged-*")}
+        assert kept == {"noise 0", "noise 1", "noise 2"}
+
+    def test_an_empty_file_alone_is_a_beginning_and_no_damage(self, tmp_path: Path):
+        (tmp_path / "journal.db").touch()
+        Journal(tmp_path).close()
+        assert set_aside(tmp_path) == []
+
+    def test_damage_while_it_is_open_is_set_aside_without_a_restart(
+        self, journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ):
+        journal.record(delivery("lost"))
+        noise(tmp_path / "journal.db")
+        empty(tmp_path / "journal.db-wal")
+        with pytest.raises(JournalError):
+            journal.owed()
+        journal.record(delivery("new"))
+        assert [len(journal.deliveries(guid)) for guid in ("lost", "new")] == [0, 1]
+        assert journal.renewals == 1
+        assert journal.fault is None
+        assert "journal.db" in set_aside(tmp_path)
+        assert "THE JOURNAL IS DAMAGED" in capfd.readouterr().err
+
+    def test_a_run_from_before_the_damage_ends_without_touching_one_from_after(self, journal: Journal, tmp_path: Path):
+        old = journal.start("acme/old", "push")
+        assert old
+        noise(tmp_path / "journal.db")
+        empty(tmp_path / "journal.db-wal")
+        with pytest.raises(JournalError):
+            journal.owed()
+        journal.record(delivery(repository="acme/new"))
+        new = journal.start("acme/new", "push")
+        assert new
+        journal.finish(old.run._replace(ended=1.0, outcome="updated"), settled=True)
+        assert journal.run(new.run.id) == new.run
+        assert journal.owed() == ["acme/new"]
+
+
+class TestFaults:
+    def test_a_full_disk_is_an_answer_and_heals_without_a_restart(self, tmp_path: Path, capfd):
+        with small_disk(tmp_path / "disk", "400k") as folder, closing(Journal(folder)) as journal:
+            journal.record(delivery("before"))
+            ballast = fill(folder)
+            with pytest.raises(JournalError, match=r"full|disk I/O"):
+                for number in range(1000):
+                    journal.record(delivery(f"{number:0500}"))
+            assert journal.fault
+            assert journal.owed() == ["acme/site"]
+            ballast.unlink()
+            journal.record(delivery("after"))
+            assert journal.fault is None
+            assert [len(journal.deliveries(guid)) for guid in ("before", "after")] == [1, 1]
+        err = capfd.readouterr().err
+        assert err.count("the journal cannot be written") == err.count("the journal can be written again") == 1
+
+    def test_a_full_disk_at_the_start_is_a_journal_error(self, tmp_path: Path):
+        with small_disk(tmp_path / "disk", "256k") as folder:
+            (folder / "runs").mkdir()
+            ballast = fill(folder)
+            for _ in range(2):
+                with pytest.raises(JournalError):
+                    Journal(folder)
+            ballast.unlink()
+            Journal(folder).close()
+            assert set_aside(folder) == []
+
+    def test_a_read_only_disk_is_a_journal_error(self, tmp_path: Path):
+        with small_disk(tmp_path / "disk", "1m") as folder:
+            Journal(folder).close()
+            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            with pytest.raises(JournalError, match="Read-only"):
+                Journal(folder)
+
+    def test_a_state_folder_that_is_a_file_is_a_journal_error(self, tmp_path: Path):
+        (tmp_path / "state").touch()
+        with pytest.raises(JournalError, match="state"):
+            Journal(tmp_path / "state")
+
+    def test_a_lock_held_elsewhere_is_an_answer_after_the_wait_and_heals(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "_BUSY_MS", 50)
+        with closing(Journal(tmp_path)) as journal:
+            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
+                neighbour.execute("BEGIN IMMEDIATE")
+                with pytest.raises(JournalError, match="locked"):
+                    journal.record(delivery())
+                assert journal.fault
+            journal.record(delivery())
+            assert journal.fault is None
+
+    def test_a_fault_in_one_piece_of_work_leaves_the_thread_alive(self, journal: Journal):
+        with pytest.raises(JournalError):
+            journal.record(delivery(received=None)._replace(guid=object()))  # type: ignore[arg-type]
+        with pytest.raises(JournalError):
+            journal.record(delivery("lone surrogate \ud800"))
+        journal.record(delivery("after"))
+        assert len(journal.deliveries("after")) == 1
+
+    def test_a_reader_that_cannot_open_the_file_raises_a_journal_error(self, journal: Journal, tmp_path: Path):
+        (tmp_path / "journal.db").rename(tmp_path / "elsewhere")
+        for read in (journal.owed, journal.runs, lambda: journal.run(1), lambda: journal.deliveries("g")):
+            with pytest.raises(JournalError):
+                read()
+
+    def test_probe_notices_a_fault_and_its_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "_BUSY_MS", 20)
+        with closing(Journal(tmp_path)) as journal:
+            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
+                neighbour.execute("BEGIN IMMEDIATE")
+                journal.probe()
+                assert journal.fault
+            journal.probe()
+            assert journal.fault is None
+
+
+class TestClosing:
+    def test_closing_twice_and_using_it_afterwards(self, journal: Journal):
+        journal.close()
+        journal.close()
+        with pytest.raises(JournalError, match="closed"):
+            journal.record(delivery())
+        journal.probe()
+
+    def test_no_thread_and_no_descriptor_is_left(self, tmp_path: Path):
+        before = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery())
+                journal.owed()
+        assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before
+
+    def test_whoever_records_while_it_closes_gets_an_answer(self, tmp_path: Path):
+        for _ in range(30):
+            journal = Journal(tmp_path)
+            recorded = []
+
+            def record(journal: Journal = journal, recorded: list[str] = recorded) -> None:
+                while True:
+                    guid = f"{threading.get_ident()}-{len(recorded)}"
+                    try:
+                        journal.record(delivery(guid))
+                    except JournalError:
+                        return
+                    recorded.append(guid)
+
+            threads = [threading.Thread(target=record, daemon=True) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            journal.close()
+            for thread in threads:
+                thread.join(10)
+            assert not any(thread.is_alive() for thread in threads)
+
+
+WRITER = """
+import sys, itertools, pathlib, threading, time
+from gitops_hook.journal import Delivery, Journal
+journal = Journal(pathlib.Path(sys.argv[1]))
+def write(name):
+    for number in itertools.count():
+        guid = f"{name}-{number}"
+        journal.record(Delivery(guid, "push", time.time(), f"acme/{name}", "refs/heads/main"))
+        print(guid, flush=True)
+        if number % 10 == 9:
+            journal.finish(journal.start(f"acme/{name}", "push").run._replace(outcome="updated"), settled=True)
+for name in range(4):
+    threading.Thread(target=write, args=(name,)).start()
+"""
+
+
+def test_after_a_power_cut_at_any_moment_everything_promised_is_there(tmp_path: Path):
+    """A stopped process's folder, less the shared memory that a power cut takes, is what such a cut leaves."""
+    live = tmp_path / "live"
+    live.mkdir()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, live], stdout=subprocess.PIPE, env={"PYTHONPATH": os.fspath(SOURCE)}
+    )
+    assert writer.stdout
+    promised = b""
+    try:
+        for moment in range(8):
+            while promised.count(b"\n") < 150 * (moment + 1):
+                promised += os.read(writer.stdout.fileno(), 1 << 16)
+            writer.send_signal(signal.SIGSTOP)
+            os.waitpid(writer.pid, os.WUNTRACED)
+            os.set_blocking(writer.stdout.fileno(), False)
+            promised += writer.stdout.read() or b""
+            os.set_blocking(writer.stdout.fileno(), True)
+            copy = tmp_path / f"copy {moment}"
+            shutil.copytree(live, copy, ignore=shutil.ignore_patterns("*-shm"))
+            writer.send_signal(signal.SIGCONT)
+            with closing(Journal(copy)) as journal:
+                journal.interrupt()
+            held = {guid for (guid,) in query(copy, "SELECT guid FROM deliveries")}
+            assert {guid.decode() for guid in promised.split(b"\n")[:-1]} <= held
+            assert set_aside(copy) == []
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()

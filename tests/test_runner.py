@@ -1,0 +1,397 @@
+"""One run: real scripts in real process groups, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from disks import fill, small_disk
+
+from gitops_hook import runner as module
+from gitops_hook.runner import HEAD_BYTES, TAIL_BYTES, BoundedLog, Result, Runner, Task, judge
+
+SOURCE = Path(__file__).resolve().parent.parent
+TASK = Task("acme/site", 1)
+ENVIRON = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+
+
+class Bench:
+    """A runner, the script that it runs, and the folder where both leave things."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "1.log"
+        self.script = folder / "script"
+        self.environ = dict(ENVIRON)
+
+    def write(self, text: str) -> None:
+        # By rename: to execute a file that some fork of ours still has open for writing would fail (ETXTBSY).
+        new = self.folder / "new"
+        new.write_text(f"#!/bin/bash\n{text}\n")
+        new.chmod(0o755)
+        new.rename(self.script)
+
+    def runner(self) -> Runner:
+        return Runner(self.script, self.folder, self.environ)
+
+    def run(self, text: str, task: Task = TASK, limit: int = 60) -> Result:
+        self.write(text)
+        return self.runner().run(task, self.log, limit)
+
+    def printed(self) -> str:
+        return self.log.read_text()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Iterator[Callable[[], bytes]]:
+    """Reads what came through ``$0.fifo`` up to its end: the end of every process that has it open."""
+    path = tmp_path / "script.fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    yield lambda: b"".join(iter(lambda: os.read(reader, 4096), b""))
+    os.close(reader)
+
+
+def started(path: Path) -> None:
+    """Wait until the script has made the file `path`."""
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.005)
+
+
+class TestJudging:
+    @pytest.mark.parametrize(
+        ("status", "said", "outcome"),
+        [
+            *((status, outcome, outcome) for status, allowed in module.OUTCOMES.items() for outcome in allowed),
+            *((status, "", allowed[0]) for status, allowed in module.OUTCOMES.items()),
+            *((status, "nonsense", allowed[0]) for status, allowed in module.OUTCOMES.items()),
+            (70, "updated", "deploy-failed"),
+            (0, "deploy-failed", "updated"),
+            (0, "timed-out", "updated"),
+            (1, "updated", "failed"),
+            (124, "", "failed"),
+            (125, "", "failed"),
+            (127, "", "failed"),
+            (255, "", "failed"),
+            (130, "", "interrupted"),
+            (137, "", "interrupted"),
+            (143, "", "interrupted"),
+            (-signal.SIGTERM, "", "interrupted"),
+            (-signal.SIGSEGV, "updated", "interrupted"),
+        ],
+    )
+    def test_within_the_limit_the_status_is_the_judge(self, status: int, said: str, outcome: str):
+        assert judge(status, {"outcome": said})[:2] == (outcome, status)
+
+    @pytest.mark.parametrize(
+        ("status", "outcome"),
+        [(124, "timed-out"), (137, "timed-out"), (143, "timed-out"), (-9, "timed-out"), (0, "updated"), (1, "failed")],
+    )
+    def test_beyond_the_limit_it_is_timeout_that_speaks(self, status: int, outcome: str):
+        assert judge(status, {}, timed_out=True).outcome == outcome
+
+    def test_what_was_said_comes_escaped_and_bounded(self):
+        result = judge(0, {"before": "a\x1b[31m", "after": "\u202eb", "message": "x" * 5000})
+        assert result[2:] == (r"a\x1b[31m", r"\u202eb", "x" * 1000)
+
+
+class TestEnvironment:
+    def test_it_is_the_contract_and_the_allowlist_and_nothing_else(self, bench: Bench):
+        inherited = {name: "C" if name[:2] in ("LC", "LA") else f"value of {name}" for name in module._INHERITED}
+        inherited["PATH"] = ENVIRON["PATH"]
+        strangers = (
+            "GITHUB_WEBHOOK_SECRET", "GITHUB_WEBHOOK_SECRET_FILE", "CREDENTIALS_DIRECTORY", "GIT_DIR", "GIT_WORK_TREE",
+            "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "INVOCATION_ID", "BASH_ENV",
+            "LD_PRELOAD", "PYTHONPATH", "AWS_SECRET_ACCESS_KEY", "GITOPS_LISTEN",
+        )  # fmt: skip
+        bench.environ.update(inherited)
+        bench.environ.update(dict.fromkeys(strangers, "very secret"))
+        bench.run(
+            "cat /proc/$$/environ",
+            Task("acme/site", 7, "refs/heads/main", "1" * 40, "push", "guid", 3, "https://clone"),
+        )
+        seen = dict(entry.split("=", 1) for entry in bench.printed().rstrip("\0").split("\0"))
+        assert seen == {
+            **inherited,
+            "GITOPS_ROOT": str(bench.folder),
+            "GITOPS_REPOSITORY": "acme/site",
+            "GITOPS_REF": "refs/heads/main",
+            "GITOPS_AFTER": "1" * 40,
+            "GITOPS_EVENT": "push",
+            "GITOPS_DELIVERY": "guid",
+            "GITOPS_DELIVERIES": "3",
+            "GITOPS_RUN": "7",
+            "GITOPS_RESULT": str(bench.log.with_suffix(".result")),
+            "GITOPS_CLONE_URL": "https://clone",
+        }
+        assert "very secret" not in bench.printed()
+
+    def test_what_is_not_known_is_not_set(self, bench: Bench):
+        bench.run("compgen -e | grep ^GITOPS_", Task("site", 1))
+        assert bench.printed().split() == ["GITOPS_RESULT", "GITOPS_ROOT", "GITOPS_RUN"]
+
+    @pytest.mark.parametrize(
+        "value", ["$(touch pwned)", "`touch pwned`", "a b\tc", "--help", "'\"\\", "*", "a\nb", "é"]
+    )
+    def test_hostile_values_arrive_verbatim(self, bench: Bench, value: str):
+        bench.run('printf "%s\\0" "$#" "$1" "$GITOPS_REF" "$GITOPS_DELIVERY"', Task(value, 1, value, "", "", value))
+        assert bench.printed().split("\0") == ["1", value, value, value, ""]
+        assert not Path("pwned").exists()
+
+    def test_standard_input_is_empty_and_no_other_descriptor_is_open(self, bench: Bench):
+        with (bench.folder / "open").open("w") as ours:
+            os.set_inheritable(ours.fileno(), True)
+            bench.run("readlink /proc/$$/fd/0; ls /proc/$$/fd")
+        assert bench.printed().split() == ["/dev/null", "0", "1", "2", "255"]  # 255 is bash's own hold on the script
+
+
+class TestEnds:
+    def test_the_limit_ends_the_whole_group(self, bench: Bench, fifo: Callable[[], bytes]):
+        result = bench.run("exec 9>$0.fifo; (sleep 60 & sleep 60) & sleep 60", limit=1)
+        assert (result.outcome, result.exit) == ("timed-out", 124)
+        assert fifo() == b""
+
+    def test_who_ignores_term_is_killed_after_the_grace(
+        self, bench: Bench, fifo: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "GRACE", 0.2)
+        result = bench.run("exec 9>$0.fifo; trap '' TERM; (trap '' TERM; sleep 60) & sleep 60", limit=1)
+        assert (result.outcome, result.exit) == ("timed-out", -signal.SIGKILL)
+        assert fifo() == b""
+
+    def test_a_daemon_killed_outright_leaves_no_orphan(self, bench: Bench, fifo: Callable[[], bytes]):
+        bench.write("exec 9>$0.fifo; touch $0.started; (sleep 60 & sleep 60) & sleep 60")
+        code = (
+            "import sys, pathlib as p; from gitops_hook.runner import Runner, Task\n"
+            "script = p.Path(sys.argv[1]); import os\n"
+            "Runner(script, script.parent, os.environ).run(Task('site', 1), script.with_name('1.log'), 600)"
+        )
+        daemon = subprocess.Popen(
+            [sys.executable, "-c", code, bench.script], env={**ENVIRON, "PYTHONPATH": os.fspath(SOURCE)}
+        )
+        started(bench.folder / "script.started")
+        daemon.kill()
+        daemon.wait()
+        assert fifo() == b""
+
+    def test_terminate_ends_every_run_in_hand(self, bench: Bench, fifo: Callable[[], bytes]):
+        bench.write("exec 9>$0.fifo; touch $0.$1; sleep 60 & sleep 60")
+        runner, results = bench.runner(), []
+        threads = [
+            threading.Thread(
+                target=lambda name=name: results.append(runner.run(Task(name, 1), bench.folder / f"{name}.log", 600))
+            )
+            for name in ("a", "b", "c")
+        ]
+        for thread in threads:
+            thread.start()
+        for name in ("a", "b", "c"):
+            started(bench.folder / f"script.{name}")
+        runner.terminate()
+        for thread in threads:
+            thread.join(20)
+        assert [result.outcome for result in results] == ["interrupted"] * 3
+        assert fifo() == b""
+        runner.terminate()
+
+    def test_what_a_deploy_leaves_behind_does_not_keep_the_run_open(self, bench: Bench):
+        began = time.monotonic()
+        result = bench.run("setsid sleep 30 & echo $! >$0.pid; echo done")
+        assert time.monotonic() - began < 15
+        assert (result.outcome, bench.printed()) == ("updated", "done\n")
+        os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
+
+    def test_nor_does_one_that_prints_for_ever(self, bench: Bench):
+        result = bench.run("setsid yes & echo $! >$0.pid; echo done")
+        os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
+        assert result.outcome == "updated"
+
+    def test_a_script_that_cannot_be_executed_has_failed_and_says_so(self, bench: Bench):
+        result = bench.runner().run(TASK, bench.log, 60)
+        assert (result.outcome, result.exit) == ("failed", 127)
+        assert "No such file" in bench.printed()
+
+    def test_an_end_by_a_signal_is_told_from_a_status(self, bench: Bench):
+        assert bench.run("kill -KILL $$").outcome == "interrupted"
+
+    def test_no_log_to_write_raises_and_leaks_nothing(self, bench: Bench):
+        bench.log.mkdir()
+        before = descriptors()
+        with pytest.raises(IsADirectoryError):
+            bench.run("true")
+        assert descriptors() == before
+
+    @pytest.mark.parametrize("spare", range(8))
+    def test_want_of_descriptors_raises_and_leaks_none(self, bench: Bench, spare: int):
+        bench.write("true")
+        runner, before = bench.runner(), descriptors()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 20, limits[1]))
+        fillers = []
+        try:
+            with suppress(OSError):
+                while True:
+                    fillers.append(os.dup(0))
+            for _ in range(spare):
+                os.close(fillers.pop())
+            with pytest.raises(OSError, match="Too many open files"):
+                runner.run(TASK, bench.log, 60)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for filler in fillers:
+                os.close(filler)
+        assert descriptors() == before
+
+    def test_want_of_threads_raises_and_leaks_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch):
+        bench.write("true")
+        runner, before = bench.runner(), descriptors()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(BlockingIOError, match="can't start new thread"):
+                runner.run(TASK, bench.log, 60)
+        assert descriptors() == before
+
+
+def no_thread(self: threading.Thread) -> None:
+    """What Thread.start does at the limit of processes."""
+    raise RuntimeError("can't start new thread")
+
+
+def descriptors() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+
+
+class TestResultFile:
+    @pytest.mark.parametrize(
+        ("script", "result"),
+        [
+            ("", Result("updated", 0)),
+            ("printf 'outcome=unchanged\\nbefore=a\\nafter=b\\nmessage=c=d'", Result("unchanged", 0, "a", "b", "c=d")),
+            ("printf 'outcome=paused\\nmess'", Result("paused", 0)),
+            ("printf 'message=a\\x0coutcome=paused'", Result("updated", 0, "", "", r"a\x0coutcome=paused")),
+            ("printf 'message=\\x1b[31m\\xff\\r\\n'", Result("updated", 0, "", "", "\\x1b[31m\ufffd\\r")),
+            ("head -c 100000 /dev/urandom", None),
+            ("yes message=x | head -c 10000000", Result("updated", 0, "", "", "x")),
+            ("printf 'message='; head -c 200000 /dev/zero | tr '\\0' x", Result("updated", 0, "", "", "x" * 1000)),
+        ],
+    )  # fmt: skip
+    def test_it_refines_and_never_breaks(self, bench: Bench, script: str, result: Result | None):
+        got = bench.run(f"{{ {script or ':'}; }} >$GITOPS_RESULT")
+        assert got == result or (result is None and got.outcome == "updated")
+        assert not bench.log.with_suffix(".result").exists()
+
+    @pytest.mark.parametrize("script", [":", "mkdir $GITOPS_RESULT", "mkfifo $GITOPS_RESULT", "ln -s x $GITOPS_RESULT"])
+    def test_it_may_be_missing_or_no_file_at_all(self, bench: Bench, script: str):
+        assert bench.run(script) == Result("updated", 0)
+
+
+def kept(log: Path) -> tuple[bytes, int, bytes]:
+    """What a log holds before its note, the number in the note, and what comes after."""
+    head, dropped, tail = re.split(rb"\n\[gitops-hook left out (\d+) bytes here\]\n", log.read_bytes())
+    return head, int(dropped), tail
+
+
+def numbers(start: int, size: int) -> bytes:
+    """The part at `start` of a text in which every place can be told from every other."""
+    first = start // 16
+    text = b"".join(b"%015d\n" % number for number in range(first, (start + size) // 16 + 1))
+    return text[start - first * 16 :][:size]
+
+
+class TestBoundedLog:
+    @pytest.mark.parametrize("size", [0, 1, HEAD_BYTES + TAIL_BYTES, HEAD_BYTES + 2 * TAIL_BYTES])
+    def test_what_fits_is_kept_whole(self, tmp_path: Path, size: int):
+        with BoundedLog(tmp_path / "1.log") as log:
+            self.pour(log, size)
+        assert (tmp_path / "1.log").read_bytes() == numbers(0, size)
+
+    @pytest.mark.parametrize("rounds", [1, 2, 5])
+    def test_head_and_tail_are_exact_and_the_note_counts_what_is_between(self, tmp_path: Path, rounds: int):
+        size = HEAD_BYTES + 2 * TAIL_BYTES + 1 + (rounds - 1) * (TAIL_BYTES + 4711)
+        with BoundedLog(tmp_path / "1.log") as log:
+            self.pour(log, size)
+        head, dropped, tail = kept(tmp_path / "1.log")
+        assert head == numbers(0, HEAD_BYTES)
+        assert len(tail) >= TAIL_BYTES
+        assert tail == numbers(size - len(tail), len(tail))
+        assert len(head) + dropped + len(tail) == size
+
+    @staticmethod
+    def pour(log: BoundedLog, size: int) -> None:
+        data = memoryview(numbers(0, size))
+        while data:
+            data = data[os.write(log.pipe, data[:10_007]) :]
+
+    def test_a_flood_passes_and_stays_bounded(self, bench: Bench):
+        self.flood(bench, 64 << 20)
+
+    @pytest.mark.slow
+    def test_a_gigabyte_passes_with_disk_and_memory_flat(self, bench: Bench):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.flood(bench, 1 << 30)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # in KiB
+
+    def flood(self, bench: Bench, size: int) -> None:
+        largest, over = 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal largest
+            while not over.wait(0.01):
+                sizes = []
+                for path in bench.folder.glob("1.*"):
+                    try:
+                        sizes.append(path.stat().st_size)
+                    except FileNotFoundError:
+                        continue
+                largest = max(largest, sum(sizes))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        result = bench.run(f"head -c {size} /dev/zero", limit=600)
+        over.set()
+        watcher.join()
+        head, dropped, tail = kept(bench.log)
+        assert result.outcome == "updated"
+        assert len(head) + dropped + len(tail) == size
+        assert largest <= 2 * (HEAD_BYTES + 2 * TAIL_BYTES + (64 << 10))
+
+    def test_it_is_read_while_it_grows(self, tmp_path: Path):
+        with BoundedLog(tmp_path / "1.log") as log:
+            os.write(log.pipe, b"first")
+            deadline = time.monotonic() + 10
+            while (tmp_path / "1.log").read_bytes() != b"first":
+                assert time.monotonic() < deadline
+
+    def test_a_full_disk_loses_output_and_keeps_the_script_going(self, bench: Bench, capfd):
+        with small_disk(bench.folder / "disk", "1m") as disk:
+            fill(disk)
+            bench.log = disk / "1.log"
+            result = bench.run(f"head -c 10000000 /dev/zero; echo end >{bench.folder}/end; exit 70")
+            assert result.exit == 70
+            assert (bench.folder / "end").read_text() == "end\n"
+        assert "output of a run is lost" in capfd.readouterr().err
+
+    def test_a_disk_too_full_to_drop_the_middle_keeps_the_beginning(self, bench: Bench):
+        with small_disk(bench.folder / "disk", "3m") as disk:
+            bench.log = disk / "1.log"
+            assert bench.run("head -c 10000000 /dev/zero").outcome == "updated"
+            assert bench.log.stat().st_size > HEAD_BYTES
+            assert [path.name for path in disk.iterdir()] == ["1.log"]
