@@ -19,7 +19,7 @@ datadir ?= $(PREFIX)/share
 docdir ?= $(datadir)/doc/gitops-hook
 sysconfdir ?= /etc
 INSTALL ?= install
-HOUSE = $(libdir)/gitops-hook
+pkglibdir = $(libdir)/gitops-hook
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
 COMPLETION := $(wildcard docs/gitops-hook.bash)
@@ -69,13 +69,13 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
-	$(INSTALL) -d $(addprefix $(DESTDIR),$(HOUSE)/gitops_hook $(HOUSE)/scripts $(bindir) $(docdir) \
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(pkglibdir)/gitops_hook $(pkglibdir)/scripts $(bindir) $(docdir) \
 	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
-	$(INSTALL) -m 644 gitops_hook/*.py $(DESTDIR)$(HOUSE)/gitops_hook
-	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(HOUSE)/scripts
-	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(HOUSE)/scripts/gitops-hook
-	$(PYTHON) -m compileall -q -d $(HOUSE)/gitops_hook $(DESTDIR)$(HOUSE)/gitops_hook
-	ln -srf $(DESTDIR)$(HOUSE)/scripts/gitops-hook $(DESTDIR)$(bindir)/gitops-hook
+	$(INSTALL) -m 644 gitops_hook/*.py $(DESTDIR)$(pkglibdir)/gitops_hook
+	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(pkglibdir)/scripts
+	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(pkglibdir)/scripts/gitops-hook
+	$(PYTHON) -m compileall -q -d $(pkglibdir)/gitops_hook $(DESTDIR)$(pkglibdir)/gitops_hook
+	ln -srf $(DESTDIR)$(pkglibdir)/scripts/gitops-hook $(DESTDIR)$(bindir)/gitops-hook
 	$(INSTALL) -m 644 $(UNITS) $(DESTDIR)$(libdir)/systemd/system
 	cd $(DESTDIR)$(libdir)/systemd/system && \
 	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
@@ -86,7 +86,7 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
 
 uninstall: ## what `make install` put there; settings, checkouts and the journal stay
-	rm -rf $(DESTDIR)$(HOUSE) $(DESTDIR)$(docdir)
+	rm -rf $(DESTDIR)$(pkglibdir) $(DESTDIR)$(docdir)
 	rm -f $(DESTDIR)$(bindir)/gitops-hook $(addprefix $(DESTDIR)$(libdir)/systemd/system/,$(UNITS))
 	rm -f $(DESTDIR)$(libdir)/sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d/gitops-hook.conf
 	rm -f $(DESTDIR)$(datadir)/man/man8/gitops-hook.8 $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook

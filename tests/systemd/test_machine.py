@@ -32,15 +32,15 @@ LATER = "999.0"
 def machine(tmp_path_factory) -> Iterator[Machine]:
     reason = missing()
     if reason:
-        pytest.skip(f"SKIPPED: the tests under systemd: {reason}")
+        pytest.skip(f"the tests under systemd: {reason}")
     try:
         make_root()
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"SKIPPED: the tests under systemd: no Debian root can be made: {error}")
+        pytest.skip(f"the tests under systemd: no Debian root can be made: {error}")
     try:
         machine = Machine(tmp_path_factory.mktemp("machine"))
     except AssertionError as error:
-        pytest.skip(f"SKIPPED: the tests under systemd: {error}")
+        pytest.skip(f"the tests under systemd: {error}")
     yield machine
     print(machine.log())
     machine.close()
@@ -334,7 +334,7 @@ def test_the_socket_may_be_elsewhere(machine):
 
 def test_the_timer_finds_a_push_of_which_no_webhook_told(machine, upstream):
     if "sync" not in machine.run("gitops-hook --help"):
-        pytest.skip("SKIPPED: this gitops-hook has no `sync` yet")
+        pytest.skip("this gitops-hook has no `sync` yet")
     after = upstream.commit({"news": "untold"})
     # As if the host had been off for two days; and without the delay that spreads hosts.
     with drop_in(machine, "[Timer]\nRandomizedDelaySec=0\n", "gitops-hook-sweep.timer"):
