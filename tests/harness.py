@@ -24,6 +24,8 @@ SOURCE = HERE.parent
 SECRET = "It's a Secret to Everybody"
 WEBHOOK = "/api/webhook/gitops"
 NOBODY = "0" * 40
+#: What tells the processes that tests start to have their coverage measured.
+MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 def push(
@@ -105,6 +107,7 @@ class Daemon:
             "HOME": str(folder),
             "LC_ALL": "C.UTF-8",
             "PYTHONPATH": str(SOURCE),
+            **MEASURED,
             "GIT_CONFIG_NOSYSTEM": "1",
             "GITHUB_WEBHOOK_SECRET": SECRET,
             "GITOPS_ROOT": str(self.root),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import SECRET, SOURCE, push
+from harness import MEASURED, SECRET, SOURCE, push
 from scratch import GIT_ENV, Upstream, git
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -31,6 +31,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {
         **GIT_ENV,
         "PYTHONPATH": str(SOURCE),
+        **MEASURED,
         "GITHUB_WEBHOOK_SECRET": SECRET,
         "GITOPS_ROOT": str(tmp_path / "root"),
         "GITOPS_STATE": str(tmp_path / "state"),
