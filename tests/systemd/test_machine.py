@@ -130,7 +130,12 @@ def test_the_install_section_of_the_readme_word_for_word_brings_up_a_daemon(mach
 
 
 def test_what_must_survive_a_reboot_is_enabled(machine):
-    for unit in ("gitops-hook.service", "gitops-hook.socket", "gitops-hook-sweep.timer"):
+    for unit in (
+        "gitops-hook.service",
+        "gitops-hook.socket",
+        "gitops-hook-dashboard.socket",
+        "gitops-hook-sweep.timer",
+    ):
         assert machine.run(f"systemctl is-enabled {unit}") == "enabled"
     assert machine.show("Triggers", "gitops-hook-sweep.timer") == "gitops-hook-sweep.service"
 
@@ -150,6 +155,17 @@ def test_a_push_signed_with_another_secret_is_refused(machine, upstream):
 def test_a_reload_is_taken_and_the_status_line_tells_of_the_new_repository(machine):
     machine.run("systemctl reload gitops-hook")
     wait_for(lambda: machine.show("StatusText").startswith("repositories: 1, runs in hand: 0"), "it does not")
+
+
+def test_the_private_page_is_served_from_a_socket_of_its_own_unless_that_is_masked(machine):
+    look = "curl -sS -o /dev/null -w '%{http_code}' http://127.0.0.1:8788/"
+    assert machine.run(look) == "200"
+    with drop_in(machine, "[Service]\nEnvironment=GITOPS_DASHBOARD_LISTEN=\n"):
+        machine.run("systemctl mask --now gitops-hook-dashboard.socket; systemctl restart gitops-hook")
+        assert "Failed to connect" in machine.run(look, check=False)
+        machine.run("systemctl unmask gitops-hook-dashboard.socket")
+    machine.run("systemctl restart gitops-hook")
+    assert machine.run(look) == "200"
 
 
 def test_the_secret_is_root_s_and_in_no_environment_argument_or_log(machine, secret):
@@ -226,11 +242,11 @@ def test_a_drain_longer_than_the_watchdog_s_patience_is_not_bitten(machine, upst
         machine.run("systemctl restart gitops-hook")
         after = push(machine, upstream, secret)
         wait_for(lambda: machine.query("SELECT 1 FROM runs WHERE outcome IS NULL"), "no run begins")
-        machine.run("systemctl stop gitops-hook.socket gitops-hook")
+        machine.run("systemctl stop 'gitops-hook*.socket' gitops-hook")
         assert machine.show("Result") == "success"
         assert "updated" in [outcome for (outcome,) in machine.query("SELECT outcome FROM runs WHERE after = ?", after)]
     config(machine, 'gitops.deploy "sh deploy.sh"')
-    machine.run("systemctl start gitops-hook.socket gitops-hook")
+    machine.run("systemctl start gitops-hook")
 
 
 def test_of_2000_deliveries_over_10_restarts_none_is_refused_or_lost(machine, upstream, secret):
@@ -309,9 +325,9 @@ def test_a_drop_in_for_both_services_lets_deploys_speak_to_docker(machine, upstr
     assert path
     machine.run("groupadd --system docker")
     machine.put(path[0], text)
+    config(machine, 'gitops.deploy "id --groups --name > /srv/gitops/groups"')
     machine.run("systemctl daemon-reload && systemctl restart gitops-hook")
     assert machine.show("SupplementaryGroups") == machine.show("SupplementaryGroups", "gitops-hook-sweep") == "docker"
-    config(machine, 'gitops.deploy "id --groups --name > /srv/gitops/groups"')
     after = push(machine, upstream, secret)
     wait_for(lambda: serves(machine, after), "it does not serve")
     assert "docker" in (machine.root / "srv/gitops/groups").read_text().split()
@@ -395,6 +411,8 @@ def test_from_the_tarball_the_documents_words_bring_it_up_and_uninstall_takes_it
     secret = (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
     after = push(machine, upstream, secret, "from the tarball")
     wait_for(lambda: serves(machine, after), "it does not serve")
-    machine.run("systemctl disable --now gitops-hook.socket gitops-hook.service gitops-hook-sweep.timer")
+    machine.run(
+        "systemctl disable --now gitops-hook.socket gitops-hook-dashboard.socket gitops-hook.service gitops-hook-sweep.timer"
+    )
     machine.run("make uninstall", cwd="/root/source")
     assert machine.run("find /usr/local -iname '*gitops*'") == ""
