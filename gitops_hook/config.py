@@ -35,14 +35,32 @@ class Failure(Exception):
 
 
 class ConfigError(Failure):
-    """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG)."""
+    """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG).
 
-    def __init__(self, message: str) -> None:
+    `option` and `value` are those of the setting that will not do, where it is one.
+    """
+
+    def __init__(self, message: str, option: str = "", value: str = "") -> None:
         super().__init__(78, message)
+        self.option = option
+        self.value = value
 
 
 #: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.
 ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
+#: The unit's StateDirectory=, which a package or `make install` makes with the unit's user.
+UNIT_STATE = Path("/var/lib/gitops-hook")
+
+
+def unit_environment() -> dict[str, str]:
+    """What the installed unit gives its daemon, for whoever asks about it: its folders, and its environment file.
+
+    The credential is read where systemd takes it from, for the daemon's copy is nobody else's to read.
+    """
+    folders = {"CREDENTIALS_DIRECTORY": str(ENVIRONMENT_FILE.parent)}
+    if UNIT_STATE.exists():
+        folders["STATE_DIRECTORY"] = str(UNIT_STATE)
+    return {**folders, **read_environment(ENVIRONMENT_FILE)}
 
 
 def read_environment(path: Path) -> dict[str, str]:
@@ -67,6 +85,12 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def to_call(self) -> Address:
+        """Where to call who listens here: one can listen everywhere, but not call there."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - see above
+        return self._replace(host=everywhere.get(self.host, self.host))
 
 
 class Settings(NamedTuple):
@@ -282,7 +306,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
             text = text if by_flag or by_environ else option.default(given)
             values[option.field] = option.parse(text)
         except (ValueError, OSError, RuntimeError) as error:  # the last from Path.expanduser()
-            raise ConfigError(f"{option.env}={text!r} from {source} will not do: {_reason(error)}") from None
+            message = f"{option.env}={text!r} from {source} will not do: {_reason(error)}"
+            raise ConfigError(message, option.env, text) from None
     return Settings(**values)
 
 
@@ -293,7 +318,7 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             # Not its value: what is mistyped may well be the secret.
-            raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}")
+            raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}", name)
 
 
 class SecretSource:

@@ -278,3 +278,16 @@ class TestSecrets:
             "the last secrets stay in force", "the secrets were read again",
         ]  # fmt: skip
         assert "-secret" not in " ".join(lines)
+
+
+def test_who_asks_about_the_unit_s_daemon_finds_its_secret_and_its_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ENVIRONMENT_FILE", tmp_path / "gitops-hook.env")
+    monkeypatch.setattr(module, "UNIT_STATE", tmp_path / "state")
+    (tmp_path / "gitops-hook.env").write_text(f"GITOPS_ROOT={tmp_path}\n")
+    (tmp_path / "webhook-secret").write_text(SECRET)
+    environ = {**module.unit_environment(), "HOME": "/nonexistent"}
+    settings = load(environ, {})
+    assert (settings.root, settings.webhook_secret_file) == (tmp_path, tmp_path / "webhook-secret")
+    assert settings.state != tmp_path / "state"  # not there: somebody runs a daemon of his own
+    (tmp_path / "state").mkdir()
+    assert load({**environ, **module.unit_environment()}, {}).state == tmp_path / "state"
