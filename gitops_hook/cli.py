@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gitops_hook import __version__
 from gitops_hook.config import OPTIONS, ConfigError, Failure, Settings, load, unit_environment
+from gitops_hook.timers import UNIT
 
 if TYPE_CHECKING:
     from gitops_hook.journal import JournalReader, Run
     from gitops_hook.repository import Checkout, Checkouts
 
 EX_USAGE = 64
+EX_DATAERR = 65
 EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
 EX_NOPERM = 77
@@ -183,6 +185,34 @@ def _add(given: argparse.Namespace) -> int:
         "  Events        just the push event"
     )
     return status
+
+
+def _migrate(given: argparse.Namespace) -> int:
+    from gitops_hook import migration, timers
+
+    settings = _settings(given)
+    record = migration.Record(settings.state)
+    if given.undo:
+        for unit in sorted(record.entries):
+            print(f"{unit}: back to what it was")
+            if not given.dry_run:
+                migration.undo(unit, record)
+        return 0
+    found = timers.find(settings.root, given.unit)
+    if given.remove:
+        files = migration.removable(record, found)
+        for path in files:
+            print(f"remove {path}")
+        if files and not given.dry_run:
+            migration.remove(files, record)
+        return 0
+    service = settings.state.stat()
+    steps = migration.plan(found, settings.root, service)
+    print(*(map(str, steps) if steps else [f"no timer {given.unit} polls a checkout"]), sep="\n")
+    for step in steps:
+        if not step.obstacle and not given.dry_run:
+            migration.migrate(step, record, service)
+    return EX_DATAERR if any(step.obstacle for step in steps) else 0
 
 
 def _send(given: argparse.Namespace) -> int:
@@ -357,11 +387,20 @@ def _parser() -> _Parser:
     send.add_argument("--branch", help="the branch that the push claims to move [the tracked one]")
     send.add_argument("--timeout", type=int, default=60, metavar="SECONDS", help="how long to wait for the run [60]")
 
+    migrate = command("migrate", _migrate, "adopt what timers poll, and switch them off; --dry-run shows how")
+    migrate.add_argument("--unit", default=UNIT, metavar="NAME", help=f"what the timers are called [{UNIT}]")
+    migrate.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    way = migrate.add_mutually_exclusive_group()
+    way.add_argument("--undo", action="store_true", help="put the timers back to what they were")
+    way.add_argument(
+        "--remove", action="store_true", help="remove the units of timers that were switched off, for good"
+    )
+
     doctor = command("doctor", _doctor, "check this host, and tell the command that mends what is amiss", _ON_LEVELS)
 
     for printing in (status, runs, sync, send, doctor):
         printing.add_argument("--json", action="store_true", help="an object a line, for programs")
-    for asking in (status, runs, logs, sync, pause, resume, add, send, doctor):
+    for asking in (status, runs, logs, sync, pause, resume, add, send, migrate, doctor):
         _add_settings(asking, {"root", "state"})
     return parser
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gitops_hook.config import Failure
 from gitops_hook.repository import Checkout, Checkouts, at, is_checkout, is_valid
 
 #: What timers of this kind are called, up to their instance.
@@ -29,8 +30,11 @@ _NAME = re.compile(r"[A-Za-z0-9_.:@\\][A-Za-z0-9_.:@\\-]{0,250}")
 _ARGV = re.compile(r"argv\[\]=(.*?) ; ")
 
 
-class TimerError(Exception):
-    """systemd is not there, or refuses; the message has its words."""
+class TimerError(Failure):
+    """systemd is not there, or refuses; the message has its words. Exit 69 (EX_UNAVAILABLE)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(69, message)
 
 
 class Timer(NamedTuple):
@@ -84,11 +88,6 @@ def reload() -> None:
     _ask("daemon-reload")
 
 
-def is_unit(name: object) -> bool:
-    """Whether this is the name of a timer."""
-    return isinstance(name, str) and name.endswith(".timer") and _NAME.fullmatch(name) is not None
-
-
 def _look_at(unit: str, checkouts: Checkouts) -> Timer:
     timer = _properties(unit, "ActiveState", "UnitFileState", "FragmentPath", "Unit")
     service = _properties(timer["Unit"], "WorkingDirectory", "ExecStart", "FragmentPath")
@@ -136,7 +135,7 @@ def _properties(unit: str, *names: str) -> dict[str, str]:
 def _ask(*words: str) -> str:
     try:
         done = subprocess.run(
-            ["systemctl", *words],
+            ["systemctl", "--no-ask-password", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

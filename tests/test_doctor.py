@@ -336,7 +336,7 @@ def test_a_timer_that_polls_is_a_warning(settings, program):
     assert only("timers", settings, OK).message == "none polls a checkout"
     program(
         "systemctl",
-        'case $* in list-units*) echo "gitops-sync@site.timer loaded active waiting x" ;;'
+        'case $* in *list-units*) echo "gitops-sync@site.timer loaded active waiting x" ;;'
         " *site.timer) echo ActiveState=active ;; esac",
     )
     assert only("timers", settings, WARNING) == Finding(
