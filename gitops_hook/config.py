@@ -15,12 +15,13 @@ import difflib
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipimport import zipimporter
 
 from gitops_hook.logs import log
+from gitops_hook.proxies import Network
 from gitops_hook.webhook import Secrets
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -102,6 +103,7 @@ class Settings(NamedTuple):
     state: Path
     sync_script: Path
     listen: Address
+    trusted_proxies: tuple[Network, ...]
     max_syncs: int
     sync_timeout: int
     clone: tuple[str, ...]
@@ -158,6 +160,10 @@ def _patterns(text: str) -> tuple[str, ...]:
         if pattern.count("/") != 1:
             raise ValueError(f"`{pattern}` is not OWNER/NAME, where both may hold `*`")
     return patterns
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(ip_network(word) for word in text.replace(",", " ").split())
 
 
 def _clone_url(text: str) -> str:
@@ -272,6 +278,12 @@ OPTIONS = (
         "what a run executes, with the repository's name as its argument",
     ),
     _fixed("GITOPS_LISTEN", _address, "127.0.0.1:8787", "address and port of the webhook; inherited sockets win"),
+    _fixed(
+        "GITOPS_TRUSTED_PROXIES",
+        _networks,
+        "",
+        "addresses and networks, separated by commas, whose `X-Forwarded-For` is believed; loopback's always is",
+    ),
     _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "runs at one time, over all repositories"),
     _fixed(
         "GITOPS_SYNC_TIMEOUT",

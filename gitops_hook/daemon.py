@@ -31,6 +31,7 @@ from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
+from gitops_hook.proxies import behind
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import GRACE, Runner
 from gitops_hook.server import Server
@@ -109,7 +110,8 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             clone=settings.clone,
             clone_url=settings.clone_url,
         )
-        app = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
+        webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
+        app = behind(webhook, settings.trusted_proxies)
         servers = [Server(listening, app) for listening in _listen(settings.listen, environ)]
         dispatcher.start()
         for server in servers:

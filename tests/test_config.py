@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_STATE": ("{tmp}/new", "{tmp}/new"),
     "GITOPS_SYNC_SCRIPT": ("{tmp}/program", "{tmp}/program"),
     "GITOPS_LISTEN": ("[::1]:9000", Address("::1", 9000)),
+    "GITOPS_TRUSTED_PROXIES": ("10.0.0.0/8, ::1", (ip_network("10.0.0.0/8"), ip_network("::1"))),
     "GITOPS_MAX_SYNCS": ("7", 7),
     "GITOPS_SYNC_TIMEOUT": ("86400", 86400),
     "GITOPS_CLONE": ("acme/*, other/site", ("acme/*", "other/site")),
@@ -92,6 +94,7 @@ class TestSources:
             "state": Path("~/.local/state/gitops-hook").expanduser(),
             "sync_script": script,
             "listen": Address("127.0.0.1", 8787),
+            "trusted_proxies": (),
             "max_syncs": 4,
             "sync_timeout": 600,
             "clone": (),
@@ -146,6 +149,8 @@ class TestBadValues:
             ("GITOPS_LISTEN", "localhost:80", "does not appear to be"),
             ("GITOPS_LISTEN", ":80", "does not appear to be"),
             ("GITOPS_LISTEN", "::1", "does not appear to be"),
+            ("GITOPS_TRUSTED_PROXIES", "proxy.example.org", "does not appear to be"),
+            ("GITOPS_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
             ("GITOPS_MAX_SYNCS", "0", "from 1 to 1000"),
             ("GITOPS_MAX_SYNCS", "1001", "from 1 to 1000"),
             ("GITOPS_MAX_SYNCS", "+3", "from 1 to 1000"),
