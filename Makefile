@@ -65,7 +65,7 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy --strict
-	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p*
+	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p* $(COMPLETION)
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
@@ -111,6 +111,7 @@ deb: ## dist/gitops-hook_VERSION_all.deb
 	sed -i '1s|.*|#!/usr/bin/python3|' build/deb/usr/lib/gitops-hook/scripts/gitops-hook
 	$(INSTALL) -D -m 644 packaging/gitops-hook.env build/deb/etc/gitops-hook/gitops-hook.env
 	mv build/deb/usr/share/doc/gitops-hook/LICENSE build/deb/usr/share/doc/gitops-hook/copyright
+	gzip -9n build/deb/usr/share/man/man8/*
 	printf 'gitops-hook (%s) unstable; urgency=medium\n\n  * CHANGELOG.md tells what changed.\n\n -- %s  %s\n' '$(VERSION)' \
 	    "$$(sed -n 's/^Maintainer: //p' packaging/deb/control)" "$$(date -Rud @$(SOURCE_DATE_EPOCH))" | \
 	    gzip -9n > build/deb/usr/share/doc/gitops-hook/changelog.gz

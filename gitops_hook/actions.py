@@ -105,9 +105,7 @@ def send(settings: Settings, secret: bytes, repository: str, branch: str) -> tup
         "X-GitHub-Event": "push",
         "X-Hub-Signature-256": "sha256=" + hmac(secret, body, sha256).hexdigest(),
     }
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not where one calls
-    host = everywhere.get(settings.listen.host, settings.listen.host)
-    with closing(http.client.HTTPConnection(host, settings.listen.port, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection(*settings.listen.to_call, timeout=30)) as connection:
         try:
             connection.request("POST", WEBHOOK, body, headers)
             response = connection.getresponse()

@@ -2,7 +2,8 @@
 
 Exit statuses are those of sysexits(3): 64 for a wrong call, 66 for a repository or run that is not known, 69 where a
 daemon cannot start or does not answer, 74 for a fault of the disk, 77 for want of permission, 78 for a bad setting;
-``sync`` ends with that of the worst outcome, which is the script's own.
+``sync`` ends with that of the worst outcome, which is the script's own, and
+``doctor`` as monitoring plugins do: 0, 1 for a warning, 2 for a failure.
 
 Each command is a function of the parsed arguments; what it needs is imported when it runs, so ``--help`` waits for
 nothing.
@@ -19,13 +20,15 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
 from gitops_hook import __version__
-from gitops_hook.config import ENVIRONMENT_FILE, OPTIONS, Failure, Settings, load, read_environment
+from gitops_hook.config import OPTIONS, ConfigError, Failure, Settings, load, unit_environment
+from gitops_hook.timers import UNIT
 
 if TYPE_CHECKING:
     from gitops_hook.journal import JournalReader, Run
     from gitops_hook.repository import Checkout, Checkouts
 
 EX_USAGE = 64
+EX_DATAERR = 65
 EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
 EX_NOPERM = 77
@@ -111,6 +114,23 @@ def _logs(given: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(given: argparse.Namespace) -> int:
+    from gitops_hook import doctor, reports
+
+    environ = {**unit_environment(), **os.environ}
+    try:
+        settings = load(environ, _flags(given))
+    except ConfigError as error:
+        findings = [doctor.examine_settings(error, os.environ)]
+    else:
+        findings = doctor.examine(doctor.BY_CALLER, settings)
+        _become_owner(settings)
+        findings += doctor.examine(doctor.BY_SERVICE, settings)
+        findings += doctor.examine_checkouts(settings)
+    reports.show_findings(findings, as_json=given.json)
+    return doctor.EXIT[doctor.worst(findings)]
+
+
 # -- what can be done ----------------------------------------------------------------------------------------------
 
 
@@ -165,6 +185,34 @@ def _add(given: argparse.Namespace) -> int:
         "  Events        just the push event"
     )
     return status
+
+
+def _migrate(given: argparse.Namespace) -> int:
+    from gitops_hook import migration, timers
+
+    settings = _settings(given)
+    record = migration.Record(settings.state)
+    if given.undo:
+        for unit in sorted(record.entries):
+            print(f"{unit}: back to what it was")
+            if not given.dry_run:
+                migration.undo(unit, record)
+        return 0
+    found = timers.find(settings.root, given.unit)
+    if given.remove:
+        files = migration.removable(record, found)
+        for path in files:
+            print(f"remove {path}")
+        if files and not given.dry_run:
+            migration.remove(files, record)
+        return 0
+    service = settings.state.stat()
+    steps = migration.plan(found, settings.root, service)
+    print(*(map(str, steps) if steps else [f"no timer {given.unit} polls a checkout"]), sep="\n")
+    for step in steps:
+        if not step.obstacle and not given.dry_run:
+            migration.migrate(step, record, service)
+    return EX_DATAERR if any(step.obstacle for step in steps) else 0
 
 
 def _send(given: argparse.Namespace) -> int:
@@ -237,8 +285,8 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
 
 
 def _settings(given: argparse.Namespace) -> Settings:
-    """The settings that the daemon has: those of its environment file, of our own environment, and flags."""
-    return load({**read_environment(ENVIRONMENT_FILE), **os.environ}, _flags(given))
+    """The settings that the daemon has: those of its unit, of our own environment, and flags."""
+    return load({**unit_environment(), **os.environ}, _flags(given))
 
 
 def _flags(given: argparse.Namespace) -> dict[str, str]:
@@ -339,9 +387,20 @@ def _parser() -> _Parser:
     send.add_argument("--branch", help="the branch that the push claims to move [the tracked one]")
     send.add_argument("--timeout", type=int, default=60, metavar="SECONDS", help="how long to wait for the run [60]")
 
-    for printing in (status, runs, sync, send):
+    migrate = command("migrate", _migrate, "adopt what timers poll, and switch them off; --dry-run shows how")
+    migrate.add_argument("--unit", default=UNIT, metavar="NAME", help=f"what the timers are called [{UNIT}]")
+    migrate.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    way = migrate.add_mutually_exclusive_group()
+    way.add_argument("--undo", action="store_true", help="put the timers back to what they were")
+    way.add_argument(
+        "--remove", action="store_true", help="remove the units of timers that were switched off, for good"
+    )
+
+    doctor = command("doctor", _doctor, "check this host, and tell the command that mends what is amiss", _ON_LEVELS)
+
+    for printing in (status, runs, sync, send, doctor):
         printing.add_argument("--json", action="store_true", help="an object a line, for programs")
-    for asking in (status, runs, logs, sync, pause, resume, add, send):
+    for asking in (status, runs, logs, sync, pause, resume, add, send, migrate, doctor):
         _add_settings(asking, {"root", "state"})
     return parser
 
@@ -350,6 +409,7 @@ _ON_SECRETS = (
     "The secret itself stands in GITHUB_WEBHOOK_SECRET or in the file; it is no option, "
     "for options are open to every user of the host."
 )
+_ON_LEVELS = "It ends with 0 if all is well, 1 if there is a warning, 2 if there is a failure."
 
 
 def _add_settings(parser: argparse.ArgumentParser, fields: set[str]) -> None:

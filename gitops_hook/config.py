@@ -15,12 +15,13 @@ import difflib
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipimport import zipimporter
 
 from gitops_hook.logs import log
+from gitops_hook.proxies import Network
 from gitops_hook.webhook import Secrets
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -35,14 +36,32 @@ class Failure(Exception):
 
 
 class ConfigError(Failure):
-    """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG)."""
+    """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG).
 
-    def __init__(self, message: str) -> None:
+    `option` and `value` are those of the setting that will not do, where it is one.
+    """
+
+    def __init__(self, message: str, option: str = "", value: str = "") -> None:
         super().__init__(78, message)
+        self.option = option
+        self.value = value
 
 
 #: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.
 ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
+#: The unit's StateDirectory=, which a package or `make install` makes with the unit's user.
+UNIT_STATE = Path("/var/lib/gitops-hook")
+
+
+def unit_environment() -> dict[str, str]:
+    """What the installed unit gives its daemon, for whoever asks about it: its folders, and its environment file.
+
+    The credential is read where systemd takes it from, for the daemon's copy is nobody else's to read.
+    """
+    folders = {"CREDENTIALS_DIRECTORY": str(ENVIRONMENT_FILE.parent)}
+    if UNIT_STATE.exists():
+        folders["STATE_DIRECTORY"] = str(UNIT_STATE)
+    return {**folders, **read_environment(ENVIRONMENT_FILE)}
 
 
 def read_environment(path: Path) -> dict[str, str]:
@@ -68,6 +87,12 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def to_call(self) -> Address:
+        """Where to call who listens here: one can listen everywhere, but not call there."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - see above
+        return self._replace(host=everywhere.get(self.host, self.host))
+
 
 class Settings(NamedTuple):
     """The settings of one daemon, checked. A field is called as its option's flag; times are in seconds."""
@@ -79,6 +104,7 @@ class Settings(NamedTuple):
     sync_script: Path
     listen: Address
     dashboard_listen: Address | None
+    trusted_proxies: tuple[Network, ...]
     max_syncs: int
     sync_timeout: int
     clone: tuple[str, ...]
@@ -139,6 +165,10 @@ def _patterns(text: str) -> tuple[str, ...]:
         if pattern.count("/") != 1:
             raise ValueError(f"`{pattern}` is not OWNER/NAME, where both may hold `*`")
     return patterns
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(ip_network(word) for word in text.replace(",", " ").split())
 
 
 def _clone_url(text: str) -> str:
@@ -259,6 +289,12 @@ OPTIONS = (
         "127.0.0.1:8788",
         "address and port of the page and its JSON, for reading alone; empty turns them off",
     ),
+    _fixed(
+        "GITOPS_TRUSTED_PROXIES",
+        _networks,
+        "",
+        "addresses and networks, separated by commas, whose `X-Forwarded-For` is believed; loopback's always is",
+    ),
     _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "runs at one time, over all repositories"),
     _fixed(
         "GITOPS_SYNC_TIMEOUT",
@@ -293,7 +329,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
             text = text if by_flag or by_environ else option.default(given)
             values[option.field] = option.parse(text)
         except (ValueError, OSError, RuntimeError) as error:  # the last from Path.expanduser()
-            raise ConfigError(f"{option.env}={text!r} from {source} will not do: {_reason(error)}") from None
+            message = f"{option.env}={text!r} from {source} will not do: {_reason(error)}"
+            raise ConfigError(message, option.env, text) from None
     return Settings(**values)
 
 
@@ -304,7 +341,7 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             # Not its value: what is mistyped may well be the secret.
-            raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}")
+            raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}", name)
 
 
 class SecretSource:

@@ -32,6 +32,7 @@ from gitops_hook.dashboard import Dashboard
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
+from gitops_hook.proxies import behind
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import GRACE, Runner
 from gitops_hook.server import Application, Server
@@ -111,7 +112,8 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             clone_url=settings.clone_url,
         )
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
-        servers = _serve_both(settings, environ, webhook, Dashboard(journal, checkouts))
+        app = behind(webhook, settings.trusted_proxies)
+        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))
         dispatcher.start()
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()

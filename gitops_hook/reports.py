@@ -1,4 +1,4 @@
-"""What the command line shows: standings, runs, logs. Reads only, and works while the daemon is down.
+"""What the command line shows: standings, findings, runs, logs. Reads only, and works while the daemon is down.
 
 Rules: tables for people, ``--json`` for programs, one object a line; colour on a terminal alone, and not where
 NO_COLOR is set (no-color.org). Text from outside never reaches a terminal unescaped.
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from gitops_hook.doctor import Finding
 from gitops_hook.journal import JournalReader, Run
 from gitops_hook.logs import escape
 from gitops_hook.overview import Standing
@@ -34,6 +35,9 @@ _COLOURS = {
     "unreachable": _YELLOW,
     "interrupted": _YELLOW,
     "in hand": _YELLOW,
+    "ok": _GREEN,
+    "warning": _YELLOW,
+    "failure": _RED,
 }
 
 #: Seconds between looks at a log that still grows.
@@ -88,6 +92,21 @@ def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
         for run in runs
     ]
     _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, coloured=3)
+
+
+def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """A row for each thing that was looked at; below what is amiss, the command that mends it."""
+    if as_json:
+        for finding in findings:
+            _print_json(finding._asdict())
+        return
+    paint = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for finding in findings:
+        level = finding.level.ljust(len("warning"))
+        level = _COLOURS[finding.level] + level + _PLAIN if paint else level
+        print(f"{level}  {escape(': '.join(filter(None, (finding.repository, finding.check, finding.message))))}")
+        if finding.cure:
+            print(f"         {escape(finding.cure)}")
 
 
 def show_messages(runs: Iterable[Run]) -> None:

@@ -136,15 +136,15 @@ class Checkouts:
     def __iter__(self) -> Iterator[str]:
         """The repositories that have a checkout; one that lies in no owner's folder is called as its origin is."""
         for path in _folders(self.root):
-            if _is_checkout(path):
+            if is_checkout(path):
                 yield _name_by_origin(path)
             else:
-                for nested in filter(_is_checkout, _folders(path)):
+                for nested in filter(is_checkout, _folders(path)):
                     yield f"{path.name}/{nested.name}"
 
     def count(self) -> int:
         """How many checkouts there are; unlike a look at each, this reads nothing but folders."""
-        return sum(1 if _is_checkout(path) else sum(map(_is_checkout, _folders(path))) for path in _folders(self.root))
+        return sum(1 if is_checkout(path) else sum(map(is_checkout, _folders(path))) for path in _folders(self.root))
 
 
 def _name_by_origin(path: Path) -> str:
@@ -157,7 +157,14 @@ def _name_by_origin(path: Path) -> str:
     return name if name.rpartition("/")[2].lower() == path.name.lower() else path.name
 
 
-def _is_checkout(path: Path) -> bool:
+def at(path: Path) -> Checkout:
+    """The checkout at `path`, wherever that is, called as its origin is, or else as its folder."""
+    checkout = _read(path.name, path).checkout
+    return checkout._replace(repository=name_in_url(checkout.settings.get("origin", "")) or path.name)
+
+
+def is_checkout(path: Path) -> bool:
+    """Whether this folder is a checkout."""
     return os.path.lexists(path / ".git")
 
 
@@ -173,12 +180,12 @@ def _folders(path: Path) -> list[Path]:
 def _descend(root: Path, parts: Sequence[str]) -> Path | None:
     """The checkout at `root`/`parts`, exact or else case aside; None if there is no such folder or no git in it."""
     exact = root.joinpath(*parts)
-    if _is_checkout(exact):
+    if is_checkout(exact):
         return exact
     paths = [root]
     for part in parts:
         paths = [child for path in paths for child in _folders(path) if child.name.lower() == part.lower()]
-    return next(filter(_is_checkout, paths), None)
+    return next(filter(is_checkout, paths), None)
 
 
 def _read(repository: str, path: Path) -> _Known:

@@ -90,8 +90,7 @@ class Runner:
 
     def __init__(self, script: Path, root: Path, environ: Mapping[str, str]) -> None:
         self._script = script
-        self._environment = {name: environ[name] for name in _INHERITED if name in environ}
-        self._environment["GITOPS_ROOT"] = str(root)
+        self._environment = inherited(environ, root)
         # The threads with a run in hand, by their ids in the kernel. Guarded by _lock, which nobody holds for long.
         self._threads: set[int] = set()
         self._lock = threading.Lock()
@@ -145,6 +144,11 @@ class Runner:
         finally:
             with self._lock:
                 self._threads.discard(thread)
+
+
+def inherited(environ: Mapping[str, str], root: Path) -> dict[str, str]:
+    """What of `environ` a script may see, and the root that it is to work under."""
+    return {**{name: environ[name] for name in _INHERITED if name in environ}, "GITOPS_ROOT": str(root)}
 
 
 def judge(status: int, said: Mapping[str, str], *, timed_out: bool = False) -> Result:

@@ -408,7 +408,7 @@ class _Call(SimpleHandler):
         """Log a refusal, or a fault of the application."""
         error = exc_info[1]
         if isinstance(error, Refused):
-            peer = self.base_env["REMOTE_ADDR"] or None
+            peer = self.environ["REMOTE_ADDR"] or None  # as the application has come to know it
             log.warning("request refused", http=error.status.value, reason=error.reason, peer=peer)
         else:
             log.exception("the application failed", path=self._request.environ.get("PATH_INFO"))

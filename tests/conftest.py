@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from harness import Daemon
+from harness import MEASURED, SECRET, SOURCE, Daemon
+from scratch import GIT_ENV, Upstream
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -28,3 +33,46 @@ def script(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return make
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Upstream:
+    (tmp_path / "root").mkdir()
+    return Upstream(tmp_path / "forge")
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {
+        **GIT_ENV,
+        "PYTHONPATH": str(SOURCE),
+        **MEASURED,
+        "GITHUB_WEBHOOK_SECRET": SECRET,
+        "GITOPS_ROOT": str(tmp_path / "root"),
+        "GITOPS_STATE": str(tmp_path / "state"),
+        "GITOPS_CLONE_URL": f"{tmp_path}/forge/{{repository}}.git",
+        "GITOPS_LISTEN": "127.0.0.1:9",
+    }
+
+
+@pytest.fixture
+def hook(environ: dict[str, str]) -> Command:
+    """Types a command; `status` is what it must end with."""
+
+    def run(
+        *words: str, status: int = 0, python: str = sys.executable, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [python, "-m", "gitops_hook", *words],
+            env={**environ, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        return done
+
+    return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_SYNC_SCRIPT": ("{tmp}/program", "{tmp}/program"),
     "GITOPS_LISTEN": ("[::1]:9000", Address("::1", 9000)),
     "GITOPS_DASHBOARD_LISTEN": ("", None),
+    "GITOPS_TRUSTED_PROXIES": ("10.0.0.0/8, ::1", (ip_network("10.0.0.0/8"), ip_network("::1"))),
     "GITOPS_MAX_SYNCS": ("7", 7),
     "GITOPS_SYNC_TIMEOUT": ("86400", 86400),
     "GITOPS_CLONE": ("acme/*, other/site", ("acme/*", "other/site")),
@@ -94,6 +96,7 @@ class TestSources:
             "sync_script": script,
             "listen": Address("127.0.0.1", 8787),
             "dashboard_listen": Address("127.0.0.1", 8788),
+            "trusted_proxies": (),
             "max_syncs": 4,
             "sync_timeout": 600,
             "clone": (),
@@ -148,6 +151,8 @@ class TestBadValues:
             ("GITOPS_LISTEN", "localhost:80", "does not appear to be"),
             ("GITOPS_LISTEN", ":80", "does not appear to be"),
             ("GITOPS_LISTEN", "::1", "does not appear to be"),
+            ("GITOPS_TRUSTED_PROXIES", "proxy.example.org", "does not appear to be"),
+            ("GITOPS_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
             ("GITOPS_MAX_SYNCS", "0", "from 1 to 1000"),
             ("GITOPS_MAX_SYNCS", "1001", "from 1 to 1000"),
             ("GITOPS_MAX_SYNCS", "+3", "from 1 to 1000"),
@@ -280,3 +285,16 @@ class TestSecrets:
             "the last secrets stay in force", "the secrets were read again",
         ]  # fmt: skip
         assert "-secret" not in " ".join(lines)
+
+
+def test_who_asks_about_the_unit_s_daemon_finds_its_secret_and_its_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ENVIRONMENT_FILE", tmp_path / "gitops-hook.env")
+    monkeypatch.setattr(module, "UNIT_STATE", tmp_path / "state")
+    (tmp_path / "gitops-hook.env").write_text(f"GITOPS_ROOT={tmp_path}\n")
+    (tmp_path / "webhook-secret").write_text(SECRET)
+    environ = {**module.unit_environment(), "HOME": "/nonexistent"}
+    settings = load(environ, {})
+    assert (settings.root, settings.webhook_secret_file) == (tmp_path, tmp_path / "webhook-secret")
+    assert settings.state != tmp_path / "state"  # not there: somebody runs a daemon of his own
+    (tmp_path / "state").mkdir()
+    assert load({**environ, **module.unit_environment()}, {}).state == tmp_path / "state"

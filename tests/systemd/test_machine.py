@@ -148,6 +148,12 @@ def test_a_signed_push_from_outside_moves_the_checkout_deploys_it_and_stands_in_
     assert re.search(rf"run updated repository=acme/site .*trigger=push .*commit={after}", machine.log())
 
 
+def test_from_a_shell_root_sees_the_daemon_s_own_journal_and_tries_the_whole_way(machine, upstream):
+    assert re.search(r"^acme/site +in sync ", machine.run("gitops-hook status"), re.MULTILINE)
+    assert machine.run("gitops-hook send acme/site").startswith('202 {"status": "queued"')
+    assert "unchanged" in machine.run("gitops-hook sync acme/site")
+
+
 def test_a_push_signed_with_another_secret_is_refused(machine, upstream):
     assert machine.deliver("acme/site", upstream.head(), secret="another") == {"401": 1}
 
