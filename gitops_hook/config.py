@@ -104,6 +104,7 @@ class Settings(NamedTuple):
     sync_script: Path
     listen: Address
     trusted_proxies: tuple[Network, ...]
+    dashboard_listen: Address | None
     max_syncs: int
     sync_timeout: int
     clone: tuple[str, ...]
@@ -117,6 +118,10 @@ def _address(text: str) -> Address:
         raise ValueError("it is not ADDRESS:PORT")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     return Address(str(ip_address(host)), int(port))
+
+
+def _optional_address(text: str) -> Address | None:
+    return _address(text) if text else None
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:
@@ -284,6 +289,12 @@ OPTIONS = (
         "",
         "addresses and networks, separated by commas, whose `X-Forwarded-For` is believed; loopback's always is",
     ),
+    _fixed(
+        "GITOPS_DASHBOARD_LISTEN",
+        _optional_address,
+        "127.0.0.1:8788",
+        "address and port of the page and its JSON, for reading alone; empty turns them off",
+    ),
     _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "runs at one time, over all repositories"),
     _fixed(
         "GITOPS_SYNC_TIMEOUT",
@@ -301,7 +312,7 @@ OPTIONS = (
 #: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
-    "GITOPS_RUN", "GITOPS_RESULT",
+    "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT",
 }  # fmt: skip
 
 

@@ -28,13 +28,14 @@ from typing import Any
 from gitops_hook import __version__
 from gitops_hook.app import WebhookApp
 from gitops_hook.config import Address, Failure, SecretSource, Settings
+from gitops_hook.dashboard import Dashboard
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
 from gitops_hook.proxies import behind
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import GRACE, Runner
-from gitops_hook.server import Server
+from gitops_hook.server import Application, Server
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 
 #: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
@@ -111,12 +112,14 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             clone_url=settings.clone_url,
         )
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
-        app = behind(webhook, settings.trusted_proxies)
-        servers = [Server(listening, app) for listening in _listen(settings.listen, environ)]
+        servers = _serve_both(
+            settings, environ, behind(webhook, settings.trusted_proxies), Dashboard(journal, checkouts)
+        )
         dispatcher.start()
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
-            log.info("listening", address=_describe(server.server_address), version=__version__, root=settings.root)
+            address = _describe(server.server_address)
+            log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
         notify(environ, "READY=1")
         status = _Housekeeping(servers, dispatcher, journal, checkouts, environ).stay(words, interval)
         notify(environ, "STOPPING=1")
@@ -157,7 +160,7 @@ class _Housekeeping:
 
         every(_REMIND, self._remind)
         every(_PRUNE, self._prune)
-        every(_PRUNE, self._count)
+        every(_REMIND, self._count)
         every(_STATUS, self._tell_status)
         if watchdog:
             every(watchdog, self._feed_watchdog)
@@ -190,8 +193,7 @@ class _Housekeeping:
             log.error("the journal cannot be pruned", reason=error)
 
     def _count(self) -> None:
-        # Not at every look at the status: it reads all folders, and the config of some checkouts.
-        self._repositories = sum(1 for _ in self._checkouts)
+        self._repositories = self._checkouts.count()  # it reads many folders, so not at every look at the status
 
     def _tell_status(self) -> None:
         """Tell the line that ``systemctl status`` shows, if it has changed."""
@@ -259,14 +261,24 @@ def _lock(state: Path, stack: ExitStack) -> None:
         raise StartError(f"GITOPS_STATE={str(state)!r} cannot be used: {error.strerror}") from None
 
 
-def _listen(address: Address, environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """The sockets of the webhook: those that systemd hands over, else one bound to `address`."""
+def _serve_both(
+    settings: Settings, environ: MutableMapping[str, str], webhook: Application, dashboard: Application
+) -> list[Server]:
+    """A server for each socket, of those that systemd hands over by name or else of one bound to the address set."""
     inherited = inherited_sockets(environ)
-    sockets = inherited.pop("webhook", [])
+    servers = []
+    for name, option, address, app in (
+        ("webhook", "GITOPS_LISTEN", settings.listen, webhook),
+        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard),
+    ):
+        sockets = inherited.pop(name, []) or ([_bind(option, address)] if address else [])
+        servers += [Server(listening, app, name=name) for listening in sockets]
     for name, strays in inherited.items():
-        log.warning("inherited sockets are not used; only those named webhook are", name=name, sockets=len(strays))
-    if sockets:
-        return sockets
+        log.warning("inherited sockets are not used; their names are not ours", name=name, sockets=len(strays))
+    return servers
+
+
+def _bind(option: str, address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -274,10 +286,11 @@ def _listen(address: Address, environ: MutableMapping[str, str]) -> list[socket.
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
         listening.bind(address)
+        listening.listen()  # a port that another has bound in the meantime shows here
     except OSError as error:
         listening.close()
-        raise StartError(f"GITOPS_LISTEN={address} cannot be used: {error.strerror}") from None
-    return [listening]
+        raise StartError(f"{option}={address} cannot be used: {error.strerror}") from None
+    return listening
 
 
 def _describe(address: Any) -> str:

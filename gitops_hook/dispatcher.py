@@ -264,6 +264,7 @@ class Dispatcher:
             after=newest.after if newest else "",
             event=newest.event if newest else run.trigger,
             delivery=newest.guid if newest else "",
+            deliveries=claim.deliveries,
         )
         try:
             result = self._execute(task, run)

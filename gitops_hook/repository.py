@@ -108,7 +108,7 @@ class Checkouts:
         self._known: dict[str, _Known] = {}
 
     def find(self, repository: str) -> Checkout | None:
-        """The checkout of `repository` (a valid name), or None if there is none.
+        """The checkout of `repository`, or None if there is none, as for a name that is none.
 
         While its config is unchanged this costs a stat(2) or two, and no process. Raises OSError where git is needed
         and cannot be started.
@@ -116,6 +116,8 @@ class Checkouts:
         known = self._known.get(repository)
         if known and all(_Stamp.of(stamp.path) == stamp for stamp in known.stamps):
             return known.checkout
+        if not is_valid(repository):  # whoever asks may forget to, and then a path would lead out of the root
+            return None
         owner, _, name = repository.rpartition("/")
         nested = _descend(self.root, [owner, name]) if owner else None
         path = nested or _descend(self.root, [name])
@@ -139,6 +141,10 @@ class Checkouts:
             else:
                 for nested in filter(is_checkout, _folders(path)):
                     yield f"{path.name}/{nested.name}"
+
+    def count(self) -> int:
+        """How many checkouts there are; unlike a look at each, this reads nothing but folders."""
+        return sum(1 if is_checkout(path) else sum(map(is_checkout, _folders(path))) for path in _folders(self.root))
 
 
 def _name_by_origin(path: Path) -> str:

@@ -70,6 +70,8 @@ class Task(NamedTuple):
     after: str = ""
     event: str = ""
     delivery: str = ""
+    #: How many deliveries the run serves; the hints above are the newest one's.
+    deliveries: int = 0
     clone_url: str = ""
 
 
@@ -176,6 +178,7 @@ def _context(task: Task, result_file: Path) -> dict[str, str]:
         "GITOPS_AFTER": task.after,
         "GITOPS_EVENT": task.event,
         "GITOPS_DELIVERY": task.delivery,
+        "GITOPS_DELIVERIES": str(task.deliveries or ""),
         "GITOPS_RUN": str(task.run),
         "GITOPS_RESULT": str(result_file),
         "GITOPS_CLONE_URL": task.clone_url,

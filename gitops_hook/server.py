@@ -69,8 +69,11 @@ class Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listening: socket.socket, application: Application, limits: Limits | None = None) -> None:
-        """Take over `listening`, a bound stream socket of any family."""
+    def __init__(
+        self, listening: socket.socket, application: Application, limits: Limits | None = None, name: str = ""
+    ) -> None:
+        """Take over `listening`, a bound stream socket of any family; `name` is what people call what is served."""
+        self.name = name
         TCPServer.__init__(self, ("", 0), _Connection, bind_and_activate=False)  # HTTPServer's own would ask DNS
         self.socket.close()
         self.socket = listening

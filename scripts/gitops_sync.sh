@@ -60,11 +60,13 @@ self=$0
 [[ $self == /* ]] || self=$PWD/$self
 dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='' before='' head=''
 head_branch='' default_branch='' deployed='' bad='' answer=''
-locked='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
+locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
 arguments=("$@")
 # What the webhook said: text from outside, compared with, never passed on.
 hinted_branch=${GITOPS_REF:-} hinted_commit=${GITOPS_AFTER:-}
+# Of several webhooks these are the last one's to arrive, which need not tell of the last push.
+[[ ${GITOPS_DELIVERIES:-1} == 1 ]] || hinted_commit=''
 [[ $hinted_branch == refs/heads/* ]] && hinted_branch=${hinted_branch#refs/heads/} || hinted_branch=''
 
 read_arguments() {
@@ -157,27 +159,24 @@ git() { command "${GIT[@]}" "$@" 9<&-; }
 # What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
 # ssh master left behind would keep open.
 remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words out status lines
-    local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
-    [[ ! -t 2 && ! $dry_run ]] || says=''
-    if [[ $says ]]; then
-        exec {out}< <(exec "${command[@]}" 9<&- 2>"$says")
+    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words status lines=('see above')
+    # --foreground: timeout stays in our process group, which the daemon ends as one.
+    local command=(timeout --foreground --kill-after=5 "$limit"
+        "${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
+    if [[ -t 2 || $dry_run ]]; then
+        answer=$(exec "${command[@]}" 9<&-)
     else
-        exec {out}< <(exec "${command[@]}" 9<&-)
+        answer=$(exec "${command[@]}" 9<&- 2>"$says")
     fi
-    IFS= read -r -d '' -t "$limit" -u "$out" answer
-    (($? <= 128)) || kill "$!" || : # no end of it in time
-    wait "$!"
     status=$?
-    exec {out}<&-
     ((status)) || return 0
-    lines=('see above')
-    [[ ! -s $says ]] || mapfile -t lines <"$says"
-    ((status != 143)) || lines+=("no end within $limit s")
+    [[ -t 2 || $dry_run || ! -s $says ]] || mapfile -t lines <"$says"
+    ((status != TIMED_OUT)) || lines+=("no end within $limit s")
     printf '%s\n' "${lines[@]}" >&2
     words=${lines[-1]}
     return "$status"
 }
+TIMED_OUT=124 # timeout's exit status
 
 # No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
 forbid_prompts() {
@@ -224,18 +223,22 @@ declare -A config=() tracking=() local_branch=() setting=(
     [submodules]=false [paused]=false [verify]=false [timeout]=600
 )
 
-# Read the settings, all at once; only the checkout's own config counts, not the user's. Asked before it is needed,
-# so that git starts while we wait for the lock. False: git cannot read them.
+# Let git begin to tell them while something else is done.
 ask_settings() {
-    exec {settings}< <(exec "${GIT[@]}" config --show-scope --null \
-        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null 9<&-)
+    # The exit status goes last: bash may lose that of a process substitution.
+    exec {settings}< <(git config --show-scope --null \
+        --get-regexp '^(gitops\.|remote\.origin\.url|core\.sshcommand)' 2>/dev/null; printf '%s\0' "$?")
 }
 
+# Read the settings, all at once; only the checkout's own config counts, not the user's. False: git cannot read them.
 read_settings() {
     local entries scope key value i
+    [[ $settings ]] || ask_settings
     mapfile -d '' -t entries <&"$settings"
     exec {settings}<&-
-    wait "$!" || (($? == 1)) || return 1 # 1: nothing is set
+    settings=''
+    [[ ${entries[-1]} == [01] ]] || return 1 # 1: nothing is set
+    setting[paths]=''
     for ((i = 0; i + 1 < ${#entries[@]}; i += 2)); do
         scope=${entries[i]} key=${entries[i + 1]%%$'\n'*} value=true
         [[ ${entries[i + 1]} == *$'\n'* ]] && value=${entries[i + 1]#*$'\n'}
@@ -272,9 +275,9 @@ is_commit() { [[ $1 =~ ^([0-9a-f]{40}|[0-9a-f]{64})$ && $1 == *[!0]* ]]; }
 # Is origin the repository that was pushed? Compared are the last parts of its URL, letter case and .git aside.
 check_origin() {
     local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
-    origin=$(without_password "$url")
+    name_origin "$url"
     # Where git knows no repository at all it finds no settings either, and says nothing.
-    [[ $url ]] || git rev-parse --git-dir &>/dev/null || repair 'git does not know it for a repository'
+    [[ $url ]] || git rev-parse --git-dir &>/dev/null || repair_or_fail 'git does not know it for a repository'
     [[ $url ]] || finish mismatch "'$checkout' has no remote called origin; git -C '$checkout' remote add origin <url>"
     url_ends_in "$wanted" "$url" && return
     # url.<base>.insteadOf may stand between the URL and the name.
@@ -283,10 +286,8 @@ check_origin() {
 git -C '$checkout' remote set-url origin <url of $wanted>"
 }
 
-# A URL as it may stand in a message.
-without_password() {
-    if [[ $1 =~ ^([^/]*://)[^/]*@(.*)$ ]]; then printf %s "${BASH_REMATCH[1]}${BASH_REMATCH[2]}"; else printf %s "$1"; fi
-}
+# A remote's URL as it may stand in a message, without a password: `origin`.
+name_origin() { if [[ $1 =~ ^([^/]*://)[^/]*@(.*)$ ]]; then origin=${BASH_REMATCH[1]}${BASH_REMATCH[2]}; else origin=$1; fi; }
 
 url_ends_in() {
     local url=${2,,}
@@ -309,7 +310,8 @@ read_refs_as_files() {
     } 2>/dev/null
     default_branch=${default_branch#refs/remotes/origin/} head_branch=${head_branch#refs/heads/}
     [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
-    read_ref "refs/heads/$branch" && is_commit "$REPLY" && head=$REPLY before=$REPLY local_branch[$branch]=$REPLY || return
+    read_ref "refs/heads/$branch" && is_commit "$REPLY" || return
+    head=$REPLY before=$REPLY local_branch[$branch]=$REPLY
     read_ref "refs/remotes/origin/$branch" && is_commit "$REPLY" && tracking[$branch]=$REPLY || return
     for name in deployed bad; do
         if read_ref "$state/$name"; then
@@ -332,10 +334,10 @@ read_ref() {
 list_refs() {
     local lines line field
     head='' head_branch='' default_branch='' deployed='' bad=''
-    mapfile -t lines < <(exec "${GIT[@]}" for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
-        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null 9<&-)
-    wait "$!" || return 1
-    for line in "${lines[@]}"; do
+    mapfile -t lines < <(git for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
+        refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null; printf '%s\n' "$?")
+    [[ ${lines[-1]} == 0 ]] || return
+    for line in "${lines[@]::${#lines[@]}-1}"; do
         # shellcheck disable=SC2206 # ids and refs hold neither spaces nor patterns
         field=(${line:1})
         case ${field[1]} in
@@ -356,6 +358,23 @@ is_old_news() {
     [[ $head && $head == "$hinted_commit" && $head == "$deployed" && ! -s $unfinished && ! $force ]] &&
         [[ $head_branch == "$hinted_branch" && $head_branch == "${setting[branch]:-$default_branch}" ]]
 }
+
+is_paused() { [[ ${setting[paused]} == true ]]; }
+
+# Many hints are old news, and end here, without the lock and before bash has read the rest of this file.
+arrive() {
+    exec </dev/null
+    read_arguments "$@"
+    enter_checkout
+    [[ -e .git ]] || return
+    find_repository
+    check_owner
+    ask_settings
+    read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] && read_settings || return
+    [[ ${config[remote.origin.url]:-} ]] && check_origin && ! is_paused && is_old_news || return
+    finish unchanged "${head:0:10} is here and deployed"
+}
+arrive "$@"
 
 # --------------------------------------------------------------------------------------- one run at a time, wreckage
 
@@ -413,14 +432,15 @@ build_repository() {
     unset GIT_WORK_TREE
     git init --quiet --bare "$GIT_DIR" || return
     if [[ $old_config ]]; then cp -- "$old_config" "$GIT_DIR/config"; else git remote add origin "$url"; fi
-    git config core.bare false && ask_settings && read_settings && forbid_prompts
+    git config core.bare false && read_settings && forbid_prompts
     remote_git fetch --quiet --no-auto-maintenance origin
 }
 
 clone() {
     if ! build_repository "$GITOPS_CLONE_URL"; then
         cd / && rm -rf "$GIT_DIR" && rmdir -- "$checkout"
-        finish unreachable "$(without_password "$GITOPS_CLONE_URL") cannot be cloned: $words; tried again later"
+        name_origin "$GITOPS_CLONE_URL"
+        finish unreachable "$origin cannot be cloned: $words; tried again later"
     fi
     mv -T .git.gitops-building .git || finish failed "'$checkout/.git' cannot be made"
     cloned=cloned
@@ -432,14 +452,14 @@ repair() {
     local why="'$checkout' is broken: $1" url broken=$checkout/.git aside
     [[ ! $mended && -d .git && ! -L .git ]] || finish missing "$why; look into it with git -C '$checkout' fsck"
     url=$(git config --file .git/config remote.origin.url) || url='<url>'
-    origin=$(without_password "$url")
+    name_origin "$url"
     local cure="keep it aside and clone: mv '$checkout' '$checkout.broken' && git clone '$origin' '$checkout'"
     [[ $url != '<url>' ]] || finish missing "$why, and its config names no origin; $cure"
     [[ ! $dry_run ]] || finish missing "$why; a run would build its repository anew from $origin"
     take_lock
     finish_interrupted_swap
-    build_repository "$url" .git/config || drop_building unreachable "$why, and $origin cannot be fetched to mend it: $words"
-    carry_over "$broken" || drop_building missing "$why, and $origin does not have the commit that is checked out; $cure"
+    build_repository "$url" .git/config || drop_building unreachable "$why, and $origin cannot be fetched: $words"
+    carry_over "$broken" || drop_building missing "$why, and $origin has not the commit that was here; $cure"
     # Dying after any of these renames, the next run does the rest: see finish_interrupted_swap.
     aside=.git/broken-$(now)
     mv -T .git.gitops-building .git.gitops-ready && mv -T .git .git.gitops-old && mv -T .git.gitops-ready .git &&
@@ -490,8 +510,16 @@ carry_over() {
 # Are the files of HEAD's commit all there? (Their contents are git's to check as it reads them.)
 is_complete() { git rev-list --objects --no-walk --exclude-promisor-objects HEAD >/dev/null 2>&1; }
 
-# Asked only when git has failed for no other reason, because it reads everything.
-is_broken() { ! git fsck --no-dangling --no-progress >/dev/null 2>&1; }
+# Asked only when git has failed for no other reason, because it reads everything. A git that was killed says nothing.
+is_broken() {
+    git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null && git fsck --no-dangling --no-progress &>/dev/null
+    (($? > 0 && $? <= 128))
+}
+
+repair_or_fail() {
+    is_broken && repair "$1"
+    finish failed "git fails here: $1; its repository is sound, and the next run tries again"
+}
 
 # -------------------------------------------------------------------------------------------- what upstream has
 
@@ -519,7 +547,7 @@ ask_default() {
 }
 
 say_unreachable() {
-    list_refs || repair "$1" # it may be this side that git cannot read
+    list_refs || ! is_broken || repair "$1" # it may be this side that git cannot read
     finish unreachable "$origin cannot be fetched: $1; tried again later"
 }
 
@@ -549,7 +577,7 @@ fetch() {
 # Why did the fetch fail? Ask the remote, which answers more clearly than git's words; then once more, if that may help.
 fetch_again() {
     local status=$1 why=$words
-    ((status != 143)) || say_unreachable "$why" # too slow already
+    ((status != TIMED_OUT)) || say_unreachable "$why" # too slow already
     remote_git ls-remote origin "refs/heads/$branch" || say_unreachable "$why"
     if [[ ! $answer ]]; then
         [[ ! ${setting[branch]} && ! $refetched ]] || say_gone
@@ -579,7 +607,7 @@ settle_unfinished() {
     [[ -s $unfinished ]] || return 0
     read -r from to tried <"$unfinished"
     [[ $from != "$to" && ($head == "$from" || ! $head) ]] || return 0
-    [[ ! $dry_run ]] || finish unchanged "would first put right the move to ${to:0:10}, which a run began and did not end"
+    [[ ! $dry_run ]] || finish unchanged "would first put right the move to ${to:0:10}, which a run began"
     put_back "$from" "$to"
     note "$from $from $tried"
 }
@@ -654,10 +682,7 @@ move() {
     retire_submodules
     move_to "$target" && return
     if ((${#in_the_way[@]})) && [[ ${setting[dirty]} == stash ]]; then
-        GIT_LITERAL_PATHSPECS=1 git stash push --quiet --all --message "gitops: in the way of ${target:0:10}" \
-            -- "${in_the_way[@]}" &&
-            kept+="; what was in the way is in the stash $(git rev-parse --short refs/stash): ${in_the_way[*]}" &&
-            move_to "$target" && return
+        put_into_stash && move_to "$target" && return
     fi
     local there="$branch ${target:0:10}"
     ((${#in_the_way[@]} == 0)) || finish dirty "changes here are in the way of $there: ${in_the_way[*]}; \
@@ -665,6 +690,14 @@ commit or stash them, or git -C '$checkout' config gitops.dirty stash"
     is_in_the_midst && finish dirty "a merge or rebase is unfinished here, in the way of $there; finish or abort it"
     is_broken && repair "$words"
     finish failed "the tree could not be moved to $there, and was put back: $words"
+}
+
+# Stash what is in the way and leave other work in place; but git stash cannot be told of a staged deletion by its
+# path, and then all changes to tracked files go.
+put_into_stash() {
+    local stash=(git stash push --quiet --message "gitops: in the way of ${target:0:10}")
+    GIT_LITERAL_PATHSPECS=1 "${stash[@]}" --all -- "${in_the_way[@]}" || "${stash[@]}" || return
+    kept+="; what was in the way is in the stash $(git rev-parse --short refs/stash): ${in_the_way[*]}"
 }
 
 # Commits that only this checkout has would be lost to sight when their branch moves: keep them, or refuse.
@@ -678,7 +711,7 @@ has_own_commits() {
     local tip=$1 known=${tracking[$branch]:-} own
     [[ $tip == "$target" || $tip == "$deployed" || $tip == "$known" ]] && return 1
     own=$(git rev-list --max-count=1 "$tip" --not "$target" ${known:+"$known"} ${deployed:+"$deployed"} "${@:2}") ||
-        repair 'its history cannot be read' # and so it cannot be said that nothing would be lost
+        repair_or_fail 'its history cannot be read' # and so it cannot be said that nothing would be lost
     [[ $own ]]
 }
 
@@ -841,29 +874,17 @@ tidy() {
 # ------------------------------------------------------------------------------------------------------- the run
 
 main() {
-    exec </dev/null
-    read_arguments "$@"
-    enter_checkout
-    if [[ ! -e .git ]]; then
-        take_lock
-        finish_interrupted_swap
-        [[ -e .git ]] || clone
-    fi
-    find_repository
-    check_owner
-    ask_settings
-    # Only if the hint looks like old news is it worth to decide without the lock.
-    read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] || take_lock
-    read_settings || repair 'git cannot read it'
-    forbid_prompts
-    check_origin
-    [[ ${setting[paused]} != true ]] || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
-    is_old_news && finish unchanged "${head:0:10} is here and deployed"
-
     take_lock
     finish_interrupted_swap
+    [[ -e .git ]] || clone
+    find_repository
+    check_owner
+    read_settings || repair_or_fail 'git cannot read it'
+    forbid_prompts
+    check_origin
+    ! is_paused || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
     clear_stale_locks
-    read_refs || repair 'HEAD or its commit cannot be read'
+    read_refs || repair_or_fail 'HEAD or its commit cannot be read'
     before=$head
     is_old_news && finish unchanged "${head:0:10} is here and deployed"
     settle_unfinished
@@ -874,7 +895,7 @@ main() {
     [[ $target != "$bad" || ! $deployed || $force ]] || stay_off_bad_commit
     if [[ $head == "$target" && $head_branch == "$branch" ]]; then
         if [[ ! $owed ]]; then
-            is_complete || repair 'objects are missing'
+            is_complete || repair_or_fail 'objects are missing'
             finish unchanged "$branch is at ${head:0:10}, as upstream"
         fi
         check_signature
@@ -894,4 +915,4 @@ main() {
     finish "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${did:+, $did}"
 }
 
-main "$@"
+main

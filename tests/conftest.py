@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from harness import SECRET, SOURCE, Daemon
+from harness import MEASURED, SECRET, SOURCE, Daemon
 from scratch import GIT_ENV, Upstream
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -46,6 +46,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {
         **GIT_ENV,
         "PYTHONPATH": str(SOURCE),
+        **MEASURED,
         "GITHUB_WEBHOOK_SECRET": SECRET,
         "GITOPS_ROOT": str(tmp_path / "root"),
         "GITOPS_STATE": str(tmp_path / "state"),

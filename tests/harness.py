@@ -24,6 +24,8 @@ SOURCE = HERE.parent
 SECRET = "It's a Secret to Everybody"
 WEBHOOK = "/api/webhook/gitops"
 NOBODY = "0" * 40
+#: What tells the processes that tests start to have their coverage measured.
+MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 def push(
@@ -105,11 +107,13 @@ class Daemon:
             "HOME": str(folder),
             "LC_ALL": "C.UTF-8",
             "PYTHONPATH": str(SOURCE),
+            **MEASURED,
             "GIT_CONFIG_NOSYSTEM": "1",
             "GITHUB_WEBHOOK_SECRET": SECRET,
             "GITOPS_ROOT": str(self.root),
             "GITOPS_STATE": str(self.state),
             "GITOPS_LISTEN": "127.0.0.1:0",
+            "GITOPS_DASHBOARD_LISTEN": "",
             **settings,
         }
         self._keep_open = keep_open or []
@@ -132,7 +136,7 @@ class Daemon:
         )
         self._gatherer = threading.Thread(target=self._gather, daemon=True)
         self._gatherer.start()
-        line = self.wait_for(r"listening .*address=\S*:(\d+)")
+        line = self.wait_for(r"listening for the webhook .*address=\S*:(\d+)")
         self.port = int(line[1])
 
     def _gather(self) -> None:

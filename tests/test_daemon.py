@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import SECRET, SOURCE, Daemon, processes_of, push
+from harness import MEASURED, SECRET, SOURCE, Daemon, processes_of, push
 
 #: A script that says on one fifo that it runs, and ends when it is told so on another.
 WAITS = 'echo running > "$GITOPS_ROOT/../running"; read -r word < "$GITOPS_ROOT/../go"; echo "$word"'
@@ -29,9 +29,11 @@ def serve(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complet
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
         "PYTHONPATH": str(SOURCE),
+        **MEASURED,
         "GITHUB_WEBHOOK_SECRET": SECRET,
         "GITOPS_ROOT": str(tmp_path),
         "GITOPS_LISTEN": "127.0.0.1:0",
+        "GITOPS_DASHBOARD_LISTEN": "127.0.0.1:0",
         **environ,
     }
     given = {name: value for name, value in given.items() if value != "unset"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 from harness import NOBODY, SECRET, push
@@ -84,6 +86,24 @@ def test_a_remote_out_of_reach_is_tried_again_and_a_push_cuts_the_wait_short(tmp
     line = daemon.wait_for(r"run updated .*", timeout=3).group()
     assert "deliveries=2" in line
     assert git("rev-parse", "HEAD", cwd=checkout) == after
+
+
+def test_a_late_webhook_hides_no_newer_push(tmp_path, start_daemon, script):
+    os.mkfifo(tmp_path / "go")
+    upstream = Upstream(tmp_path / "forge")
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root, deploy=f"read -r word < {tmp_path}/go")
+    old = upstream.commit({"a": "1"})
+    daemon.deliver(push("acme/site", old))
+    while git("rev-parse", "HEAD", cwd=checkout) != old:  # it is being deployed: what comes now waits for the next run
+        time.sleep(0.01)
+    new = upstream.commit({"a": "2"})
+    daemon.deliver(push("acme/site", new))
+    daemon.deliver(push("acme/site", old))
+    for _ in range(2):
+        (tmp_path / "go").write_text("word\n")
+        daemon.wait_for("run updated ")
+    assert git("rev-parse", "HEAD", cwd=checkout) == new
 
 
 def test_the_secret_is_in_no_environment_log_or_file_of_ours(tmp_path, start_daemon):

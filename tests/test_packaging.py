@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_what_is_installed_runs_without_the_source_and_can_be_uninstalled(tmp_pa
     staging = tmp_path / "staging"
     make(source, "install", f"DESTDIR={staging}", "PREFIX=/opt/hook", "sysconfdir=/opt/etc")
     program = staging / "opt/hook/bin/gitops-hook"
-    assert str(program.readlink()) == "../lib/gitops-hook/scripts/gitops-hook"
+    assert program.readlink() == Path("../lib/gitops-hook/scripts/gitops-hook")
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd="/")
     assert told.stdout == f"gitops-hook {__version__}\n"
     unit = (staging / "opt/hook/lib/systemd/system/gitops-hook.service").read_text()
@@ -129,8 +128,7 @@ def test_two_builds_are_the_same_bytes_whoever_makes_them(source):
 
 def test_the_tarball_is_the_source_and_builds_itself(tmp_path, source):
     make(source, "dist")
-    with tarfile.open(source / f"dist/gitops-hook-{__version__}.tar.gz") as tarball:
-        tarball.extractall(tmp_path)
+    subprocess.run(["tar", "-xzf", source / f"dist/gitops-hook-{__version__}.tar.gz"], cwd=tmp_path, check=True)
     tree = tmp_path / f"gitops-hook-{__version__}"
     assert files_below(tree) == set(git("ls-files", cwd=source).splitlines())
     make(tree, "install", f"DESTDIR={tmp_path}/staging")

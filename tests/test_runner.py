@@ -125,7 +125,8 @@ class TestEnvironment:
         bench.environ.update(inherited)
         bench.environ.update(dict.fromkeys(strangers, "very secret"))
         bench.run(
-            "cat /proc/$$/environ", Task("acme/site", 7, "refs/heads/main", "1" * 40, "push", "guid", "https://clone")
+            "cat /proc/$$/environ",
+            Task("acme/site", 7, "refs/heads/main", "1" * 40, "push", "guid", 3, "https://clone"),
         )
         seen = dict(entry.split("=", 1) for entry in bench.printed().rstrip("\0").split("\0"))
         assert seen == {
@@ -136,6 +137,7 @@ class TestEnvironment:
             "GITOPS_AFTER": "1" * 40,
             "GITOPS_EVENT": "push",
             "GITOPS_DELIVERY": "guid",
+            "GITOPS_DELIVERIES": "3",
             "GITOPS_RUN": "7",
             "GITOPS_RESULT": str(bench.log.with_suffix(".result")),
             "GITOPS_CLONE_URL": "https://clone",

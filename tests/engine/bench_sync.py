@@ -60,15 +60,15 @@ def measure(rounds: int = 30) -> list[tuple[str, float]]:
     return [(name, statistics.median(times)) for name, times in seconds.items()]
 
 
-def main() -> None:
+def report(rounds: int) -> None:
     """Print the medians, and each ratio beside its target."""
-    medians = dict(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 30))
+    medians = dict(measure(rounds))
     for name, median in medians.items():
-        print(f"{name:26} {median * 1000:6.1f} ms")
+        print(f"{name:44}{median * 1000:8.1f} ms")
     for case, target in TARGETS.items():
         ratio = medians[f"engine {case}"] / medians[f"bare {case.split()[0]}"]
-        print(f"{case:26} {ratio:6.2f} times bare, at most {target}")
+        print(f"{case:44}{ratio:8.2f} times bare, {target} aimed at")
 
 
 if __name__ == "__main__":
-    main()
+    report(int(sys.argv[1]) if len(sys.argv) > 1 else 30)

@@ -66,6 +66,13 @@ def test_old_news_touch_no_network(counted: Site, packed: bool) -> None:
     assert counted.run(GITOPS_REF="refs/heads/main", GITOPS_AFTER="f" * 40).outcome == "unreachable"
 
 
+def test_of_several_webhooks_the_last_to_arrive_hides_no_newer_push(counted: Site) -> None:
+    old, new = counted.head(), counted.upstream.commit()
+    hints = {"GITOPS_REF": "refs/heads/main", "GITOPS_AFTER": old}
+    assert counted.run(**hints, GITOPS_DELIVERIES="2").outcome == "updated"
+    assert counted.head() == new
+
+
 def test_git_gc_is_asked_when_the_repository_has_grown(counted: Site) -> None:
     counted.upstream.commit()
     counted.run()

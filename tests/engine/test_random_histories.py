@@ -132,11 +132,11 @@ class History:
     # The runs.
 
     def run(self) -> None:
-        outcome = self.site.run().outcome
-        self.told[-1] += f" {outcome}"
-        assert outcome in ("updated", "unchanged", "diverged", "dirty", "deploy-failed")
-        if outcome in ("updated", "unchanged"):
-            assert self.site.is_at_upstream(), f"it said {outcome}"
+        run = self.site.run()
+        self.told[-1] += f" {run.outcome}"
+        assert run.outcome in ("updated", "unchanged", "diverged", "dirty", "deploy-failed"), run.output
+        if run.outcome in ("updated", "unchanged"):
+            assert self.site.is_at_upstream(), f"it said {run.outcome}"
 
     def run_killed(self) -> None:
         slow = self.random.random() < 0.5  # files are written slowly, so that it dies in the middle of them
@@ -157,7 +157,7 @@ class History:
         assert not missing, f"commits are unreachable: {missing}"
         kept = reachable | {line.split()[1] for line in site.git("ls-files", "--stage").splitlines()}
         for path in site.path.rglob("*"):
-            if path.is_file() and ".git" not in path.relative_to(site.path).parts:
+            if path.is_file() and not path.relative_to(site.path).parts[0].startswith(".git"):
                 kept.add(blob(path.read_text()))
         for name, text in self.texts.items():
             assert blob(text) in kept, f"what a person wrote to {name} is gone: {text[:20]}"
@@ -200,7 +200,8 @@ class History:
         assert run.outcome in ("updated", "unchanged"), run.output
         assert self.site.is_at_upstream()
         self.check_nothing_is_lost()
-        assert self.site.run().outcome == "unchanged"
+        run = self.site.run()
+        assert run.outcome == "unchanged", run.output
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,0 +1,205 @@
+"""A fresh Debian with a systemd of its own, in a container; beside it, out of its reach, a forge.
+
+The root is unpacked anew for each machine from a tarball under ``.cache``, which is made once. The machine's network
+is a loopback alone. Programs of the host that speak to it, the forge's git server and what delivers webhooks, are
+started in that network, and in nothing else of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness import HERE, SOURCE
+from scratch import GIT_ENV, Upstream
+
+SUITE = os.environ.get("DEBIAN_SUITE", "bookworm")
+#: A server's minimum, what the package depends on, and what an operator has at hand who follows the README.
+PACKAGES = "apt,ca-certificates,curl,dbus,git,libpam-systemd,make,openssl,polkitd,procps,python3,systemd,systemd-sysv"
+CACHE = SOURCE / ".cache" / f"debian-{SUITE}.tar"
+
+
+def missing() -> str | None:
+    """Why no machine can be had here, or None if one can."""
+    if os.geteuid() != 0:
+        return "only root can boot a machine"
+    tools = [tool for tool in ("systemd-nspawn", "nsenter", "dpkg-deb") if not shutil.which(tool)]
+    if not CACHE.exists() and not shutil.which("debootstrap"):
+        tools.append("debootstrap")
+    return f"not installed here: {', '.join(tools)}" if tools else None
+
+
+def make_root() -> None:
+    """Make the tarball of a minimal Debian, unless it is there. Raises CalledProcessError where that cannot be done."""
+    if CACHE.exists():
+        return
+    CACHE.parent.mkdir(exist_ok=True)
+    folder = CACHE.with_suffix(".root")
+    shutil.rmtree(folder, ignore_errors=True)
+    _quietly("debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, folder)
+    unfinished = CACHE.with_suffix(".part")
+    leave_out = ("var/cache/apt", "var/lib/apt/lists", "usr/share/locale", "usr/share/doc")
+    _quietly("tar", "-C", folder, *(f"--exclude=./{path}/*" for path in leave_out), "-cf", unfinished, ".")
+    unfinished.rename(CACHE)
+    shutil.rmtree(folder)
+
+
+class Machine:
+    """The container, booted."""
+
+    def __init__(self, folder: Path) -> None:
+        """Boot one that lives in `folder`; `close` ends it."""
+        make_root()
+        self.root = folder / "root"
+        self.root.mkdir()
+        _quietly("tar", "-C", self.root, "-xf", CACHE)
+        self._stack = ExitStack()
+        console = self._stack.enter_context((folder / "console").open("wb"))
+        self._container = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "TERM", "systemd-nspawn", "--quiet", "--boot", "--console=pipe"),
+                *("--register=no", "--keep-unit", "--private-network", "--machine=gitops-host"),
+                f"--directory={self.root}",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+        )
+        self._stack.callback(self._power_off)
+        try:
+            self._init = wait_for(self._find_init, "the machine has no init yet")
+            wait_for(self._is_up, "the machine does not come up")
+            self.forge = folder / "forge"
+            self.forge.mkdir()
+            self._serve_git()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Power it off."""
+        self._stack.close()
+
+    def run(self, command: str, *, check: bool = True, cwd: str = "/root", timeout: float = 120) -> str:
+        """What `command`, given to root's shell on the machine, prints on either output."""
+        done = subprocess.run(
+            [*self._enter("--all"), "/bin/bash", "-c", f"cd {cwd} && {command}"],
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}"
+        return done.stdout.strip()
+
+    def show(self, name: str, unit: str = "gitops-hook") -> str:
+        """A property of a unit."""
+        return self.run(f"systemctl show --value --property {name} {unit}")
+
+    def log(self, unit: str = "gitops-hook") -> str:
+        """What the system's journal has of a unit."""
+        return self.run(f"journalctl --output=cat --unit {unit}")
+
+    def put(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a file on the machine, as root; not below /run, where the machine has a file system of its own."""
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+
+    def query(self, sql: str, *values: object) -> list[Any]:
+        """Look into the daemon's journal."""
+        path = self.root / "var/lib/gitops-hook/journal.db"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+            return connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def delivering(self, *arguments: object) -> Any:
+        """Deliver webhooks from outside while the block lasts; yields a function that awaits the count of answers."""
+        sender = subprocess.Popen(
+            [*self._enter("--net"), sys.executable, str(HERE / "systemd/sender.py"), *map(str, arguments)],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def answers() -> dict[str, int]:
+            output, _ = sender.communicate(timeout=120)
+            return json.loads(output)
+
+        try:
+            yield answers
+        finally:
+            sender.kill()
+            sender.wait()
+            sender.stdout.close()  # type: ignore[union-attr]
+
+    def deliver(self, repository: str, after: str, *, secret: str, count: int = 1) -> dict[str, int]:
+        """Deliver pushes from outside; how often each status was answered."""
+        with self.delivering(repository, after, secret, count) as answers:
+            return answers()
+
+    def upstream(self, repository: str) -> Upstream:
+        """A new repository at the forge."""
+        return Upstream(self.forge, repository)
+
+    def _enter(self, *namespaces: str) -> list[str]:
+        return ["nsenter", "--target", str(self._init), *namespaces]
+
+    def _find_init(self) -> int | None:
+        assert self._container.poll() is None, "the container did not start"
+        pid = self._container.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return next((int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "systemd\n"), None)
+
+    def _is_up(self) -> bool:
+        return self.run("systemctl is-system-running", check=False) in ("running", "degraded")
+
+    def _serve_git(self) -> None:
+        # As the machine's own user of the forge would see it: https://github.com leads to the forge beside it.
+        self.put("/etc/gitconfig", '[url "git://127.0.0.1/"]\n\tinsteadOf = https://github.com/\n')
+        server = subprocess.Popen(
+            [*self._enter("--net"), "git", "daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--base-path={self.forge}"],
+            env=GIT_ENV,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        self._stack.callback(server.wait)
+        self._stack.callback(os.killpg, server.pid, signal.SIGTERM)
+
+    def _power_off(self) -> None:
+        self._container.terminate()
+        try:
+            self._container.wait(60)
+        except subprocess.TimeoutExpired:
+            self._container.kill()
+            self._container.wait()
+
+
+def wait_for(look: Callable[[], Any], otherwise: str, timeout: float = 60) -> Any:
+    """What `look` returns, once that is true."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(otherwise)
+
+
+def _quietly(*command: object) -> None:
+    subprocess.run([*map(str, command)], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

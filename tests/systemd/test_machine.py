@@ -1,0 +1,418 @@
+"""What the documents promise to operators, on a fresh Debian with a real systemd.
+
+One machine lives through the tests in their order: installed by the README's own words, used, hurt, upgraded, purged.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import SOURCE
+from machine import Machine, make_root, missing, wait_for
+from scratch import Upstream
+
+from gitops_hook import __version__
+
+pytestmark = pytest.mark.systemd
+
+CHECKOUT = "/srv/gitops/acme/site"
+OPERATIONS = (SOURCE / "docs/operations.md").read_text()
+#: As an upgrade's version: above any that is released.
+LATER = "999.0"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory) -> Iterator[Machine]:
+    reason = missing()
+    if reason:
+        pytest.skip(f"the tests under systemd: {reason}")
+    try:
+        make_root()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the tests under systemd: no Debian root can be made: {error}")
+    try:
+        machine = Machine(tmp_path_factory.mktemp("machine"))
+    except AssertionError as error:
+        pytest.skip(f"the tests under systemd: {error}")
+    yield machine
+    print(machine.log())
+    machine.close()
+
+
+@pytest.fixture(scope="module")
+def upstream(machine: Machine) -> Upstream:
+    upstream = machine.upstream("acme/site")
+    upstream.commit({"deploy.sh": "git log -1 --format=%s > /srv/gitops/live\n"})
+    return upstream
+
+
+@pytest.fixture(scope="module")
+def secret(machine: Machine) -> str:
+    return (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
+
+
+def blocks(document: str, heading: str, language: str) -> list[str]:
+    """The code blocks in `language` below a heading of a document."""
+    section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ [A-Z]|\Z)", document, re.MULTILINE | re.DOTALL)
+    assert section, f"there is no {heading!r}"
+    return re.findall(rf"^```{language}\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
+
+
+def package(folder: Path, version: str = __version__) -> Path:
+    """The package as it is built from this tree, as if it were of `version`."""
+    tree = shutil.copytree(
+        SOURCE, folder / "tree", ignore=shutil.ignore_patterns(".git", ".venv*", ".cache", "build", "dist", "var")
+    )
+    init = tree / "gitops_hook/__init__.py"
+    init.write_text(init.read_text().replace(f'"{__version__}"', f'"{version}"'))
+    subprocess.run(["make", "--silent", "deb", f"PYTHON={sys.executable}"], cwd=tree, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    return tree / f"dist/gitops-hook_{version}_all.deb"
+
+
+def head(machine: Machine, checkout: str = CHECKOUT) -> str:
+    return (machine.root / checkout.lstrip("/") / ".git/refs/heads/main").read_text().strip()
+
+
+def config(machine: Machine, settings: str, checkout: str = CHECKOUT) -> None:
+    machine.run(f"su -s /bin/sh gitops-hook -c 'git -C {checkout} config {settings}'")
+
+
+def push(machine: Machine, upstream: Upstream, secret: str, message: str = "work") -> str:
+    """A commit at the forge, and its webhook."""
+    after = upstream.commit({"news": message}, message)
+    assert machine.deliver(upstream.repository, after, secret=secret) == {"202": 1}
+    return after
+
+
+def restarts(machine: Machine) -> int:
+    return int(machine.show("NRestarts"))
+
+
+def outcomes(machine: Machine, delivered: str) -> list[str]:
+    """How the runs ended that served the delivery of a commit."""
+    sql = "SELECT outcome FROM runs WHERE id IN (SELECT run FROM deliveries WHERE after = ?) AND outcome IS NOT NULL"
+    return [outcome for (outcome,) in machine.query(sql, delivered)]
+
+
+def serves(machine: Machine, delivered: str) -> bool:
+    """Whether a commit was deployed and its delivery is settled: by its own run, or by a daemon's first look at all."""
+    return head(machine) == delivered and outcomes(machine, delivered) in (["updated"], ["unchanged"])
+
+
+@contextmanager
+def drop_in(machine: Machine, text: str, unit: str = "gitops-hook.service") -> Iterator[None]:
+    """While this lasts, a unit has the lines in `text` besides; whoever needs that restarts it."""
+    folder = f"/etc/systemd/system/{unit}.d"
+    machine.put(f"{folder}/test.conf", text)
+    machine.run("systemctl daemon-reload")
+    try:
+        yield
+    finally:
+        machine.run(f"rm -r {folder}; systemctl daemon-reload")
+
+
+# -- installed ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_install_section_of_the_readme_word_for_word_brings_up_a_daemon(machine, upstream, tmp_path):
+    shutil.copy(package(tmp_path), machine.root / "root")
+    (commands,) = blocks((SOURCE / "README.md").read_text(), "Install", "sh")
+    shown = machine.run("set -e\n" + commands)
+    assert machine.show("ActiveState") == "active"
+    assert shown.splitlines()[-1] == (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
+
+
+def test_what_must_survive_a_reboot_is_enabled(machine):
+    for unit in (
+        "gitops-hook.service",
+        "gitops-hook.socket",
+        "gitops-hook-dashboard.socket",
+        "gitops-hook-sweep.timer",
+    ):
+        assert machine.run(f"systemctl is-enabled {unit}") == "enabled"
+    assert machine.show("Triggers", "gitops-hook-sweep.timer") == "gitops-hook-sweep.service"
+
+
+def test_a_signed_push_from_outside_moves_the_checkout_deploys_it_and_stands_in_the_journal(machine, upstream, secret):
+    after = push(machine, upstream, secret, "Say hello")
+    wait_for(lambda: outcomes(machine, after) == ["updated"], "the run did not end as it should")
+    assert head(machine) == after
+    assert (machine.root / "srv/gitops/live").read_text() == "Say hello\n"
+    assert re.search(rf"run updated repository=acme/site .*trigger=push .*commit={after}", machine.log())
+
+
+def test_a_push_signed_with_another_secret_is_refused(machine, upstream):
+    assert machine.deliver("acme/site", upstream.head(), secret="another") == {"401": 1}
+
+
+def test_a_reload_is_taken_and_the_status_line_tells_of_the_new_repository(machine):
+    machine.run("systemctl reload gitops-hook")
+    wait_for(lambda: machine.show("StatusText").startswith("repositories: 1, runs in hand: 0"), "it does not")
+
+
+def test_the_private_page_is_served_from_a_socket_of_its_own_unless_that_is_masked(machine):
+    look = "curl -sS -o /dev/null -w '%{http_code}' http://127.0.0.1:8788/"
+    assert machine.run(look) == "200"
+    with drop_in(machine, "[Service]\nEnvironment=GITOPS_DASHBOARD_LISTEN=\n"):
+        machine.run("systemctl mask --now gitops-hook-dashboard.socket; systemctl restart gitops-hook")
+        assert "Failed to connect" in machine.run(look, check=False)
+        machine.run("systemctl unmask gitops-hook-dashboard.socket")
+    machine.run("systemctl restart gitops-hook")
+    assert machine.run(look) == "200"
+
+
+def test_the_secret_is_root_s_and_in_no_environment_argument_or_log(machine, secret):
+    assert machine.run("stat -c '%U %a' /etc/gitops-hook/webhook-secret") == "root 600"
+    pid = machine.show("MainPID")
+    assert secret not in machine.run(f"tr '\\0' '\\n' < /proc/{pid}/environ; tr '\\0' '\\n' < /proc/{pid}/cmdline")
+    assert secret not in machine.log()
+    assert secret not in machine.run("systemctl show gitops-hook; systemctl status gitops-hook")
+
+
+def test_lines_in_the_log_bear_their_priorities(machine):
+    assert "run updated" in machine.run("journalctl -u gitops-hook --priority=info..info")
+    assert "run updated" not in machine.run("journalctl -u gitops-hook --priority=warning")
+
+
+@pytest.mark.parametrize("unit", ["gitops-hook.service", "gitops-hook-sweep.service"])
+def test_systemd_rates_the_exposure_3_or_better(machine, unit):
+    exposure = re.search(r"exposure level for .*: ([\d.]+)", machine.run(f"systemd-analyze security --no-pager {unit}"))
+    assert exposure
+    assert float(exposure[1]) <= 3.0
+
+
+def test_no_unit_has_a_line_that_systemd_does_not_understand(machine):
+    assert machine.run("systemd-analyze verify --man=no /usr/lib/systemd/system/gitops-hook*") == ""
+
+
+# -- hurt ---------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_it_is_restarted_and_serves(machine, upstream, secret):
+    before = restarts(machine)
+    machine.run("systemctl kill --kill-who=main --signal=KILL gitops-hook")
+    after = push(machine, upstream, secret, "after a kill")  # at once: the socket's line holds it
+    wait_for(lambda: serves(machine, after), "it does not serve")
+    assert restarts(machine) == before + 1
+
+
+def test_hung_it_is_killed_by_the_watchdog_tells_where_and_serves_again(machine, upstream, secret):
+    # Hangs for the first connection of its life, and once only.
+    machine.put(
+        "/usr/local/lib/hangs.py",
+        "import pathlib, sys, threading\n"
+        "sys.path.insert(0, '/usr/lib/gitops-hook')\n"
+        "from gitops_hook import cli, daemon, server\n"
+        "daemon._TURN = 1.0\n"
+        "serve = server.Server.process_request\n"
+        "def hang_once(*arguments):\n"
+        "    mark = pathlib.Path('/var/lib/gitops-hook/hung')\n"
+        "    if mark.exists():\n"
+        "        return serve(*arguments)\n"
+        "    mark.touch()\n"
+        "    threading.Event().wait()\n"
+        "server.Server.process_request = hang_once\n"
+        "sys.exit(cli.main(['serve']))\n",
+    )
+    hangs = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /usr/local/lib/hangs.py\nWatchdogSec=3\n"
+    with drop_in(machine, hangs):
+        machine.run("systemctl restart gitops-hook")
+        before = restarts(machine)
+        after = upstream.commit({"news": "after a hang"})
+        machine.deliver("acme/site", after, secret=secret)  # it meets the hang; a forge would show it as failed
+        wait_for(lambda: restarts(machine) == before + 1, "the watchdog did not bite")
+        log = machine.log()
+        assert "Watchdog timeout" in log
+        assert "the watchdog is not fed not_accepting" in log
+        assert "in hang_once" in log
+        assert machine.deliver("acme/site", after, secret=secret) == {"202": 1}
+        wait_for(lambda: serves(machine, after), "it does not serve")
+
+
+def test_a_drain_longer_than_the_watchdog_s_patience_is_not_bitten(machine, upstream, secret):
+    with drop_in(machine, "[Service]\nWatchdogSec=3\n"):
+        config(machine, 'gitops.deploy "sleep 7"')
+        machine.run("systemctl restart gitops-hook")
+        after = push(machine, upstream, secret)
+        wait_for(lambda: machine.query("SELECT 1 FROM runs WHERE outcome IS NULL"), "no run begins")
+        machine.run("systemctl stop 'gitops-hook*.socket' gitops-hook")
+        assert machine.show("Result") == "success"
+        assert "updated" in [outcome for (outcome,) in machine.query("SELECT outcome FROM runs WHERE after = ?", after)]
+    config(machine, 'gitops.deploy "sh deploy.sh"')
+    machine.run("systemctl start gitops-hook")
+
+
+def test_of_2000_deliveries_over_10_restarts_none_is_refused_or_lost(machine, upstream, secret):
+    after = upstream.commit({"news": "under load"})
+    with machine.delivering("acme/site", after, secret, 2000, 100) as answers:
+        for _ in range(10):
+            machine.run("sleep 0.7; systemctl restart gitops-hook")
+        assert answers() == {"202": 2000}
+    assert machine.query("SELECT count(*) FROM deliveries WHERE after = ?", after) == [(2000,)]
+    wait_for(lambda: machine.query("SELECT count(*) FROM deliveries WHERE owed") == [(0,)], "something is owed")
+    assert head(machine) == after
+
+
+def test_the_secret_is_rotated_as_the_documents_say_and_no_delivery_missed(machine, upstream, secret):
+    after = upstream.head()
+    first, last = blocks(OPERATIONS, "Rotating the secret", "sh")
+    with machine.delivering("acme/site", after, secret, 300, 100) as answers:
+        new = machine.run("set -e\n" + first).splitlines()[-1]
+        assert answers() == {"202": 300}
+    assert new != secret
+    with machine.delivering("acme/site", after, new, 300, 100) as answers:
+        machine.run("set -e\n" + last)
+        assert answers() == {"202": 300}
+    assert machine.deliver("acme/site", after, secret=secret) == {"401": 1}
+    machine.put("/etc/gitops-hook/webhook-secret", f"{secret}\n", 0o600)
+    machine.run("systemctl restart gitops-hook")
+
+
+# -- deploys that reach for the system ----------------------------------------------------------------------------------
+
+
+def test_a_deploy_may_not_restart_a_unit_unless_it_was_granted(machine, upstream, secret):
+    config(machine, 'gitops.deploy "systemctl --no-block restart gitops-hook"')
+    started = machine.show("ExecMainStartTimestampMonotonic")
+    after = push(machine, upstream, secret)
+    wait_for(lambda: outcomes(machine, after) == ["deploy-failed"], "it was not refused")
+    assert machine.show("ExecMainStartTimestampMonotonic") == started
+    wait_for(lambda: "acme/site, deploy-failed" in machine.show("StatusText"), "the status does not tell")
+
+
+def test_a_deploy_that_restarts_the_daemon_ends_recorded_and_does_not_loop(machine, upstream, secret):
+    (rule,) = blocks(OPERATIONS, "Deploys that restart a unit", "js")
+    machine.put("/etc/polkit-1/rules.d/50-gitops-hook.rules", rule)
+    machine.run("systemctl restart polkit")  # it would see the new rule by itself, soon
+    started = machine.show("ExecMainStartTimestampMonotonic")
+    after = push(machine, upstream, secret)
+    wait_for(lambda: outcomes(machine, after) == ["updated"], "it was not recorded as done")
+    wait_for(lambda: machine.show("ExecMainStartTimestampMonotonic") != started, "it was not restarted")
+    once = machine.show("ExecMainStartTimestampMonotonic")
+    wait_for(lambda: "listening" in machine.run("journalctl -o cat -u gitops-hook _PID=$(systemctl show --value -p MainPID gitops-hook)"), "it does not listen")  # fmt: skip
+    wait_for(lambda: machine.query("SELECT outcome FROM runs ORDER BY id DESC LIMIT 1") == [("unchanged",)], "no sweep")
+    assert machine.show("ExecMainStartTimestampMonotonic") == once
+
+
+def test_a_deploy_that_waits_for_the_daemon_s_restart_is_given_up_after_three_tries(machine, upstream, secret):
+    config(machine, 'gitops.deploy "systemctl restart gitops-hook"')
+    after = upstream.commit({"news": "restarts"})
+    stops = machine.log().count("stopping signal")
+    machine.deliver("acme/site", after, secret=secret)
+    for times in (1, 2, 3):
+        wait_for(lambda times=times: machine.log().count("stopping signal") == stops + times, f"no stop {times}")
+        # A second SIGTERM spares this test the minute that the drain gives a run.
+        machine.run("sleep 0.5; systemctl kill --kill-who=main --signal=TERM gitops-hook")
+    wait_for(lambda: "its runs end only by the daemon's shutdown" in machine.log(), "it goes on and on")
+    last_three = machine.query("SELECT outcome FROM runs ORDER BY id DESC LIMIT 3")
+    assert last_three == [("interrupted",)] * 3
+    assert machine.query("SELECT count(*) FROM deliveries WHERE owed") == [(0,)]
+    config(machine, 'gitops.deploy "sh deploy.sh"')
+    after = push(machine, upstream, secret, "heeds the advice")
+    wait_for(lambda: outcomes(machine, after) == ["updated"], "the next push is not served")
+
+
+def test_a_drop_in_for_both_services_lets_deploys_speak_to_docker(machine, upstream, secret):
+    (text,) = blocks(OPERATIONS, "Deploys that need docker", "ini")
+    path = re.search(r"/etc/systemd/system/\S+\.conf", text)
+    assert path
+    machine.run("groupadd --system docker")
+    machine.put(path[0], text)
+    config(machine, 'gitops.deploy "id --groups --name > /srv/gitops/groups"')
+    machine.run("systemctl daemon-reload && systemctl restart gitops-hook")
+    assert machine.show("SupplementaryGroups") == machine.show("SupplementaryGroups", "gitops-hook-sweep") == "docker"
+    after = push(machine, upstream, secret)
+    wait_for(lambda: serves(machine, after), "it does not serve")
+    assert "docker" in (machine.root / "srv/gitops/groups").read_text().split()
+    config(machine, 'gitops.deploy "sh deploy.sh"')
+    machine.run(f"rm -r {Path(path[0]).parent}; systemctl daemon-reload; systemctl restart gitops-hook")
+
+
+def test_the_socket_may_be_elsewhere(machine):
+    (text,) = blocks(OPERATIONS, "The socket", "ini")
+    then = re.search("then: (.*)", text)
+    assert then
+    with drop_in(machine, text, "gitops-hook.socket"):
+        machine.run(then[1])
+        assert machine.run("curl -sS --unix-socket /run/gitops-hook.sock http://host/healthz") == '{"status": "ok"}'
+    machine.run(then[1])
+
+
+# -- over time ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_timer_finds_a_push_of_which_no_webhook_told(machine, upstream):
+    if "sync" not in machine.run("gitops-hook --help"):
+        pytest.skip("this gitops-hook has no `sync` yet")
+    after = upstream.commit({"news": "untold"})
+    # As if the host had been off for two days; and without the delay that spreads hosts.
+    with drop_in(machine, "[Timer]\nRandomizedDelaySec=0\n", "gitops-hook-sweep.timer"):
+        machine.run("systemctl stop gitops-hook-sweep.timer")
+        machine.run("touch -d '2 days ago' /var/lib/systemd/timers/stamp-gitops-hook-sweep.timer")
+        machine.run("systemctl start gitops-hook-sweep.timer")
+        wait_for(lambda: head(machine) == after, "it was not found")
+        wait_for(lambda: machine.show("ActiveState", "gitops-hook-sweep") == "inactive", "the sweep does not end")
+        assert machine.show("Result", "gitops-hook-sweep") == "success"
+
+
+def test_an_upgrade_under_load_loses_nothing_and_keeps_settings_and_journal(machine, upstream, secret, tmp_path):
+    machine.run("echo GITOPS_MAX_SYNCS=3 >> /etc/gitops-hook/gitops-hook.env")
+    settings = (machine.root / "etc/gitops-hook/gitops-hook.env").read_text()
+    shutil.copy(package(tmp_path, LATER), machine.root / "root")
+    (runs,) = machine.query("SELECT count(*) FROM runs")[0]
+    after = upstream.commit({"news": "upgraded"})
+    with machine.delivering("acme/site", after, secret, 500, 100) as answers:
+        machine.run(f"apt-get install --yes ./gitops-hook_{LATER}_all.deb")
+        assert answers() == {"202": 500}
+    assert machine.query("SELECT count(*) FROM deliveries WHERE after = ?", after) == [(500,)]
+    assert f"version={LATER}" in machine.log()
+    assert machine.query("SELECT count(*) FROM runs")[0][0] > runs
+    assert (machine.root / "etc/gitops-hook/gitops-hook.env").read_text() == settings
+    assert (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip() == secret
+    wait_for(lambda: head(machine) == after, "it does not serve")
+
+
+def test_removed_it_keeps_settings_secret_and_journal_and_installed_again_it_goes_on(machine, upstream, secret):
+    machine.run("apt-get remove --yes gitops-hook")
+    assert not (machine.root / "usr/lib/gitops-hook").exists()
+    runs = machine.query("SELECT count(*) FROM runs")
+    machine.run(f"apt-get install --yes ./gitops-hook_{LATER}_all.deb")
+    after = push(machine, upstream, secret, "installed again")
+    wait_for(lambda: serves(machine, after), "it does not serve")
+    assert "GITOPS_MAX_SYNCS=3" in (machine.root / "etc/gitops-hook/gitops-hook.env").read_text()
+    assert machine.query("SELECT count(*) FROM runs") > runs
+
+
+def test_purged_it_leaves_the_checkouts_and_their_owner_alone(machine):
+    machine.run("apt-get purge --yes gitops-hook")
+    left = machine.run(
+        "find / -xdev \\( -path /proc -o -path /sys -o -path /root -o -path /srv/gitops -o -path /var/log \\) -prune"
+        " -o -iname '*gitops*' -print"
+    )
+    # What this test has put there itself, by hand as an operator would.
+    assert left.splitlines() == ["/etc/polkit-1/rules.d/50-gitops-hook.rules"]
+    assert (machine.root / CHECKOUT.lstrip("/") / ".git").is_dir()
+    assert machine.run("stat -c %U /srv/gitops/acme/site") == "gitops-hook"
+    assert machine.run("systemctl list-units --all --plain --no-legend 'gitops*'") == ""
+
+
+def test_from_the_tarball_the_documents_words_bring_it_up_and_uninstall_takes_it_out(machine, upstream, tmp_path):
+    tree = package(tmp_path).parent.parent
+    shutil.copytree(tree, machine.root / "root/source", ignore=shutil.ignore_patterns("build", "dist"))
+    (commands,) = blocks(OPERATIONS, "Installing", "sh")
+    machine.run("set -e\n" + commands, cwd="/root/source")
+    secret = (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
+    after = push(machine, upstream, secret, "from the tarball")
+    wait_for(lambda: serves(machine, after), "it does not serve")
+    machine.run(
+        "systemctl disable --now gitops-hook.socket gitops-hook-dashboard.socket gitops-hook.service gitops-hook-sweep.timer"
+    )
+    machine.run("make uninstall", cwd="/root/source")
+    assert machine.run("find /usr/local -iname '*gitops*'") == ""
