@@ -5,8 +5,8 @@ _gitops_hook() {
     local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command='' word
     local settings='--root --state'
     local -A flags=(
-        [serve]="$settings --webhook-secret-file --sync-script --listen --trusted-proxies --max-syncs --sync-timeout
-            --clone --clone-url --log-format"
+        [serve]="$settings --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
+            --max-syncs --sync-timeout --clone --clone-url --log-format"
         [status]="$settings --json"
         [runs]="$settings --json --delivery --number"
         [logs]="$settings --follow"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 
+import machine as machines
 import pytest
 from harness import SOURCE
 
 pytestmark = pytest.mark.systemd
-machines = pytest.importorskip("machine", reason="SKIPPED: there is nothing here to boot a machine with")
 
 UNITS = {
     "gitops-sync@.timer": "[Timer]\nOnActiveSec=1s\nOnUnitInactiveSec=1s\nAccuracySec=100ms\n[Install]\nWantedBy=timers.target\n",
