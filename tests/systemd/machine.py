@@ -20,6 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness import HERE, SOURCE
 from scratch import GIT_ENV, Upstream
 
@@ -54,12 +55,26 @@ def make_root() -> None:
     shutil.rmtree(folder)
 
 
+def boot(folder: Path) -> Machine:
+    """A machine that lives in `folder`. Where none can be had, the test is skipped, with the reason."""
+    reason = missing()
+    if reason:
+        pytest.skip(f"the tests under systemd: {reason}")
+    try:
+        make_root()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the tests under systemd: no Debian root can be made: {error}")
+    try:
+        return Machine(folder)
+    except AssertionError as error:
+        pytest.skip(f"the tests under systemd: {error}")
+
+
 class Machine:
     """The container, booted."""
 
     def __init__(self, folder: Path) -> None:
         """Boot one that lives in `folder`; `close` ends it."""
-        make_root()
         self.root = folder / "root"
         self.root.mkdir()
         _quietly("tar", "-C", self.root, "-xf", CACHE)

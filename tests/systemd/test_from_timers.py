@@ -21,10 +21,7 @@ TIMERS = ("gitops-sync@site.timer", "gitops-sync@elsewhere.timer")
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory) -> Iterator:
-    reason = machines.missing()
-    if reason:
-        pytest.skip(f"SKIPPED: the tests under systemd: {reason}")
-    machine = machines.Machine(tmp_path_factory.mktemp("machine"))
+    machine = machines.boot(tmp_path_factory.mktemp("machine"))
     subprocess.run(
         ["make", "--silent", "install", "PREFIX=/usr", f"DESTDIR={machine.root}", "PYTHON=/usr/bin/python3"],
         cwd=SOURCE,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from harness import SOURCE
-from machine import Machine, make_root, missing, wait_for
+from machine import Machine, boot, wait_for
 from scratch import Upstream
 
 from gitops_hook import __version__
@@ -30,17 +30,7 @@ LATER = "999.0"
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory) -> Iterator[Machine]:
-    reason = missing()
-    if reason:
-        pytest.skip(f"the tests under systemd: {reason}")
-    try:
-        make_root()
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"the tests under systemd: no Debian root can be made: {error}")
-    try:
-        machine = Machine(tmp_path_factory.mktemp("machine"))
-    except AssertionError as error:
-        pytest.skip(f"the tests under systemd: {error}")
+    machine = boot(tmp_path_factory.mktemp("machine"))
     yield machine
     print(machine.log())
     machine.close()
