@@ -632,8 +632,11 @@ put_back() {
         fi
         gone+=("$path")
     done < <(git diff --name-only -z --no-renames --ignore-submodules=all "$from" "$to")
-    ((${#gone[@]} == 0)) || printf '%s\0' "${gone[@]}" | git checkout-index --quiet -z --stdin
+    # Twice, if need be: a disk that is full to the last page may say so once more than it is.
+    ((${#gone[@]} == 0)) || restore || restore --force
 }
+
+restore() { printf '%s\0' "${gone[@]}" | git checkout-index --quiet "$@" -z --stdin; }
 
 # What a file or a link holds, and how it compares with the file of that name in a commit.
 shown() { if [[ -L $1 ]]; then readlink --no-newline -- "$1"; else cat -- "$1"; fi; }

@@ -23,6 +23,8 @@ from gitops_hook.runner import Runner
 GATED = 'echo "+ $1" >>$0.notes; read -r _ <$0.gate; echo "- $1" >>$0.notes'
 #: Notes its beginning and its end, and takes a moment in which others could overlap.
 BRIEF = 'echo "+ $1" >>$0.notes; sleep 0.01; echo "- $1" >>$0.notes'
+#: The same, but the first three wait for one another.
+THREE_AT_ONCE = BRIEF.replace("sleep 0.01", "until (($(grep -c ^+ $0.notes) >= 3)); do sleep 0.01; done")
 
 
 def until(condition: Callable[[], object], what: str = "") -> None:
@@ -259,7 +261,7 @@ class TestStep:
 
 class TestOrder:
     def test_no_repository_overlaps_itself_and_the_cap_holds(self, stage: Stage):
-        dispatcher = stage.dispatcher(BRIEF, max_syncs=3)
+        dispatcher = stage.dispatcher(THREE_AT_ONCE, max_syncs=3)
         names = [f"acme/r{number}" for number in range(6)]
         for round_ in range(8):
             for name in names:
