@@ -1,7 +1,7 @@
 """Random histories: whatever upstream, a person and kill -9 do, nothing is lost and all converges.
 
-Each sequence is drawn from a seed, which a failure names; ``GITOPS_SEED=<seed>`` plays that one alone.
-``GITOPS_SEQUENCES`` says how many are played.
+Each sequence is drawn from a seed, which a failure names; ``HISTORY_SEED=<seed>`` plays that one alone.
+``RANDOM_HISTORIES`` says how many are played.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 from conftest import Site
 from scratch import git
 
-SEQUENCES = int(os.environ.get("GITOPS_SEQUENCES", "20"))
-SEEDS = [int(os.environ["GITOPS_SEED"])] if "GITOPS_SEED" in os.environ else range(SEQUENCES)
+SEQUENCES = int(os.environ.get("RANDOM_HISTORIES", "20"))
+SEEDS = [int(os.environ["HISTORY_SEED"])] if "HISTORY_SEED" in os.environ else range(SEQUENCES)
 
 FILES = ["README", "a", "b/c", "b/d", "e f"]
 
@@ -212,5 +212,5 @@ def test_a_random_history(site: Site, seed: int) -> None:
         history.play(6)
         history.converge()
     except BaseException:
-        print(f"GITOPS_SEED={seed}: {', '.join(history.told)}")
+        print(f"HISTORY_SEED={seed}: {', '.join(history.told)}")
         raise
