@@ -22,7 +22,7 @@ from hmac import new as hmac
 from pathlib import Path
 
 from gitops_hook.app import WEBHOOK
-from gitops_hook.config import Failure, Settings
+from gitops_hook.config import Failure, Settings, read_secrets
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.journal import JournalReader, Run
 from gitops_hook.repository import Checkout, Checkouts, is_valid
@@ -33,7 +33,6 @@ EXIT_OF_OUTCOME = {outcome: status for status, outcomes in OUTCOMES.items() for 
 EXIT_OF_OUTCOME.update({"failed": 1, "timed-out": 124, "interrupted": 130})
 #: The outcomes from the best to the worst: what can heal by itself, what waits for a person, what is broken.
 _WORSE = (0, 75, 130, 65, 66, 64, 77, 71, 70, 124, 1)
-
 
 #: Seconds between looks at the journal.
 _LOOK = 0.1
@@ -119,12 +118,12 @@ def newest_secret(settings: Settings) -> bytes:
     if settings.webhook_secret:
         return settings.webhook_secret.encode()
     try:
-        lines = settings.webhook_secret_file.read_bytes().split() if settings.webhook_secret_file else []
+        secrets = read_secrets(settings.webhook_secret_file) if settings.webhook_secret_file else {}
     except OSError as error:
         raise Failure(77, f"{error.filename}: {error.strerror}") from None
-    if not lines:
+    if not secrets:
         raise Failure(78, "there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
-    return lines[0]
+    return next(iter(secrets.values()))
 
 
 def wait_for(journal: JournalReader, guid: str, timeout: float) -> Run | None:

@@ -344,6 +344,12 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
             raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}", name)
 
 
+def read_secrets(path: Path) -> dict[int, bytes]:
+    """The secrets in a file, one a line, by the numbers of their lines; a secret may hold blanks within."""
+    lines = enumerate(path.read_bytes().splitlines(), 1)
+    return {number: line.strip() for number, line in lines if line.strip()}
+
+
 class SecretSource:
     """The secrets in force: the environment's, then those of the file as it stands now."""
 
@@ -377,9 +383,7 @@ class SecretSource:
         secrets = dict(self._fixed)
         if self._path:
             stamp = self._look(self._path)  # before the file is read: a change in between is seen at the next look
-            for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
-                if line.strip():
-                    secrets[f"line {number}"] = line.strip()
+            secrets.update({f"line {number}": secret for number, secret in read_secrets(self._path).items()})
             if len(secrets) == len(self._fixed):
                 raise ValueError("it holds no secret")
             self._stamp = stamp

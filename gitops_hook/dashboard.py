@@ -172,7 +172,7 @@ class Dashboard:
 
     def _runs(self, query: dict[str, str]) -> dict[str, Any]:
         limit = query.get("limit", str(_SOME_RUNS))
-        if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _MOST_RUNS:
+        if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= _MOST_RUNS:
             raise _Refused("400 Bad Request", f"limit is a number from 1 to {_MOST_RUNS}")
         return {"runs": [_run(run) for run in self._journal.runs(query.get("repository"), int(limit))]}
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gitops_hook import timers
-from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, ConfigError, Settings
+from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, ConfigError, Settings, read_secrets
 from gitops_hook.repository import Checkout, Checkouts, name_in_url
 from gitops_hook.runner import inherited
 
@@ -149,7 +149,7 @@ def _secret(settings: Settings) -> Said:
             yield _failure("there is no secret", _new_secret(ENVIRONMENT_FILE.with_name("webhook-secret")))
         return
     try:
-        mode, secrets = path.stat().st_mode, path.read_bytes().split()
+        mode, secrets = path.stat().st_mode, list(read_secrets(path).values())
     except FileNotFoundError:
         yield _failure(f"there is no file {path}", _new_secret(path))
     except PermissionError:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import push
+from harness import SECRET, push
 from scratch import Upstream, git
 
 
@@ -157,6 +157,17 @@ def test_send_tries_the_whole_way(tmp_path, upstream, hook, start_daemon):
     assert git("rev-parse", "HEAD", cwd=checkout) == after
     refused = hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}", GITHUB_WEBHOOK_SECRET="x", status=69)
     assert refused.stdout.startswith("401 ")
+
+
+def test_send_signs_with_the_whole_first_line_of_the_file_as_the_daemon_reads_it(
+    tmp_path, upstream, hook, start_daemon
+):
+    secrets = tmp_path / "secrets"
+    secrets.write_text(f"\n  {SECRET} \nolder\n")
+    file = {"GITHUB_WEBHOOK_SECRET": "", "GITHUB_WEBHOOK_SECRET_FILE": str(secrets)}
+    daemon = start_daemon(**file)
+    upstream.checkout(daemon.root)
+    assert hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}", **file).stdout.startswith("202 ")
 
 
 def test_send_without_a_daemon_says_so(tmp_path, upstream, hook):

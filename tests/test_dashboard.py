@@ -98,6 +98,7 @@ def test_the_same_facts_as_json(page, journal):
         ("/api/deliveries/none", 404),
         ("/api/runs?limit=0", 400),
         ("/api/runs?limit=99999999999999999999", 400),
+        ("/api/runs?limit=00000000199999999", 400),
         ("/api/runs?limit=x", 400),
     ],
 )
