@@ -107,9 +107,7 @@ def _logs(given: argparse.Namespace) -> int:
     by_number = given.what.isdecimal()
     run = journal.run(int(given.what)) if by_number else next(iter(journal.runs(given.what, 1)), None)
     if not run:
-        raise Failure(
-            EX_NOINPUT, f"there is no run {given.what}" if given.what.isdecimal() else f"{given.what} never ran"
-        )
+        raise Failure(EX_NOINPUT, f"there is no run {given.what}" if by_number else f"{given.what} never ran")
     reports.show_log(journal, run, follow=given.follow)
     return 0
 
@@ -316,9 +314,7 @@ def _checkouts(settings: Settings) -> Checkouts:
 
 
 def _checkout(settings: Settings, name: str) -> Checkout:
-    from gitops_hook.repository import is_valid
-
-    checkout = _checkouts(settings).find(name) if is_valid(name) else None
+    checkout = _checkouts(settings).find(name)
     if not checkout:
         raise Failure(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}")
     return checkout

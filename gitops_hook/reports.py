@@ -100,7 +100,7 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         for finding in findings:
             _print_json(finding._asdict())
         return
-    paint = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    paint = _paints()
     for finding in findings:
         level = finding.level.ljust(len("warning"))
         level = _COLOURS[finding.level] + level + _PLAIN if paint else level
@@ -153,13 +153,17 @@ def _copy(path: Path, offset: int, out: TextIO) -> int:
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int) -> None:
     cells = [head, *([escape(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    paint = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    paint = _paints()
     for number, row in enumerate(cells):
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
         if paint:
             colour = _DIM if number == 0 else _COLOURS.get(row[coloured], _RED)
             padded[coloured] = colour + padded[coloured] + _PLAIN
         print("  ".join(padded).rstrip())
+
+
+def _paints() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _print_json(row: object) -> None:
