@@ -237,7 +237,6 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
     from gitops_hook.dispatcher import Dispatcher
     from gitops_hook.journal import Journal
     from gitops_hook.repository import is_valid, may_clone
-    from gitops_hook.runner import Runner
 
     for name in names:
         if not is_valid(name):
@@ -261,15 +260,7 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
     try:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with closing(Journal(settings.state, mends=False)) as journal:
-            dispatcher = Dispatcher(
-                journal,
-                _checkouts(settings),
-                Runner(settings.sync_script, settings.root, os.environ),
-                max_syncs=settings.max_syncs,
-                sync_timeout=settings.sync_timeout,
-                clone=settings.clone,
-                clone_url=settings.clone_url,
-            )
+            dispatcher = Dispatcher.by(settings, os.environ, journal, _checkouts(settings))
             status = actions.sync(dispatcher, names, settings.max_syncs, tell)
     except OSError as error:
         raise Failure(EX_NOPERM, f"{error.filename}: {error.strerror}") from error

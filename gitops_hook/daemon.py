@@ -34,7 +34,7 @@ from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
 from gitops_hook.proxies import behind
 from gitops_hook.repository import Checkouts
-from gitops_hook.runner import GRACE, Runner
+from gitops_hook.runner import GRACE
 from gitops_hook.server import Application, Server
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 
@@ -102,15 +102,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        dispatcher = Dispatcher(
-            journal,
-            checkouts,
-            Runner(settings.sync_script, settings.root, environ),
-            max_syncs=settings.max_syncs,
-            sync_timeout=settings.sync_timeout,
-            clone=settings.clone,
-            clone_url=settings.clone_url,
-        )
+        dispatcher = Dispatcher.by(settings, environ, journal, checkouts)
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
         app = behind(webhook, settings.trusted_proxies)
         servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))

@@ -21,10 +21,11 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from gitops_hook.config import Settings
 from gitops_hook.journal import Claim, Journal, JournalError, Run
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
@@ -143,6 +144,19 @@ class Dispatcher:
         # The runs of the script in hand, and the time on the monotonic clock when each must be over. Written by their
         # workers, looked at by anyone; each step is whole, so no lock is needed.
         self._due: dict[int, float] = {}
+
+    @classmethod
+    def by(cls, settings: Settings, environ: Mapping[str, str], journal: Journal, checkouts: Checkouts) -> Dispatcher:
+        """One that runs what `settings` say, with what scripts may see of `environ`."""
+        return cls(
+            journal,
+            checkouts,
+            Runner(settings.sync_script, settings.root, environ),
+            max_syncs=settings.max_syncs,
+            sync_timeout=settings.sync_timeout,
+            clone=settings.clone,
+            clone_url=settings.clone_url,
+        )
 
     def start(self) -> None:
         """Take up what an earlier daemon left: say which runs it interrupted, run what is owed, look at every checkout.
