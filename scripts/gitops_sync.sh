@@ -534,8 +534,9 @@ follow_default() {
     branch=$answer
     [[ $branch ]] || finish missing "$origin has no default branch; \
 git -C '$checkout' config gitops.branch <branch>"
-    [[ $branch == "$default_branch" || $dry_run ]] ||
-        git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$branch"
+    [[ $branch != "$default_branch" ]] || return 0
+    list_refs || repair_or_fail 'its refs cannot be read' # of the new branch nothing may have been read
+    [[ $dry_run ]] || git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$branch"
     default_branch=$branch
 }
 

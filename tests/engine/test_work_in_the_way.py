@@ -193,6 +193,18 @@ def test_on_another_branch_with_commits_on_the_tracked_one(synced: Site) -> None
     assert synced.ref("refs/heads/main") == mine and synced.git("symbolic-ref", "--short", "HEAD") == "idea"
 
 
+def test_local_commits_on_the_branch_that_upstream_makes_its_default(synced: Site) -> None:
+    synced.git("checkout", "--quiet", "-b", "trunk")
+    mine = synced.commit_here()
+    synced.git("checkout", "--quiet", "main")
+    synced.upstream.commit({"page": "1\n"})
+    git("branch", "--move", "main", "trunk", cwd=synced.upstream.bare)
+    git("symbolic-ref", "HEAD", "refs/heads/trunk", cwd=synced.upstream.bare)
+    run = synced.run()
+    assert run.outcome == "diverged" and mine[:10] in run.message
+    assert synced.ref("refs/heads/trunk") == mine and synced.git("symbolic-ref", "--short", "HEAD") == "main"
+
+
 def test_detached_is_brought_back(synced: Site) -> None:
     synced.git("checkout", "--quiet", "--detach")
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
