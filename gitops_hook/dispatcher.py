@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gitops_hook.config import Settings
 from gitops_hook.journal import Claim, Journal, JournalError, Run
@@ -57,6 +57,16 @@ class Wake(NamedTuple):
 
     trigger: str
     done: Callable[[], None] | None = None
+
+
+class Witness(Protocol):
+    """Somebody who is told of each run. It is called by the thread that does the run, so it must not wait for long."""
+
+    def began(self, claim: Claim, task: Task) -> None:
+        """A run has begun, and the script is about to start."""
+
+    def ended(self, run: Run, claim: Claim, task: Task) -> None:
+        """A run has ended, and stands in the journal."""
 
 
 class Places:
@@ -121,6 +131,7 @@ class Dispatcher:
         sync_timeout: int,
         clone: Sequence[str] = (),
         clone_url: str = "",
+        witnesses: Sequence[Witness] = (),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._journal = journal
@@ -130,6 +141,7 @@ class Dispatcher:
         self._sync_timeout = sync_timeout
         self._clone = clone
         self._clone_url = clone_url
+        self._witnesses = witnesses
         self._jitter = jitter
         self._places = Places(max_syncs)
         self._stopping = threading.Event()
@@ -146,8 +158,15 @@ class Dispatcher:
         self._due: dict[int, float] = {}
 
     @classmethod
-    def by(cls, settings: Settings, environ: Mapping[str, str], journal: Journal, checkouts: Checkouts) -> Dispatcher:
-        """One that runs what `settings` say, with what scripts may see of `environ`."""
+    def by(
+        cls,
+        settings: Settings,
+        environ: Mapping[str, str],
+        journal: Journal,
+        checkouts: Checkouts,
+        witnesses: Sequence[Witness] = (),
+    ) -> Dispatcher:
+        """One that runs what `settings` say, with what scripts may see of `environ`, and tells `witnesses`."""
         return cls(
             journal,
             checkouts,
@@ -156,6 +175,7 @@ class Dispatcher:
             sync_timeout=settings.sync_timeout,
             clone=settings.clone,
             clone_url=settings.clone_url,
+            witnesses=witnesses,
         )
 
     def start(self) -> None:
@@ -280,6 +300,7 @@ class Dispatcher:
             delivery=newest.guid if newest else "",
             deliveries=claim.deliveries,
         )
+        self._tell_witnesses(lambda witness: witness.began(claim, task))
         try:
             result = self._execute(task, run)
         except OSError as error:
@@ -296,7 +317,16 @@ class Dispatcher:
             self.failure = ended
         self._record(ended, settled=settled)
         _tell(ended, claim.deliveries, task)
+        self._tell_witnesses(lambda witness: witness.ended(ended, claim, task))
         return ended, settled
+
+    def _tell_witnesses(self, tell: Callable[[Witness], None]) -> None:
+        """A fault of one is logged, and is neither the run's nor the other witnesses'."""
+        for witness in self._witnesses:
+            try:
+                tell(witness)
+            except Exception:
+                log.exception("a witness of runs met a fault", witness=type(witness).__name__)
 
     def _execute(self, task: Task, run: Run) -> Result:
         """Run the script, under the limit that the checkout sets, or with leave to clone one."""

@@ -15,9 +15,9 @@ import pytest
 from gitops_hook import dispatcher as module
 from gitops_hook import runner
 from gitops_hook.dispatcher import Dispatcher, Places, _Worker
-from gitops_hook.journal import Delivery, Journal, Run
+from gitops_hook.journal import Claim, Delivery, Journal, Run
 from gitops_hook.repository import Checkouts
-from gitops_hook.runner import Runner
+from gitops_hook.runner import Runner, Task
 
 #: Notes its beginning and its end, and between them waits for a line to come through the gate.
 GATED = 'echo "+ $1" >>$0.notes; read -r _ <$0.gate; echo "- $1" >>$0.notes'
@@ -583,3 +583,36 @@ class TestStop:
         stage.dispatcher("exit 0").start()
         assert stage.wait_for_runs(4)[-1].outcome == "updated"
         assert stage.journal.owed() == []
+
+
+class Noting:
+    """A witness that keeps what it was told, and may have a fault of its own."""
+
+    def __init__(self, journal: Journal, fault: bool = False) -> None:
+        self.journal = journal
+        self.fault = fault
+        self.told: list[tuple[str, int, str | None]] = []
+
+    def began(self, claim: Claim, task: Task) -> None:
+        self.note("began", claim.run.id)
+
+    def ended(self, run: Run, claim: Claim, task: Task) -> None:
+        assert (run.id, task.run) == (claim.run.id, claim.run.id)
+        self.note("ended", run.id)
+
+    def note(self, what: str, run: int) -> None:
+        known = self.journal.run(run)
+        self.told.append((what, run, known.outcome if known else "not in the journal"))
+        if self.fault:
+            raise ValueError("a witness of the test")
+
+
+def test_witnesses_are_told_of_each_run_and_their_faults_harm_nothing(stage: Stage, capfd: pytest.CaptureFixture):
+    witnesses = [Noting(stage.journal, fault=True), Noting(stage.journal)]
+    dispatcher = stage.dispatcher("exit 0", witnesses=witnesses)
+    stage.push(dispatcher)
+    until(lambda: len(witnesses[1].told) == 2)
+    (run,) = stage.runs()
+    expected = [("began", run.id, None), ("ended", run.id, "updated")]
+    assert [witness.told for witness in witnesses] == [expected, expected]
+    assert capfd.readouterr().err.count("a witness of runs met a fault") == 2
