@@ -6,6 +6,7 @@ Rules:
 2. 202 means that the delivery is on the disk. Nothing is half-accepted: either it is, or the answer is no 2xx.
 3. A push that moves nothing here is a success (200) with its reason: the forge would show anything else as failed.
 4. Every answer is JSON: ``status``, and ``repository``, ``delivery`` and ``reason`` as far as they are known.
+5. Every answer is counted, by its result and the class of its reason (`RESULTS`), whatever a peer sends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from gitops_hook import framing
 from gitops_hook.journal import Delivery, Journal, JournalError
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
@@ -32,6 +34,19 @@ _LARGE_BODY = 1 << 20
 #: Seconds after which a forge, or the person who looks after it, may try again.
 _RETRY_AFTER = "10"
 
+#: The classes of reasons for a refusal, by HTTP status.
+_REFUSALS = {
+    400: "malformed", 401: "signature", 404: "path", 405: "method", 408: "late", 411: "length", 413: "size",
+    415: "media",
+}  # fmt: skip
+#: What deliveries can come to, and the class of the reason: all that is ever counted.
+RESULTS = (
+    ("accepted", "push"),
+    *(("ignored", reason) for reason in ("ping", "event", "checkout", "deleted", "branch")),
+    *(("refused", reason) for reason in _REFUSALS.values()),
+    *(("failed", reason) for reason in ("journal", "checkouts", "fault")),
+)
+
 
 class Answer(NamedTuple):
     """An HTTP status and the members of the JSON object that goes with it; a member that is None is left out."""
@@ -41,6 +56,21 @@ class Answer(NamedTuple):
     repository: str | None = None
     delivery: str | None = None
     reason: str | None = None
+    #: What it is counted as, one of `RESULTS`; no member of the object.
+    result: tuple[str, str] | None = None
+
+    def body(self) -> str:
+        """The JSON object."""
+        members = zip(self._fields[1:-1], self[1:-1])
+        return json.dumps({name: value for name, value in members if value}) + "\n"
+
+
+def _refusal(status: int, reason: str, delivery: str | None = None) -> Answer:
+    return Answer(status, "refused", None, delivery, reason, ("refused", _REFUSALS[status]))
+
+
+def _unavailable(what: str, reason: str, delivery: str | None) -> Answer:
+    return Answer(503, "unavailable", None, delivery, reason, ("failed", what))
 
 
 class WebhookApp:
@@ -53,13 +83,19 @@ class WebhookApp:
         journal: Journal,
         wake: Callable[[str], None],
         clone: Sequence[str] = (),
+        *,
+        count: Callable[[str, str], None] = lambda result, reason: None,
     ) -> None:
-        """`secrets` gives those in force; `wake` is told each repository that a delivery is owed to."""
+        """`secrets` gives those in force; `wake` is told each repository that a delivery is owed to.
+
+        `count` is told what each answer comes to, one of `RESULTS`.
+        """
         self._secrets = secrets
         self._checkouts = checkouts
         self._journal = journal
         self._wake = wake
         self._clone = clone
+        self._count = count
         self._large = threading.Lock()  # held while a large body is parsed, see _LARGE_BODY
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -68,15 +104,17 @@ class WebhookApp:
         method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
         allowed = {WEBHOOK: ("POST",), HEALTH: ("GET", "HEAD")}.get(path)
         if allowed is None:
-            answer = Answer(404, "refused", reason="there is nothing at this path")
+            answer = _refusal(404, "there is nothing at this path")
         elif method not in allowed:
-            answer = Answer(405, "refused", reason=f"this path takes {' and '.join(allowed)} alone")
+            answer = _refusal(405, f"this path takes {' and '.join(allowed)} alone")
             headers = [("Allow", ", ".join(allowed))]
         elif path == HEALTH:
             answer = self._health()
         else:
             answer = self._deliver(environ)
-        body = json.dumps({name: value for name, value in zip(answer._fields[1:], answer[1:]) if value}) + "\n"
+        if answer.result:
+            self._count(*answer.result)
+        body = answer.body()
         if answer.http == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append(("Retry-After", _RETRY_AFTER))
         headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
@@ -93,26 +131,34 @@ class WebhookApp:
     def _deliver(self, environ: dict[str, Any]) -> Answer:
         began = time.monotonic()
         delivery = printable(environ.get("HTTP_X_GITHUB_DELIVERY", "")) or None
-        secret = None
+        secret = event = None
         try:
             body = _read(environ)
             secret = self._secrets().match(body, environ.get("HTTP_X_HUB_SIGNATURE_256"))
             if secret is None:
                 raise Refused(401, "the signature X-Hub-Signature-256 is missing or wrong")
-            answer = self._judge(self._parse(environ, body), delivery)
+            event = self._parse(environ, body)
+            answer = self._judge(event, delivery)
         except Refused as refused:
-            answer = Answer(refused.status, "refused", None, delivery if secret else None, refused.reason)
+            answer = _refusal(refused.status, refused.reason, delivery if secret else None)
         except JournalError:
-            answer = Answer(503, "unavailable", None, delivery, "the journal cannot be written now")
+            answer = Answer(
+                503, "unavailable", None, delivery, "the journal cannot be written now", ("failed", "journal")
+            )
         except OSError as error:  # git cannot be run: no process, no descriptor, no memory, no git
-            log.error("checkouts cannot be looked at", reason=error)
-            answer = Answer(503, "unavailable", None, delivery, "the checkouts cannot be looked at now")
+            log.error("checkouts cannot be looked at", delivery=delivery, reason=error)
+            answer = _unavailable("checkouts", "the checkouts cannot be looked at now", delivery)
+        except Exception as error:  # the server answers these; here they are counted
+            refused_for = _REFUSALS.get(error.status) if isinstance(error, framing.Refused) else None
+            self._count(*(("refused", refused_for) if refused_for else ("failed", "fault")))
+            raise
         tell = log.info if answer.http < HTTPStatus.BAD_REQUEST else log.warning
         tell(
             f"webhook {answer.status}",
             delivery=delivery,
-            repository=answer.repository,
+            repository=answer.repository or (event.repository if event else None),
             event=printable(environ.get("HTTP_X_GITHUB_EVENT", "")) or None,
+            commit=event.after or None if isinstance(event, Push) else None,
             http=answer.http,
             secret=secret,
             reason=answer.reason,
@@ -123,12 +169,13 @@ class WebhookApp:
 
     def _judge(self, event: Event, guid: str | None) -> Answer:
         if isinstance(event, Ping):
-            return Answer(200, "pong", event.repository, guid)
+            return Answer(200, "pong", event.repository, guid, None, ("ignored", "ping"))
         if isinstance(event, Other):
-            return Answer(200, "ignored", event.repository, guid, f"the event `{event.event}` moves nothing here")
-        reason = self._why_ignored(event)
-        if reason:
-            return Answer(200, "ignored", event.repository, guid, reason)
+            reason = f"the event `{event.event}` moves nothing here"
+            return Answer(200, "ignored", event.repository, guid, reason, ("ignored", "event"))
+        ignored = self._why_ignored(event)
+        if ignored:
+            return Answer(200, "ignored", event.repository, guid, ignored[1], ("ignored", ignored[0]))
         self._journal.record(
             Delivery(
                 guid=guid or "",
@@ -142,7 +189,7 @@ class WebhookApp:
             )
         )
         self._wake(event.repository)
-        return Answer(202, "queued", event.repository, guid)
+        return Answer(202, "queued", event.repository, guid, None, ("accepted", "push"))
 
     def _parse(self, environ: dict[str, Any], body: bytes) -> Event:
         event, content_type = environ.get("HTTP_X_GITHUB_EVENT"), environ.get("CONTENT_TYPE")
@@ -151,17 +198,17 @@ class WebhookApp:
                 return parse(event, content_type, body)
         return parse(event, content_type, body)
 
-    def _why_ignored(self, push: Push) -> str | None:
-        """Why this push moves nothing on this host; None if it may."""
+    def _why_ignored(self, push: Push) -> tuple[str, str] | None:
+        """Why this push moves nothing on this host, as a class and as a sentence; None if it may."""
         checkout = self._checkouts.find(push.repository)
         if not checkout and not may_clone(push.repository, self._clone):
-            return "there is no checkout of it on this host"
+            return "checkout", "there is no checkout of it on this host"
         if push.deleted:
-            return "the ref was deleted"
+            return "deleted", "the ref was deleted"
         branch = checkout.settings.get("branch") if checkout else None
         branch = branch or push.default_branch
         if branch and not push.moves(branch):  # which branch is unknown, the script finds out
-            return f"the tracked branch is `{printable(branch)}`"
+            return "branch", f"the tracked branch is `{printable(branch)}`"
         return None
 
 

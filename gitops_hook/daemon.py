@@ -205,9 +205,11 @@ class _Housekeeping:
         now = time.monotonic()
         stuck = [_describe(server.server_address) for server in self._servers if now - server.turned > _TURN]
         overdue = self._dispatcher.overdue()
-        if stuck or overdue:
-            log.error("the watchdog is not fed", not_accepting=stuck or None, runs_that_hang=overdue or None)
-        else:
+        for address in stuck:
+            log.error("no connection is accepted any more, so the watchdog is not fed", address=address)
+        for run in overdue:
+            log.error("a run hangs past its limit, so the watchdog is not fed", run=run)
+        if not stuck and not overdue:
             notify(self._environ, "WATCHDOG=1")
 
 

@@ -67,6 +67,9 @@ _MIGRATIONS = (
     """,
 )
 
+#: What is said of a run that was in hand when its daemon died.
+DIED = "The daemon died while this run was in hand; what it owed is done again."
+
 #: How long rows are kept, and how many at most: a quarter of a year for an operator's questions, and a journal
 #: that stays in the tens of megabytes.
 KEEP_SECONDS = 90 * 86400
@@ -123,11 +126,23 @@ class Run(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A run that has begun, and what it serves: how many deliveries, and the newest of them."""
+    """A run that has begun, and the deliveries that it serves, oldest first, as they were before it claimed them.
+
+    So the `run` of a delivery is 0 where this run is the first to serve it.
+    """
 
     run: Run
-    deliveries: int
-    newest: Delivery | None
+    served: tuple[Delivery, ...] = ()
+
+    @property
+    def deliveries(self) -> int:
+        """How many it serves."""
+        return len(self.served)
+
+    @property
+    def newest(self) -> Delivery | None:
+        """The one that came last."""
+        return self.served[-1] if self.served else None
 
 
 class _Work(Generic[T]):
@@ -257,7 +272,8 @@ class Journal(JournalReader):
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
 
         def work(connection: sqlite3.Connection) -> Claim | None:
-            if if_owed and not _deliveries(connection, "repository = ? AND owed LIMIT 1", repository):
+            served = _deliveries(connection, "repository = ? AND owed ORDER BY id", repository)
+            if if_owed and not served:
                 return None
             started = time.time()
             run = connection.execute(
@@ -265,11 +281,8 @@ class Journal(JournalReader):
             ).lastrowid
             assert run is not None
             self._newest_run = run
-            claimed = connection.execute(
-                "UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository)
-            ).rowcount
-            newest = _deliveries(connection, "run = ? ORDER BY id DESC LIMIT 1", run)
-            return Claim(Run(run, repository, trigger, started), claimed, newest[0] if newest else None)
+            connection.execute("UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository))
+            return Claim(Run(run, repository, trigger, started), tuple(served))
 
         return self._submit(_Work(work))
 
@@ -286,18 +299,19 @@ class Journal(JournalReader):
 
         self._submit(_Work(work))
 
-    def interrupt(self) -> int:
-        """At the start: whatever run was in hand has died with its daemon. Returns how many there were."""
-        return self._submit(
-            _Work(
-                lambda connection: (
-                    connection.execute(
-                        "UPDATE runs SET outcome = 'interrupted', ended = ?, message = ? WHERE outcome IS NULL",
-                        (time.time(), "The daemon died while this run was in hand; what it owed is done again."),
-                    ).rowcount
-                )
+    def interrupt(self) -> list[Claim]:
+        """At the start: whatever run was in hand has died with its daemon. Returns those runs, as they stand now."""
+
+        def work(connection: sqlite3.Connection) -> list[Claim]:
+            in_hand = [Run(*row) for row in connection.execute("SELECT * FROM runs WHERE outcome IS NULL")]
+            died = [run._replace(outcome="interrupted", ended=time.time(), message=DIED) for run in in_hand]
+            connection.executemany(
+                "UPDATE runs SET outcome = ?, ended = ?, message = ? WHERE id = ?",
+                [(run.outcome, run.ended, run.message, run.id) for run in died],
             )
-        )
+            return [Claim(run, tuple(_deliveries(connection, "run = ? AND owed ORDER BY id", run.id))) for run in died]
+
+        return self._submit(_Work(work))
 
     def settle(self, repository: str) -> bool:
         """Give up what runs have tried for `repository`; returns whether anything that none has tried is owed."""

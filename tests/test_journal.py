@@ -113,6 +113,14 @@ class TestClaims:
         assert (claim.deliveries, claim.newest and claim.newest.guid) == (2, "b")
         assert [journal.deliveries(guid)[0].run for guid in "abc"] == [claim.run.id, claim.run.id, 0]
 
+    def test_a_claim_tells_which_deliveries_no_run_has_served_before(self, journal: Journal):
+        journal.record(delivery("a"))
+        first = run_to_the_end(journal, settled=False)
+        journal.record(delivery("b"))
+        claim = journal.start("acme/site", "retry")
+        assert claim
+        assert [(served.guid, served.run) for served in claim.served] == [("a", first.id), ("b", 0)]
+
     def test_a_run_without_deliveries_claims_none(self, journal: Journal):
         claim = journal.start("acme/site", "sweep")
         assert claim
@@ -160,13 +168,14 @@ class TestClaims:
         done = run_to_the_end(journal, "acme/other")
         claim = journal.start("acme/site", "push")
         assert claim
-        assert journal.interrupt() == 1
+        (died,) = journal.interrupt()
         interrupted = journal.run(claim.run.id)
         assert interrupted
         assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
+        assert (died.run, died.newest and died.newest.guid) == (interrupted, "g")
         assert journal.run(done.id) == done
         assert journal.owed() == ["acme/site"]
-        assert journal.interrupt() == 0
+        assert journal.interrupt() == []
 
     def test_giving_up_touches_one_repository(self, journal: Journal):
         for name in ("acme/site", "acme/other"):
