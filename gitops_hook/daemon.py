@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from gitops_hook import __version__
-from gitops_hook.app import WebhookApp
+from gitops_hook.app import RESULTS, WebhookApp
 from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dashboard import Dashboard
 from gitops_hook.dispatcher import Dispatcher
+from gitops_hook.instruments import Instruments
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
 from gitops_hook.proxies import behind
@@ -102,10 +103,13 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        dispatcher = Dispatcher.by(settings, environ, journal, checkouts)
-        webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
+        instruments = Instruments(journal, checkouts, RESULTS)
+        dispatcher = Dispatcher.by(settings, environ, journal, checkouts, [instruments])
+        webhook = WebhookApp(
+            secrets.current, checkouts, journal, dispatcher.wake, settings.clone, count=instruments.answered
+        )
         app = behind(webhook, settings.trusted_proxies)
-        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))
+        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts, instruments.exposition))
         dispatcher.start()
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()

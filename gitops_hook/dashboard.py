@@ -23,6 +23,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
+from gitops_hook import metrics
 from gitops_hook.journal import Delivery, JournalError, JournalReader, Run
 from gitops_hook.overview import Standing, standings
 from gitops_hook.repository import Checkouts
@@ -65,6 +66,12 @@ class _Refused(Exception):
         self.status = status
 
 
+class _Metrics(NamedTuple):
+    """An exposition for Prometheus."""
+
+    text: str
+
+
 class _Page(NamedTuple):
     """A page's title, and the HTML below it."""
 
@@ -75,12 +82,17 @@ class _Page(NamedTuple):
 class Dashboard:
     """The callable. Threads may share it."""
 
-    def __init__(self, journal: JournalReader, checkouts: Checkouts) -> None:
+    def __init__(
+        self, journal: JournalReader, checkouts: Checkouts, exposition: Callable[[], str] = lambda: ""
+    ) -> None:
+        """`exposition` gives what Prometheus is told."""
+        self._exposition = exposition
         self._journal = journal
         self._checkouts = checkouts
         self._routes: list[tuple[re.Pattern[str], Callable[..., Any]]] = [
             (re.compile(r"/"), self._overview),
             (re.compile(r"/runs/([0-9]{1,18})"), self._run_page),
+            (re.compile(r"/metrics"), self._metrics),
             (re.compile(r"/api/repositories"), self._repositories),
             (re.compile(r"/api/repositories/([^/]+(?:/[^/]+)?)"), self._repository),
             (re.compile(r"/api/runs"), self._runs),
@@ -100,6 +112,8 @@ class Dashboard:
             status, content = "503 Service Unavailable", {"reason": "the journal cannot be read now"}
         if isinstance(content, _Page):
             media_type, body = "text/html; charset=utf-8", _document(content).encode("utf-8", "replace")
+        elif isinstance(content, _Metrics):
+            media_type, body = metrics.CONTENT_TYPE, content.text.encode("utf-8", "replace")
         else:
             media_type, body = "application/json", (json.dumps(content) + "\n").encode()
         headers = [*_HEADERS, ("Content-Type", media_type), ("Content-Length", str(len(body)))]
@@ -158,6 +172,9 @@ class Dashboard:
         return _Page(
             f"Run {run.id}", f"<p><a href=/>All repositories</a><table>{rows}</table><pre>{html.escape(text)}</pre>"
         )
+
+    def _metrics(self, query: dict[str, str]) -> _Metrics:
+        return _Metrics(self._exposition())
 
     # -- JSON -------------------------------------------------------------------------------------------------------
 
