@@ -10,7 +10,7 @@ Rules:
 4. A fault of the disk is an answer (`JournalError`), and the next piece of work simply tries again. A damaged file is
    set aside, never deleted.
 5. This is the only module that knows SQL, and the only one that knows how the state folder is laid out:
-   ``journal.db`` and ``runs/<id>.log``.
+   ``journal.db``, ``runs/<id>.log``, and ``runs/notice.log`` of the last notice.
 """
 
 from __future__ import annotations
@@ -64,6 +64,14 @@ _MIGRATIONS = (
     CREATE INDEX deliveries_owed ON deliveries (repository) WHERE owed;
     CREATE INDEX deliveries_by_guid ON deliveries (guid);
     CREATE INDEX deliveries_by_run ON deliveries (run) WHERE run IS NOT NULL;
+    """,
+    """
+    CREATE TABLE told (  -- that somebody was told: this repository fails, for this reason
+        repository TEXT PRIMARY KEY COLLATE NOCASE,
+        outcome TEXT NOT NULL,
+        since REAL NOT NULL,
+        at REAL NOT NULL
+    );
     """,
 )
 
@@ -145,6 +153,15 @@ class Claim(NamedTuple):
         return self.served[-1] if self.served else None
 
 
+class Told(NamedTuple):
+    """What the operator was last told of a repository that fails: why, since when, and when that was said."""
+
+    repository: str
+    outcome: str
+    since: float
+    at: float
+
+
 class _Work(Generic[T]):
     """A piece of work on its way through the writing thread: rows to insert, or something else to do."""
 
@@ -198,8 +215,8 @@ class JournalReader:
         with self._reading() as connection:
             return _deliveries(connection, "guid = ? ORDER BY id", guid)
 
-    def log_path(self, run: int) -> Path:
-        """Where the output of a run is kept."""
+    def log_path(self, run: int | str) -> Path:
+        """Where the output of a run is kept, or of what else leaves some, by its name."""
         return self._logs / f"{run}.log"
 
     def newest_runs(self) -> list[Run]:
@@ -217,6 +234,11 @@ class JournalReader:
     def owed_counts(self) -> list[tuple[str, int]]:
         """Each repository that deliveries are owed to, and how many."""
         return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
+
+    def told(self) -> dict[str, Told]:
+        """What was told of the repositories that fail, by their names in lower case."""
+        rows = [Told(*row) for row in self._query("SELECT repository, outcome, since, at FROM told")]
+        return {told.repository.lower(): told for told in rows}
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -323,6 +345,18 @@ class Journal(JournalReader):
             return bool(_deliveries(connection, "repository = ? AND owed LIMIT 1", repository))
 
         return self._submit(_Work(work))
+
+    def tell(self, told: Told) -> None:
+        """Record what the operator was told of a repository."""
+        self._submit(
+            _Work(lambda connection: connection.execute("INSERT OR REPLACE INTO told VALUES (?, ?, ?, ?)", told))
+        )
+
+    def untell(self, repository: str) -> None:
+        """Forget it: the repository is well, and the operator knows."""
+        self._submit(
+            _Work(lambda connection: connection.execute("DELETE FROM told WHERE repository = ?", (repository,)))
+        )
 
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -115,21 +115,11 @@ class Runner:
         Raises OSError where it could not be started at all, for want of descriptors, processes or disk.
         """
         result_file = log_path.with_suffix(".result")
-        command = [
-            *("setpriv", "--pdeathsig", "TERM"),
-            *("timeout", f"--kill-after={GRACE}", str(limit)),
-            *(str(self._script), task.repository.rpartition("/")[2]),
-        ]
+        command = [str(self._script), task.repository.rpartition("/")[2]]
+        environment = {**self._environment, **_context(task, result_file)}
         started = time.monotonic()
-        with self._in_hand(), BoundedLog(log_path) as output:
-            status = subprocess.run(
-                command,
-                env={**self._environment, **_context(task, result_file)},
-                stdin=subprocess.DEVNULL,
-                stdout=output.pipe,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
+        with self._in_hand():
+            status = confined(command, environment, log_path, limit)
         timed_out = time.monotonic() - started >= limit
         try:
             return judge(status, _read_result(result_file), timed_out=timed_out)
@@ -158,6 +148,25 @@ class Runner:
         finally:
             with self._lock:
                 self._threads.discard(thread)
+
+
+def confined(
+    command: Sequence[str], environment: Mapping[str, str], log_path: Path, limit: int, stdin: int = subprocess.DEVNULL
+) -> int:
+    """Run `command` in a process group of its own, `limit` seconds at most, its output in `log_path`.
+
+    Returns its exit status, that of timeout(1) where the limit ended it, or less than 0 for a signal. Raises OSError
+    where it could not be started at all.
+    """
+    with BoundedLog(log_path) as output:
+        return subprocess.run(
+            ["setpriv", "--pdeathsig", "TERM", "timeout", f"--kill-after={GRACE}", str(limit), *command],
+            env=environment,
+            stdin=stdin,
+            stdout=output.pipe,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
 
 
 def inherited(environ: Mapping[str, str], root: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ import pytest
 from disks import fill, small_disk
 
 from gitops_hook import journal as module
-from gitops_hook.journal import Delivery, Journal, JournalError, JournalTooNew, Run
+from gitops_hook.journal import Delivery, Journal, JournalError, JournalTooNew, Run, Told
 
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -248,6 +248,26 @@ class TestRetention:
             journal.prune()
 
 
+class TestTold:
+    def test_what_was_told_is_kept_by_repository_case_aside_until_it_is_taken_back(
+        self, journal: Journal, tmp_path: Path
+    ):
+        for told in (
+            Told("acme/site", "dirty", 1.5, 2.5),
+            Told("acme/other", "failed", 3, 4),
+            Told("Acme/Site", "diverged", 1.5, 5),
+        ):
+            journal.tell(told)
+        journal.close()
+        with closing(Journal(tmp_path)) as again:
+            assert again.told() == {
+                "acme/site": Told("Acme/Site", "diverged", 1.5, 5),
+                "acme/other": Told("acme/other", "failed", 3, 4),
+            }
+            again.untell("ACME/SITE")
+            assert list(again.told()) == ["acme/other"]
+
+
 class TestSchema:
     def test_a_fresh_journal_is_private_and_in_wal_mode_and_opens_again(self, journal: Journal, tmp_path: Path):
         journal.close()
@@ -282,6 +302,16 @@ class TestSchema:
                 assert journal.owed() == ["acme/site"]
         assert query(tmp_path, "SELECT text FROM notes") == [("one",), ("one, two",)]
         assert query(tmp_path, "PRAGMA user_version") == [(len(steps),)]
+
+    def test_a_journal_from_before_notices_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        step = next(number for number, step in enumerate(module._MIGRATIONS) if "CREATE TABLE told" in step)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:step])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(Journal(tmp_path)) as journal:
+            assert journal.told() == {}
+            assert journal.deliveries("kept")[0].owed
 
     def test_a_migration_that_fails_leaves_the_version_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         Journal(tmp_path).close()

@@ -170,12 +170,12 @@ def test_the_services_are_as_confined_as_is_claimed(name):
 
 
 def test_the_stop_timeout_is_longer_than_the_drain():
-    from gitops_hook.daemon import REQUESTS_DEADLINE, RUNS_DEADLINE
+    from gitops_hook.daemon import NOTICE_DEADLINE, REQUESTS_DEADLINE, RUNS_DEADLINE
     from gitops_hook.runner import GRACE
 
     stop = re.search(r"^TimeoutStopSec=(\d+)$", (SOURCE / "gitops-hook.service").read_text(), re.MULTILINE)
     assert stop
-    assert int(stop[1]) > REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 2
+    assert int(stop[1]) > REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 2 + NOTICE_DEADLINE
 
 
 def test_the_sweep_is_confined_as_the_daemon_is():
