@@ -132,7 +132,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         _stop(words, servers, dispatcher)
         if notices:
             notices.stop(NOTICE_DEADLINE)
-    log.info("stopped", status=status)
+    log.info("stopped", exit=status)
     return status
 
 

@@ -515,7 +515,7 @@ class Journal(JournalReader):
         log.error(
             "THE JOURNAL IS DAMAGED and was set aside; a new one is begun, and every checkout is synced",
             reason=reason,
-            kept=aside,
+            file=aside,
         )
 
     def _doubt(self, damage: sqlite3.Error) -> None:

@@ -218,12 +218,19 @@ class Notices:
             status, reason = -1, str(error)
         finally:
             os.close(words)
-        fields = {"repository": due.repository, "run": due.run.id, "outcome": due.outcome, "notice": due.kind}
-        ms = round((time.monotonic() - began) * 1000)
+        tell = log.error if status else log.info
+        tell(
+            "a notice could not be told" if status else "notice told",
+            repository=due.repository,
+            run=due.run.id,
+            outcome=due.outcome,
+            notice=due.kind,
+            ms=round((time.monotonic() - began) * 1000),
+            reason=reason if status else None,
+            output=(last_lines(log_path) or None) if status else None,
+        )
         if status:
-            log.error("a notice could not be told", **fields, ms=ms, reason=reason, output=last_lines(log_path) or None)
             return False
-        log.info("notice told", **fields, ms=ms)
         if due.kind == "well":
             self._journal.untell(due.repository)
         else:

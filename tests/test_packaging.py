@@ -75,6 +75,10 @@ def test_what_is_installed_runs_without_the_source_and_can_be_uninstalled(tmp_pa
     assert "LoadCredential=webhook-secret:/opt/etc/gitops-hook/webhook-secret\n" in unit
     daemon = serves_a_push(tmp_path, start_daemon, program=[str(program)])
     assert daemon.stop() == 0
+    contrib = files_below(SOURCE / "contrib")
+    assert len(contrib) >= 5
+    assert contrib <= files_below(staging / "opt/hook/share/gitops-hook")
+    assert os.access(staging / "opt/hook/share/gitops-hook/notify/mail", os.X_OK)
     (staging / "opt/hook/bin/neighbour").touch()
     make(source, "uninstall", f"DESTDIR={staging}", "PREFIX=/opt/hook")
     assert files_below(staging) == {"opt/hook/bin/neighbour"}
