@@ -106,7 +106,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         dispatcher = Dispatcher.by(settings, environ, journal, checkouts, [Commits(journal, checkouts)])
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
         app = behind(webhook, settings.trusted_proxies)
-        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))
+        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts, settings.sync_timeout))
         dispatcher.start()
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()

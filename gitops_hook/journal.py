@@ -174,6 +174,14 @@ class Commit(NamedTuple):
     time: float
 
 
+class Served(NamedTuple):
+    """The deliveries that a run serves: how many, when the first was received, and the oldest of them."""
+
+    number: int
+    received: float | None
+    deliveries: Sequence[Delivery]
+
+
 class Past(NamedTuple):
     """What is remembered of one repository."""
 
@@ -248,10 +256,18 @@ class JournalReader:
             return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
         return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
 
-    def commits(self, run: int) -> list[Commit]:
-        """Where a run left its checkout, and below that what else it brought, newest first, as far as it is kept."""
-        rows = self._query("SELECT id, author, subject, time FROM commits WHERE run = ? ORDER BY position", run)
-        return [Commit(*row) for row in rows]
+    def commits(self, runs: Sequence[int]) -> dict[int, list[Commit]]:
+        """Where each run left its checkout, and below that what else it brought, newest first, as far as it is kept.
+
+        Of 999 runs at the most: so many values older versions of SQLite take.
+        """
+        marks = ", ".join("?" * len(runs))
+        found: dict[int, list[Commit]] = {}
+        for run, *commit in self._query(
+            f"SELECT run, id, author, subject, time FROM commits WHERE run IN ({marks}) ORDER BY run, position", *runs
+        ):
+            found.setdefault(run, []).append(Commit(*commit))
+        return found
 
     def knows_commit(self, commit: str) -> bool:
         """Whether the author and the subject of a commit are known."""
@@ -262,10 +278,13 @@ class JournalReader:
         with self._reading() as connection:
             return _deliveries(connection, "guid = ? ORDER BY id LIMIT ?", guid, limit)
 
-    def served(self, run: int, limit: int = 100) -> list[Delivery]:
-        """The deliveries that a run has claimed, and no later one has claimed again, oldest first."""
+    def served(self, run: int, limit: int = 100) -> Served:
+        """The deliveries that a run has claimed and no later one has claimed again; the oldest `limit` as rows."""
         with self._reading() as connection:
-            return _deliveries(connection, "run = ? ORDER BY id LIMIT ?", run, limit)
+            ((count, first),) = connection.execute(
+                "SELECT count(*), min(received) FROM deliveries WHERE run = ?", (run,)
+            )
+            return Served(count, first, _deliveries(connection, "run = ? ORDER BY id LIMIT ?", run, limit))
 
     def log_path(self, run: int) -> Path:
         """Where the output of a run is kept."""

@@ -58,8 +58,10 @@ def tone(word: str | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time span as a person tells it: ``40 s``, ``119 min``, ``3 d``; below ten seconds with one decimal."""
+    """A time span as a person tells it: ``82 ms``, ``1.5 s``, ``40 s``, ``119 min``, ``3 d``."""
     seconds = max(0.0, seconds)
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{int(seconds // size)} {unit}"
@@ -67,8 +69,11 @@ def span(seconds: float) -> str:
 
 
 def age(moment: float | None) -> str:
-    """How long ago `moment` (seconds since the epoch) was, in whole units; ``never`` for None."""
-    return "never" if moment is None else span(max(0, int(time.time() - moment))).replace(".0 s", " s")
+    """How long ago `moment` (seconds since the epoch) was, in seconds at the finest; ``never`` for None."""
+    if moment is None:
+        return "never"
+    seconds = max(0, int(time.time() - moment))
+    return f"{seconds} s" if seconds < 120 else span(seconds)
 
 
 class Standing(NamedTuple):

@@ -47,6 +47,10 @@ def host(journal: Journal, tmp_path: Path, upstream: Upstream) -> Host:
     return Host(journal, tmp_path / "root")
 
 
+def commits_of(journal: Journal, run: int) -> list[Commit]:
+    return journal.commits([run]).get(run, [])
+
+
 def fetch(tmp_path: Path) -> None:
     git("fetch", "--quiet", "origin", cwd=tmp_path / "root/acme/site")
 
@@ -56,7 +60,7 @@ def test_the_commits_that_a_run_brought_newest_first(host, upstream, tmp_path):
     first, last = upstream.commit({"a": "1"}, "Say hello"), upstream.commit({"a": "2"}, "Say it louder\n\nand why")
     fetch(tmp_path)
     run = host.ran(before, last)
-    commits = host.journal.commits(run.id)
+    commits = commits_of(host.journal, run.id)
     assert run.brought == 2
     assert [(commit.id, commit.author, commit.subject) for commit in commits] == [
         (last, "Ada", "Say it louder"),
@@ -68,15 +72,15 @@ def test_the_commits_that_a_run_brought_newest_first(host, upstream, tmp_path):
 def test_a_run_that_only_confirms_tells_of_its_commit_once(host, upstream):
     head = upstream.head()
     first, second = host.ran(head, head, "unchanged"), host.ran(head, head, "unchanged")
-    assert [commit.id for commit in host.journal.commits(first.id)] == [head]
-    assert (first.brought, second.brought, host.journal.commits(second.id)) == (0, None, [])
+    assert [commit.id for commit in commits_of(host.journal, first.id)] == [head]
+    assert (first.brought, second.brought, commits_of(host.journal, second.id)) == (0, None, [])
 
 
 def test_a_move_back_brings_nothing_and_tells_where_it_is(host, upstream, tmp_path):
     old, new = upstream.head(), upstream.commit({"a": "1"})
     fetch(tmp_path)
     run = host.ran(new, old, "rolled-back")
-    assert (run.brought, [commit.id for commit in host.journal.commits(run.id)]) == (0, [old])
+    assert (run.brought, [commit.id for commit in commits_of(host.journal, run.id)]) == (0, [old])
 
 
 def test_of_very_many_commits_some_are_kept_and_a_bound_is_counted(host, upstream, tmp_path):
@@ -89,7 +93,7 @@ def test_of_very_many_commits_some_are_kept_and_a_bound_is_counted(host, upstrea
     subprocess.run(["git", "fast-import", "--quiet"], cwd=upstream.bare, input=commits.encode(), check=True)
     fetch(tmp_path)
     run = host.ran(before, git("rev-parse", "main", cwd=upstream.bare))
-    assert (run.brought, len(host.journal.commits(run.id))) == (1000, 50)
+    assert (run.brought, len(commits_of(host.journal, run.id))) == (1000, 50)
 
 
 def test_what_authors_write_is_freed_of_what_no_line_can_take(host, upstream, tmp_path):
@@ -103,7 +107,7 @@ def test_what_authors_write_is_freed_of_what_no_line_can_take(host, upstream, tm
     )  # fmt: skip
     git("push", "--quiet", "origin", "HEAD", cwd=upstream.work)
     fetch(tmp_path)
-    (commit,) = host.journal.commits(host.ran(before, upstream.head()).id)
+    (commit,) = commits_of(host.journal, host.ran(before, upstream.head()).id)
     assert commit.author == "M\u00fcller\ufffd[31m"
     assert commit.subject.startswith("\ufffd]0;title\ufffd <script>")
     assert len(commit.subject) == 200
@@ -114,7 +118,7 @@ def test_what_authors_write_is_freed_of_what_no_line_can_take(host, upstream, tm
 )
 def test_what_a_script_says_is_no_option_for_git_and_no_fault_of_ours(host, before, after):
     run = host.ran(before, after)
-    assert (run.brought, host.journal.commits(run.id)) == (None, [])
+    assert (run.brought, commits_of(host.journal, run.id)) == (None, [])
 
 
 def test_a_repository_around_the_checkout_is_not_asked(host, upstream, tmp_path):
@@ -122,7 +126,7 @@ def test_a_repository_around_the_checkout_is_not_asked(host, upstream, tmp_path)
     git("fetch", "--quiet", upstream.bare, "main", cwd=tmp_path / "root")
     (tmp_path / "root/acme/site/.git/HEAD").unlink()
     run = host.ran("", upstream.head())
-    assert host.journal.commits(run.id) == []
+    assert commits_of(host.journal, run.id) == []
 
 
 def test_a_sync_from_the_shell_notes_them_too(tmp_path, upstream, hook):
@@ -134,4 +138,4 @@ def test_a_sync_from_the_shell_notes_them_too(tmp_path, upstream, hook):
     assert row["run"]["fetched"] <= row["run"]["deployed"] <= row["run"]["ended"]
     assert row["cure"] is None
     with closing(Journal(tmp_path / "state")) as journal:
-        assert [Commit(after, "Ada", "Say hello", row["commit"]["time"])] == journal.commits(row["run"]["id"])
+        assert [Commit(after, "Ada", "Say hello", row["commit"]["time"])] == commits_of(journal, row["run"]["id"])

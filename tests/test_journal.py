@@ -223,8 +223,8 @@ class TestRetention:
         for run in (old, new):
             journal.remember(run.id, [Commit("c" * 40, "Ada", f"of run {run.id}", 1.0)], 1)
         journal.prune()
-        assert journal.commits(old.id) == []
-        assert [commit.subject for commit in journal.commits(new.id)] == [f"of run {new.id}"]
+        kept = Commit("c" * 40, "Ada", f"of run {new.id}", 1.0)
+        assert journal.commits([old.id, new.id]) == {new.id: [kept]}
 
     def test_logs_go_by_their_bytes_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "KEEP_LOG_BYTES", 250)
@@ -281,8 +281,11 @@ class TestPasts:
         ended = claim.run._replace(ended=9.0, outcome="updated", fetched=6.0, deployed=7.0, healthy=8.0)
         journal.finish(ended, settled=True)
         assert journal.run(claim.run.id) == ended
-        assert [served.guid for served in journal.served(claim.run.id)] == ["first", "second"]
-        assert [served.guid for served in journal.served(claim.run.id, limit=1)] == ["first"]
+        served = journal.served(claim.run.id, limit=1)
+        first, second = journal.deliveries("first"), journal.deliveries("second")
+        assert served == (2, first[0].received, first)
+        assert journal.served(claim.run.id).deliveries == first + second
+        assert journal.served(77) == (0, None, [])
 
 
 class TestSchema:
@@ -338,7 +341,7 @@ class TestSchema:
         with closing(Journal(tmp_path)) as journal:
             (run,) = journal.runs()
             assert run == Run(1, "acme/site", "push", 1.0, 2.0, "updated", 0, "a", "b", "well")
-            assert (run.fetched, run.brought, journal.commits(1)) == (None, None, [])
+            assert (run.fetched, run.brought, journal.commits([1])) == (None, None, {})
             (past,) = journal.pasts()
             assert past == (run, 2.0, Commit("b", "", "", 0.0), [("updated", 1.0, 2.0)])
             assert journal.owed() == ["acme/site"]

@@ -19,7 +19,7 @@ from gitops_hook.runner import OUTCOMES
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(-1, "0.0 s"), (0.26, "0.3 s"), (9.96, "10 s"), (119.4, "119 s"), (120, "2 min"), (7199, "119 min"),
+    [(-1, "0 ms"), (0.2604, "260 ms"), (0.9996, "1.0 s"), (9.96, "10 s"), (119.4, "119 s"), (120, "2 min"), (7199, "119 min"),
      (7200, "2 h"), (172799, "47 h"), (172800, "2 d")],
 )  # fmt: skip
 def test_a_span_is_told_in_one_unit(seconds, told):
