@@ -49,9 +49,19 @@ finish() {
     done
     printf '%s: %s\n' "$outcome" "$message"
     if [[ ${GITOPS_RESULT:-} ]]; then
-        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" >"$GITOPS_RESULT"
+        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" "${steps[@]}" \
+            >"$GITOPS_RESULT"
     fi
     exit "${EXIT[$outcome]}"
+}
+
+# done_with STEP: note when it was over, in seconds since the epoch, for whoever gave GITOPS_RESULT. It costs no process:
+# bash knows microseconds from 5.0 on, with whatever sign the locale puts before them, and earlier whole seconds.
+done_with() {
+    local at=${EPOCHREALTIME:-}
+    at=${at//[!0-9]/}
+    if [[ $at ]]; then at=${at::-6}.${at: -6}; else printf -v at '%(%s)T' -1; fi
+    steps+=("$1" "$at")
 }
 
 # ------------------------------------------------------------------------------------------------- which checkout
@@ -62,7 +72,7 @@ dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='
 head_branch='' default_branch='' deployed='' bad='' answer=''
 asked='' locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
-arguments=("$@")
+arguments=("$@") steps=()
 # What the webhook said: text from outside, compared with, never passed on.
 hinted_branch=${GITOPS_REF:-} hinted_commit=${GITOPS_AFTER:-}
 # Of several webhooks these are the last one's to arrive, which need not tell of the last push.
@@ -829,8 +839,10 @@ deploy() {
     note "$head $head $tried"
     failure="gitops.deploy failed"
     [[ ! ${setting[deploy]} ]] || in_checkout bash -c "${setting[deploy]}" || { failure+=" with exit $?" && return 1; }
+    done_with deployed
     failure="gitops.health did not succeed within ${setting[healthtimeout]} s"
     is_healthy || return 2
+    [[ ! ${setting[health]} ]] || done_with healthy
 }
 
 is_healthy() {
@@ -889,6 +901,7 @@ roll_back() {
 pay_deploy() {
     if [[ ! ${setting[deploy]}${setting[health]} ]]; then
         [[ $moved || ! $deployed || $deployed == "$head" ]] || did='recorded as deployed'
+        [[ ! $moved$did ]] || done_with deployed
     elif ! concerns_deploy; then
         kept+="; nothing in gitops.paths changed, so nothing was deployed"
     elif deploy; then
@@ -925,6 +938,7 @@ main() {
     settle_unfinished
     find_branch
     fetch
+    done_with fetched
     [[ ! -s $unfinished && $deployed == "$head" && ! $force ]] || owed=yes
 
     [[ $target != "$bad" || ! $deployed || $force ]] || stay_off_bad_commit

@@ -53,8 +53,11 @@ class Upstream:
         git("checkout", "--quiet", "-B", branch, cwd=self.work)
         self.commit({"README": "hello\n"})
 
-    def commit(self, files: dict[str, str | None] | None = None, message: str = "work") -> str:
-        """Commit `files` (name to text, None deletes) on the current branch, push it, return the commit id."""
+    def commit(self, files: dict[str, str | None] | None = None, message: str = "work", *options: str) -> str:
+        """Commit `files` (name to text, None deletes) on the current branch, push it, return the commit id.
+
+        `options` are for git commit.
+        """
         for name, text in (files or {}).items():
             path = self.work / name
             if text is None:
@@ -63,7 +66,7 @@ class Upstream:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
         git("add", "--all", cwd=self.work)
-        git("commit", "--quiet", "--allow-empty", "--message", message, cwd=self.work)
+        git("commit", "--quiet", "--allow-empty", "--message", message, *options, cwd=self.work)
         git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.work)
         return self.head()
 

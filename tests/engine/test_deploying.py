@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -73,6 +74,40 @@ def test_it_runs_when_the_tree_moved_and_else_not(site: Site) -> None:
     site.run()
     site.run()
     assert deployed(site) == [first, tip]
+
+
+def test_it_tells_when_each_step_was_over(synced: Site) -> None:
+    assert list(synced.run().steps) == ["fetched"]
+    began = time.time()
+    synced.upstream.commit()
+    moved = synced.run()
+    assert list(moved.steps) == ["fetched", "deployed"]  # without gitops.deploy, moving the tree is the deploy
+    synced.set("deploy", "true")
+    synced.set("health", "true")
+    synced.upstream.commit()
+    run = synced.run()
+    assert list(run.steps) == ["fetched", "deployed", "healthy"]
+    times = [began, *moved.steps.values(), *run.steps.values(), time.time()]
+    assert times == sorted(times)
+    synced.set("deploy", "false")
+    synced.upstream.commit()
+    assert list(synced.run().steps) == ["fetched"]
+
+
+@pytest.mark.parametrize(
+    ("clock", "form"),
+    [
+        ("unset EPOCHREALTIME", r"fetched=\d{10}"),  # as bash 4.4
+        (
+            "unset EPOCHREALTIME; EPOCHREALTIME=1700000000,000042",
+            r"fetched=1700000000\.000042",
+        ),  # where comma is the sign
+    ],
+)
+def test_times_have_one_form_whatever_bash_and_locale(synced: Site, clock: str, form: str) -> None:
+    (synced.folder / "clock").write_text(clock)
+    synced.run(BASH_ENV=str(synced.folder / "clock"))
+    assert re.fullmatch(form, (synced.folder / "result").read_text().splitlines()[-1])
 
 
 def test_a_deploy_that_fails_is_owed(synced: Site) -> None:
