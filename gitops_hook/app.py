@@ -2,7 +2,7 @@
 
 Rules:
 
-1. Verify first, over the raw bytes, whatever the event; an unproven request learns nothing but 401.
+1. Verify first, whatever the event; an unproven request learns nothing but 401.
 2. 202 means that the delivery is on the disk. Nothing is half-accepted: either it is, or the answer is no 2xx.
 3. A push that moves nothing here is a success (200) with its reason: the forge would show anything else as failed.
 4. Every answer is JSON: ``status``, and ``repository``, ``delivery`` and ``reason`` as far as they are known.
@@ -22,7 +22,20 @@ from gitops_hook import framing
 from gitops_hook.journal import Delivery, Journal, JournalError
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
-from gitops_hook.webhook import Event, Other, Ping, Push, Refused, Secrets, parse, printable
+from gitops_hook.webhook import (
+    Event,
+    Forge,
+    Move,
+    Other,
+    Ping,
+    Push,
+    Refused,
+    Secrets,
+    claimed,
+    header,
+    parse,
+    printable,
+)
 
 WEBHOOK = "/api/webhook/gitops"
 HEALTH = "/healthz"
@@ -42,7 +55,7 @@ _REFUSALS = {
 #: What deliveries can come to, and the class of the reason: all that is ever counted.
 RESULTS = (
     ("accepted", "push"),
-    *(("ignored", reason) for reason in ("ping", "event", "checkout", "deleted", "branch")),
+    *(("ignored", reason) for reason in ("ping", "event", "checkout", "deleted", "branch", "nothing")),
     *(("refused", reason) for reason in _REFUSALS.values()),
     *(("failed", reason) for reason in ("journal", "checkouts", "fault")),
 )
@@ -58,11 +71,20 @@ class Answer(NamedTuple):
     reason: str | None = None
     #: What it is counted as, one of `RESULTS`; no member of the object.
     result: tuple[str, str] | None = None
+    #: The commit that an accepted push came to, for the log; no member either.
+    commit: str | None = None
 
     def body(self) -> str:
         """The JSON object."""
-        members = zip(self._fields[1:-1], self[1:-1])
+        members = zip(self._fields[1:5], self[1:5])
         return json.dumps({name: value for name, value in members if value}) + "\n"
+
+
+class Ignored(NamedTuple):
+    """Why a push moves nothing here: the class of the reason, and the reason in a sentence."""
+
+    kind: str
+    reason: str
 
 
 def _refusal(status: int, reason: str, delivery: str | None = None) -> Answer:
@@ -85,10 +107,11 @@ class WebhookApp:
         clone: Sequence[str] = (),
         *,
         count: Callable[[str, str], None] = lambda result, reason: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`secrets` gives those in force; `wake` is told each repository that a delivery is owed to.
 
-        `count` is told what each answer comes to, one of `RESULTS`.
+        `count` is told what each answer comes to, one of `RESULTS`; `now` is the time in seconds since the epoch.
         """
         self._secrets = secrets
         self._checkouts = checkouts
@@ -96,6 +119,7 @@ class WebhookApp:
         self._wake = wake
         self._clone = clone
         self._count = count
+        self._now = now
         self._large = threading.Lock()  # held while a large body is parsed, see _LARGE_BODY
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -130,21 +154,20 @@ class WebhookApp:
 
     def _deliver(self, environ: dict[str, Any]) -> Answer:
         began = time.monotonic()
-        delivery = printable(environ.get("HTTP_X_GITHUB_DELIVERY", "")) or None
-        secret = event = None
+        forge = delivery = secret = event = None
         try:
+            forge = claimed(environ)
+            delivery = printable(header(environ, forge.delivery)) or None
             body = _read(environ)
-            secret = self._secrets().match(body, environ.get("HTTP_X_HUB_SIGNATURE_256"))
+            secret = self._secrets().match(forge.signature.proof(environ, body, self._now()))
             if secret is None:
-                raise Refused(401, "the signature X-Hub-Signature-256 is missing or wrong")
-            event = self._parse(environ, body)
+                raise Refused(401, f"the signature {forge.signature.header} is missing or wrong")
+            event = self._parse(forge, environ, body)
             answer = self._judge(event, delivery)
         except Refused as refused:
             answer = _refusal(refused.status, refused.reason, delivery if secret else None)
         except JournalError:
-            answer = Answer(
-                503, "unavailable", None, delivery, "the journal cannot be written now", ("failed", "journal")
-            )
+            answer = _unavailable("journal", "the journal cannot be written now", delivery)
         except OSError as error:  # git cannot be run: no process, no descriptor, no memory, no git
             log.error("checkouts cannot be looked at", delivery=delivery, reason=error)
             answer = _unavailable("checkouts", "the checkouts cannot be looked at now", delivery)
@@ -157,10 +180,11 @@ class WebhookApp:
             f"webhook {answer.status}",
             delivery=delivery,
             repository=answer.repository or (event.repository if event else None),
-            event=printable(environ.get("HTTP_X_GITHUB_EVENT", "")) or None,
-            commit=event.after or None if isinstance(event, Push) else None,
+            event=printable(header(environ, forge.event)) or None if forge else None,
+            commit=answer.commit,
             http=answer.http,
             secret=secret,
+            forge=forge.name if forge else None,
             reason=answer.reason,
             peer=environ.get("REMOTE_ADDR"),
             ms=round((time.monotonic() - began) * 1000, 1),
@@ -173,43 +197,46 @@ class WebhookApp:
         if isinstance(event, Other):
             reason = f"the event `{event.event}` moves nothing here"
             return Answer(200, "ignored", event.repository, guid, reason, ("ignored", "event"))
-        ignored = self._why_ignored(event)
-        if ignored:
-            return Answer(200, "ignored", event.repository, guid, ignored[1], ("ignored", ignored[0]))
+        move = self._choose(event)
+        if isinstance(move, Ignored):
+            return Answer(200, "ignored", event.repository, guid, move.reason, ("ignored", move.kind))
         self._journal.record(
             Delivery(
                 guid=guid or "",
                 event="push",
-                received=time.time(),
+                received=self._now(),
                 repository=event.repository,
-                ref=event.ref,
-                before=event.before,
-                after=event.after,
+                ref=move.ref,
+                before=move.before,
+                after=move.after,
                 pusher=event.pusher,
             )
         )
         self._wake(event.repository)
-        return Answer(202, "queued", event.repository, guid, None, ("accepted", "push"))
+        return Answer(202, "queued", event.repository, guid, None, ("accepted", "push"), move.after or None)
 
-    def _parse(self, environ: dict[str, Any], body: bytes) -> Event:
-        event, content_type = environ.get("HTTP_X_GITHUB_EVENT"), environ.get("CONTENT_TYPE")
+    def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
         if len(body) > _LARGE_BODY:
             with self._large:
-                return parse(event, content_type, body)
-        return parse(event, content_type, body)
+                return parse(forge, environ, body)
+        return parse(forge, environ, body)
 
-    def _why_ignored(self, push: Push) -> tuple[str, str] | None:
-        """Why this push moves nothing on this host, as a class and as a sentence; None if it may."""
+    def _choose(self, push: Push) -> Move | Ignored:
+        """The move of this push that may move something on this host, or why none does."""
         checkout = self._checkouts.find(push.repository)
         if not checkout and not may_clone(push.repository, self._clone):
-            return "checkout", "there is no checkout of it on this host"
-        if push.deleted:
-            return "deleted", "the ref was deleted"
+            return Ignored("checkout", "there is no checkout of it on this host")
+        moves = [move for move in push.moves if not move.deleted]
+        if not moves:
+            return (
+                Ignored("deleted", "the ref was deleted") if push.moves else Ignored("nothing", "the push moved no ref")
+            )
         branch = checkout.settings.get("branch") if checkout else None
         branch = branch or push.default_branch
-        if branch and not push.moves(branch):  # which branch is unknown, the script finds out
-            return "branch", f"the tracked branch is `{printable(branch)}`"
-        return None
+        if not branch:  # the script finds out
+            return moves[0]
+        tracked = next((move for move in moves if move.is_of(branch)), None)
+        return tracked or Ignored("branch", f"the tracked branch is `{printable(branch)}`")
 
 
 def _read(environ: dict[str, Any]) -> bytes:

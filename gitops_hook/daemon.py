@@ -27,6 +27,7 @@ from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.app import RESULTS, WebhookApp
+from gitops_hook.commits import Commits
 from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dashboard import Dashboard
 from gitops_hook.dispatcher import Dispatcher, Witness
@@ -107,7 +108,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
         instruments = Instruments(journal, checkouts, RESULTS)
-        witnesses: list[Witness] = [instruments]
+        witnesses: list[Witness] = [instruments, Commits(journal, checkouts)]
         notices = None
         if settings.notify:
             notices = Notices(journal, checkouts, settings.notify, inherited(environ, settings.root))
@@ -117,7 +118,8 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             secrets.current, checkouts, journal, dispatcher.wake, settings.clone, count=instruments.answered
         )
         app = behind(webhook, settings.trusted_proxies)
-        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts, instruments.exposition))
+        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, instruments.exposition)
+        servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()

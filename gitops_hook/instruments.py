@@ -31,8 +31,6 @@ from gitops_hook.runner import EVERY_OUTCOME, Task
 _IN_SYNC = {"updated", "unchanged", "cloned"}
 #: The ends of the buckets, in seconds: from what a push takes on one machine to the longest wait between two tries.
 _BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
-#: How far back a repository's last outcome is looked for, beyond a run that is in hand.
-_LOOK_BACK = 5
 
 
 class Instruments:
@@ -122,18 +120,17 @@ class Instruments:
         try:
             owed = sum(count for _, count in self._journal.owed_counts())
             found = standings(self._journal, self._checkouts)
-            outcomes = [(standing, self._outcome(standing)) for standing in found]
         except (JournalError, OSError):
             pass
         else:
             yield gauge("gitops_hook_deliveries_owed", "Accepted deliveries that no run has settled yet.", owed)
-            yield from self._repositories([known for known in outcomes if known[0].path or known[0].owed])
+            yield from self._repositories([standing for standing in found if standing.path or standing.owed])
         yield from process_families()
 
-    def _repositories(self, known: Sequence[tuple[Standing, str | None]]) -> Iterator[Family]:
+    def _repositories(self, known: Sequence[Standing]) -> Iterator[Family]:
         """Where each repository stands."""
         now = self._clock()
-        confirmed = [(found.repository, found.confirmed) for found, _ in known if found.confirmed is not None]
+        confirmed = [(found.repository, found.confirmed) for found in known if found.confirmed is not None]
         yield Family(
             "gitops_hook_repository_last_success_timestamp_seconds",
             "gauge",
@@ -150,13 +147,13 @@ class Instruments:
             "gitops_hook_repository_out_of_sync",
             "gauge",
             "Whether what is deployed differs from upstream as last seen (1) or not (0).",
-            list(self._differences(found.repository for found, _ in known)),
+            list(self._differences(found.repository for found in known)),
         )
         yield Family(
             "gitops_hook_repository_last_outcome",
             "gauge",
             "The outcome of the last run that has ended; the value is always 1.",
-            [Sample({"repository": found.repository, "outcome": outcome}, 1) for found, outcome in known if outcome],
+            list(_outcomes(known)),
         )
 
     def _differences(self, repositories: Iterable[str]) -> Iterator[Sample]:
@@ -167,12 +164,13 @@ class Instruments:
             if upstream:
                 yield Sample({"repository": name}, deployed != upstream)
 
-    def _outcome(self, standing: Standing) -> str | None:
-        """How the last run ended that has; one that is in hand says nothing yet."""
-        run = standing.run
-        if run and run.outcome is None:
-            run = next((earlier for earlier in self._journal.runs(run.repository, _LOOK_BACK) if earlier.outcome), None)
-        return run.outcome if run else None
+
+def _outcomes(known: Iterable[Standing]) -> Iterator[Sample]:
+    """How the last run of each ended that has; one that is in hand says nothing yet."""
+    for found in known:
+        outcome = next((outcome for outcome, _, _ in found.history if outcome), None)
+        if outcome:
+            yield Sample({"repository": found.repository, "outcome": outcome}, 1)
 
 
 # -- the process ---------------------------------------------------------------------------------------------------

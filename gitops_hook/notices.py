@@ -197,7 +197,7 @@ class Notices:
 
     def _all(self, told: Mapping[str, Told]) -> list[str]:
         """The repositories that there may be something to tell of; whose runs are all forgotten, is forgotten too."""
-        newest = {run.repository.lower(): run for run in self._journal.newest_runs()}
+        newest = {past.newest.repository.lower(): past.newest for past in self._journal.pasts(length=1)}
         for key in told.keys() - newest.keys():
             self._journal.untell(key)
         return [run.repository for key, run in newest.items() if run.outcome not in _GOOD or key in told]

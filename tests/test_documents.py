@@ -18,6 +18,7 @@ from gitops_hook.journal import Journal, Run
 from gitops_hook.notices import Notice, Notices
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import OUTCOMES
+from gitops_hook.webhook import FORGES
 
 README = (SOURCE / "README.md").read_text()
 
@@ -128,3 +129,16 @@ def test_every_field_of_the_log_is_told_and_no_other():
 def test_the_commands_that_tell_are_told():
     told = {row.split("`")[1].split()[0] for row in rows_of("command")}
     assert told == {path.name for path in (SOURCE / "contrib/notify").iterdir()}
+
+
+def test_the_table_of_forges_is_the_codes():
+    rows = re.findall(
+        r"^\| (\w+) \| `([\w-]+): (.*) \| `(.*)` \| (.*) \|$", (SOURCE / "docs/forges.md").read_text(), re.M
+    )
+    assert {name for name, *_ in rows} == {forge.name for forge in FORGES}
+    for forge in FORGES:
+        ((_, event, pushes, delivery, proof),) = [row for row in rows if row[0] == forge.name]
+        assert (event, delivery) == (forge.event, forge.delivery)
+        assert "`" + pushes == ", ".join(f"`{push}`" for push in forge.pushes)
+        assert forge.signature.header in proof
+        assert ("a form's field" in proof) == getattr(forge.signature, "of_field", False)

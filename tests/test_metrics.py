@@ -287,14 +287,15 @@ def test_every_answer_is_counted_by_its_result(host: Host, webhook: TestApp, tmp
     }
     assert set(told) == set(RESULTS)
     assert {name for name, count in told.items() if not count} == {
-        ("refused", "late"), ("refused", "size"), ("failed", "checkouts"), ("failed", "fault"),
+        ("ignored", "nothing"), ("refused", "late"), ("refused", "size"), ("failed", "checkouts"), ("failed", "fault"),
     }  # fmt: skip
     assert set(told.values()) == {0, 1}
 
 
 def test_it_is_one_route_of_the_private_page(host: Host):
     page = TestApp(
-        Dashboard(host.journal, host.checkouts, host.instruments.exposition), extra_environ={"HTTP_HOST": "127.0.0.1"}
+        Dashboard(host.journal, host.checkouts, exposition=host.instruments.exposition),
+        extra_environ={"HTTP_HOST": "127.0.0.1"},
     )
     answer = page.get("/metrics")
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
