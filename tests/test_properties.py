@@ -216,6 +216,8 @@ REQUEST = st.sampled_from(
 
 
 @settings(max_examples=60)
+@example(requests=[b"GET / HTTP/1.1\r\nHost: here\nX: y\r\n\r\n"], cuts=[30])
+@example(requests=[b"\r\n"], cuts=[1])
 @given(requests=st.lists(REQUEST, max_size=4), cuts=st.lists(st.integers(0, 3000), max_size=6))
 def test_how_bytes_come_in_packets_changes_no_answer(
     request_path: RequestPath, requests: list[bytes], cuts: list[int]
