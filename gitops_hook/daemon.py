@@ -27,6 +27,7 @@ from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.app import WebhookApp
+from gitops_hook.commits import Commits
 from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dashboard import Dashboard
 from gitops_hook.dispatcher import Dispatcher
@@ -102,10 +103,10 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        dispatcher = Dispatcher.by(settings, environ, journal, checkouts)
+        dispatcher = Dispatcher.by(settings, environ, journal, checkouts, [Commits(journal, checkouts)])
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
         app = behind(webhook, settings.trusted_proxies)
-        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))
+        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts, settings.sync_timeout))
         dispatcher.start()
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()

@@ -49,9 +49,19 @@ finish() {
     done
     printf '%s: %s\n' "$outcome" "$message"
     if [[ ${GITOPS_RESULT:-} ]]; then
-        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" >"$GITOPS_RESULT"
+        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" "${steps[@]}" \
+            >"$GITOPS_RESULT"
     fi
     exit "${EXIT[$outcome]}"
+}
+
+# done_with STEP: note when it was over, in seconds since the epoch, for whoever gave GITOPS_RESULT. It costs no process:
+# bash knows microseconds from 5.0 on, with whatever sign the locale puts before them, and earlier whole seconds.
+done_with() {
+    local at=${EPOCHREALTIME:-}
+    at=${at//[!0-9]/}
+    if [[ $at ]]; then at=${at::-6}.${at: -6}; else printf -v at '%(%s)T' -1; fi
+    steps+=("$1" "$at")
 }
 
 # ------------------------------------------------------------------------------------------------- which checkout
@@ -60,9 +70,9 @@ self=$0
 [[ $self == /* ]] || self=$PWD/$self
 dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='' before='' head=''
 head_branch='' default_branch='' deployed='' bad='' answer=''
-locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
+asked='' locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
-arguments=("$@")
+arguments=("$@") steps=()
 # What the webhook said: text from outside, compared with, never passed on.
 hinted_branch=${GITOPS_REF:-} hinted_commit=${GITOPS_AFTER:-}
 # Of several webhooks these are the last one's to arrive, which need not tell of the last push.
@@ -157,38 +167,6 @@ ours=(GIT_DIR GIT_WORK_TREE GIT_TERMINAL_PROMPT GIT_ASKPASS SSH_ASKPASS GITOPS_R
 
 # Descriptor 9 is the lock. No child gets it, for a child that lives on would hold it.
 git() { command "${GIT[@]}" "$@" 9<&-; }
-
-# Talk to the remote: no prompt, no stall, and at most half of the run's time, so that some is left to deploy.
-# What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
-# ssh master left behind would keep open.
-remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words status lines=('see above')
-    # --foreground: timeout stays in our process group, which the daemon ends as one.
-    local command=(timeout --foreground --kill-after=5 "$limit"
-        "${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
-    if [[ -t 2 || $dry_run ]]; then
-        answer=$(exec "${command[@]}" 9<&-)
-    else
-        answer=$(exec "${command[@]}" 9<&- 2>"$says")
-    fi
-    status=$?
-    ((status)) || return 0
-    [[ -t 2 || $dry_run || ! -s $says ]] || mapfile -t lines <"$says"
-    ((status != TIMED_OUT)) || lines+=("no end within $limit s")
-    printf '%s\n' "${lines[@]}" >&2
-    words=${lines[-1]}
-    return "$status"
-}
-TIMED_OUT=124 # timeout's exit status
-
-# No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
-forbid_prompts() {
-    export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true SSH_ASKPASS=true
-    [[ ! ${GIT_SSH_COMMAND:-}${GIT_SSH:-}${config[core.sshcommand]:-} ]] || return 0
-    export GIT_SSH_COMMAND='ssh -o BatchMode=yes -o ConnectTimeout=10'
-    GIT_SSH_COMMAND+=' -o ServerAliveInterval=15 -o ServerAliveCountMax=2'
-    ours+=(GIT_SSH_COMMAND)
-}
 
 # ---------------------------------------------------------------------------------------------- what the place says
 
@@ -379,13 +357,21 @@ arrive() {
 }
 arrive "$@"
 
+# The lock is on the checkout's folder: no file to go stale, and it holds while .git is replaced. It is asked for here,
+# and waited for by take_lock, while bash reads on.
+ask_lock() {
+    exec 9<.
+    flock --wait 5 9 &
+    asked=$!
+}
+ask_lock
+
 # --------------------------------------------------------------------------------------- one run at a time, wreckage
 
-# The lock is on the checkout's folder: no file to go stale, and it holds while .git is replaced.
 take_lock() {
     [[ $locked ]] && return
-    exec 9<.
-    flock --wait 5 9 || finish unreachable "another run holds '$checkout'; this one is tried again"
+    [[ $asked ]] || ask_lock
+    wait "$asked" || finish unreachable "another run holds '$checkout'; this one is tried again"
     locked=yes
 }
 
@@ -525,6 +511,47 @@ repair_or_fail() {
 }
 
 # -------------------------------------------------------------------------------------------- what upstream has
+
+# Talk to the remote: no prompt, no stall, and at most half of the run's time, so that some is left to deploy.
+# What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
+# ssh master left behind would keep open.
+remote_git() {
+    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words lines=('see above') status=0 talk pid
+    local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
+    if [[ -t 2 || $dry_run ]]; then
+        says=''
+        exec {talk}< <(exec "${command[@]}" 9<&-)
+    else
+        exec {talk}< <(exec "${command[@]}" 9<&- 2>"$says")
+    fi
+    pid=$!
+    IFS= read -r -d '' -t "$limit" answer <&"$talk" # until git has ended, as timeout(1) would wait, without its process
+    if (($? > 128)); then
+        kill -TERM "$pid" 2>/dev/null
+        IFS= read -r -d '' -t 5 _ <&"$talk"
+        (($? <= 128)) || kill -KILL "$pid" 2>/dev/null
+        status=$TIMED_OUT
+    fi
+    exec {talk}<&-
+    wait "$pid" || status=$((status ? status : $?))
+    answer=${answer%$'\n'}
+    ((status)) || return 0
+    [[ ! -s $says ]] || mapfile -t lines <"$says"
+    ((status != TIMED_OUT)) || lines+=("no end within $limit s")
+    printf '%s\n' "${lines[@]}" >&2
+    words=${lines[-1]}
+    return "$status"
+}
+TIMED_OUT=124 # as timeout(1) has it, and git never
+
+# No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
+forbid_prompts() {
+    export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true SSH_ASKPASS=true
+    [[ ! ${GIT_SSH_COMMAND:-}${GIT_SSH:-}${config[core.sshcommand]:-} ]] || return 0
+    export GIT_SSH_COMMAND='ssh -o BatchMode=yes -o ConnectTimeout=10'
+    GIT_SSH_COMMAND+=' -o ServerAliveInterval=15 -o ServerAliveCountMax=2'
+    ours+=(GIT_SSH_COMMAND)
+}
 
 # The tracked branch: gitops.branch, else upstream's default. That is asked for only where nothing agrees on it.
 find_branch() {
@@ -812,8 +839,10 @@ deploy() {
     note "$head $head $tried"
     failure="gitops.deploy failed"
     [[ ! ${setting[deploy]} ]] || in_checkout bash -c "${setting[deploy]}" || { failure+=" with exit $?" && return 1; }
+    done_with deployed
     failure="gitops.health did not succeed within ${setting[healthtimeout]} s"
     is_healthy || return 2
+    [[ ! ${setting[health]} ]] || done_with healthy
 }
 
 is_healthy() {
@@ -872,6 +901,7 @@ roll_back() {
 pay_deploy() {
     if [[ ! ${setting[deploy]}${setting[health]} ]]; then
         [[ $moved || ! $deployed || $deployed == "$head" ]] || did='recorded as deployed'
+        [[ ! $moved$did ]] || done_with deployed
     elif ! concerns_deploy; then
         kept+="; nothing in gitops.paths changed, so nothing was deployed"
     elif deploy; then
@@ -908,6 +938,7 @@ main() {
     settle_unfinished
     find_branch
     fetch
+    done_with fetched
     [[ ! -s $unfinished && $deployed == "$head" && ! $force ]] || owed=yes
 
     [[ $target != "$bad" || ! $deployed || $force ]] || stay_off_bad_commit
