@@ -27,8 +27,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent
 #: Which tests a module answers to: its own, less those whose point is a thousand threads.
 TESTS = {
-    "webhook": ["tests/test_webhook.py"],
-    "journal": ["tests/test_journal.py"],
+    "webhook": ["tests/test_webhook.py", "tests/test_forges.py"],
+    "journal": ["tests/test_journal.py", "-k", "not power_cut"],
     "dispatcher": ["tests/test_dispatcher.py", "-k", "not thousand and not as_a_worker_goes"],
 }
 #: How many times as long the tests may take on a mutant, and the least that they are given, in seconds: on a loaded

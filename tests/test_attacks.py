@@ -11,20 +11,27 @@ import http.client
 import json
 import os
 import stat
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import SOURCE, WEBHOOK, headers, push, sign
+from harness import SOURCE, WEBHOOK, Daemon, headers, push, sign
 from scratch import Upstream, git
+from test_dispatcher import until
 
-from gitops_hook.webhook import Secrets
+from gitops_hook.webhook import FORGES, Forge, Secrets
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file and what it holds, less SQLite's map of its log, which is memory."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".db-shm"}
+def contents(daemon: Daemon) -> tuple[dict[str, bytes], dict[str, list[Any]]]:
+    """Every file with what it holds, less the journal's; and of that, every table with its rows."""
+    files = [path for folder in (daemon.root, daemon.state) for path in folder.rglob("*") if path.is_file()]
+    tables = [name for (name,) in daemon.query("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return (
+        {str(path): path.read_bytes() for path in files if not path.name.startswith("journal.db")},
+        {table: daemon.query(f"SELECT * FROM {table}") for table in tables},
+    )
 
 
 # -- without the secret ------------------------------------------------------------------------------------------------
@@ -45,34 +52,45 @@ UNPROVEN = {
 def test_without_the_secret_nothing_is_parsed_written_queued_or_told(tmp_path: Path, start_daemon: Any) -> None:
     Upstream(tmp_path / "forge").checkout(tmp_path / "root")
     daemon = start_daemon()
-    daemon.wait_for("run unchanged")  # the look at each checkout at the start
-    before = contents(daemon.state), contents(daemon.root)
+    # The look at each checkout at the start, and what is written of it afterwards.
+    until(lambda: daemon.query("SELECT 1 FROM runs JOIN commits ON run = runs.id WHERE brought NOTNULL"))
+    before = contents(daemon)
     answers = [daemon.request("POST", WEBHOOK, body, sent) for body, sent in UNPROVEN.values() for _ in range(5)]
     known = daemon.request("POST", WEBHOOK, BODY, headers(BODY, secret="guess"))
     other = json.dumps(push("acme/nowhere")).encode()
     assert known == daemon.request("POST", WEBHOOK, other, headers(other, secret="guess"))
     assert answers == [known] * len(answers) and known[0] == 401
-    assert (contents(daemon.state), contents(daemon.root)) == before
+    assert contents(daemon) == before
 
 
-def test_a_signature_is_compared_in_constant_time_with_every_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+PROOFS: dict[str, Callable[[str], dict[str, str]]] = {
+    "GitHub": lambda secret: {"HTTP_X_HUB_SIGNATURE_256": sign(BODY, secret)},
+    "Gitea": lambda secret: {"HTTP_X_GITEA_SIGNATURE": sign(BODY, secret)[7:]},
+    "GitLab": lambda secret: {"HTTP_X_GITLAB_TOKEN": secret},
+}
+
+
+@pytest.mark.parametrize("forge", [forge for forge in FORGES if forge.name in PROOFS], ids=lambda forge: forge.name)
+def test_a_proof_is_compared_in_constant_time_with_every_secret(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not measured, for that would show little, but seen: the one comparison there is, how often, and of what."""
     compared: list[tuple[object, object]] = []
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda *sides: compared.append(sides) or real(*sides))
     secrets = Secrets({"line 1": b"newest", "line 2": b"older", "line 3": b"oldest"})
-    for signed_by in ("newest", "older", "oldest", "guess"):
+    for used, name in {"newest": "line 1", "older": "line 2", "oldest": "line 3", "guess": None}.items():
         compared.clear()
-        name = secrets.match(BODY, sign(BODY, signed_by))
-        assert name == {"newest": "line 1", "older": "line 2", "oldest": "line 3"}.get(signed_by)
+        assert secrets.match(forge.signature.proof(PROOFS[forge.name](used), BODY, 0)) == name
         assert len(compared) == 3, "no early end, whichever matches"
         assert all(type(side) is bytes and len(side) == 32 for sides in compared for side in sides)
-    (match,) = (
-        node
-        for node in ast.walk(ast.parse((SOURCE / "gitops_hook/webhook.py").read_text()))
-        if isinstance(node, ast.FunctionDef) and node.name == "match"
-    )
-    assert not [node for node in ast.walk(match) if isinstance(node, ast.Compare)], "== ends at the first difference"
+
+
+def test_no_secret_is_compared_with_equals() -> None:
+    """It would end at the first difference."""
+    tree = ast.parse((SOURCE / "gitops_hook/webhook.py").read_text())
+    for name in ("Digest", "_hmac", "Secrets"):
+        (place,) = (node for node in ast.walk(tree) if getattr(node, "name", None) == name)
+        equals = [node for node in ast.walk(place) if isinstance(node, ast.Compare) and "==" in ast.unparse(node)]
+        assert [ast.unparse(node) for node in equals] in ([], ["_media_type(headers) == _FORM"])
 
 
 @pytest.mark.parametrize(

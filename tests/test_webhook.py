@@ -185,7 +185,7 @@ REASONS: dict[str, tuple[str, str, bytes]] = {
     "the media type is neither application/json nor application/x-www-form-urlencoded": ("push", "text/plain", b"{}"),
     "there is no X-GitHub-Event header": ("", JSON, b"{}"),
     "the body is not UTF-8": ("push", JSON, b"\xff"),
-    "the form does not have one field `payload`": ("push", FORM, b"a=b"),
+    "the form is not one field `payload`": ("push", FORM, b"a=b"),
     "the payload is not JSON": ("push", JSON, b"{"),
     "the payload is not a JSON object": ("push", JSON, b"[]"),
     "the payload names no repository": ("push", JSON, b"{}"),
@@ -204,24 +204,24 @@ REASONS: dict[str, tuple[str, str, bytes]] = {
 @pytest.mark.parametrize(("reason", "request_"), REASONS.items(), ids=list(REASONS))
 def test_a_refusal_says_why(reason: str, request_: tuple[str, str, bytes]) -> None:
     with pytest.raises(Refused) as caught:
-        parse(*request_)
+        parse_as(*request_)
     assert caught.value.reason == str(caught.value) == reason
 
 
 def test_what_a_push_does_not_say_is_empty() -> None:
-    event = parse("push", JSON, b'{"ref": "refs/heads/main", "repository": {"full_name": "acme/site"}}')
-    assert event == Push("acme/site", "refs/heads/main", "", "", False, "", "")
+    event = read({"ref": "refs/heads/main", "repository": {"full_name": "acme/site"}})
+    assert event == Push("acme/site", [Move("refs/heads/main", "", "", False)], "", "")
 
 
 def test_a_pusher_may_be_told_by_login_alone() -> None:
-    event = parse("push", JSON, raw(push("acme/site", pusher={"login": "ada"})))
+    event = read(push("acme/site", pusher={"login": "ada"}))
     assert isinstance(event, Push) and event.pusher == "ada"
 
 
 def test_a_default_branch_is_cut_where_a_ref_must_end() -> None:
     payload = push("acme/site")
     payload["repository"]["default_branch"] = "b" * 251
-    event = parse("push", JSON, raw(payload))
+    event = read(payload)
     assert isinstance(event, Push) and event.default_branch == "b" * 250
 
 
