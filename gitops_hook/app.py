@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from gitops_hook.journal import Delivery, Journal, JournalError
+from gitops_hook.journal import Delivery, Journal, JournalError, Proof
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
-from gitops_hook.webhook import Event, Other, Ping, Push, Refused, Secrets, parse, printable
+from gitops_hook.webhook import WEBHOOK, Event, Other, Ping, Push, Refused, Secrets, parse, printable
 
-WEBHOOK = "/api/webhook/gitops"
 HEALTH = "/healthz"
 
 #: GitHub's own bound on a payload.
@@ -96,10 +95,14 @@ class WebhookApp:
         secret = None
         try:
             body = _read(environ)
-            secret = self._secrets().match(body, environ.get("HTTP_X_HUB_SIGNATURE_256"))
+            secrets = self._secrets()
+            secret = secrets.match(body, environ.get("HTTP_X_HUB_SIGNATURE_256"))
             if secret is None:
                 raise Refused(401, "the signature X-Hub-Signature-256 is missing or wrong")
-            answer = self._judge(self._parse(environ, body), delivery)
+            event = self._parse(environ, body)
+            if isinstance(event, Ping) and event.hook:
+                self._keep(event, delivery, secrets.fingerprint(secret))
+            answer = self._judge(event, delivery)
         except Refused as refused:
             answer = Answer(refused.status, "refused", None, delivery if secret else None, refused.reason)
         except JournalError:
@@ -120,6 +123,10 @@ class WebhookApp:
             ms=round((time.monotonic() - began) * 1000, 1),
         )
         return answer
+
+    def _keep(self, ping: Ping, guid: str | None, signed: str) -> None:
+        """Remember that this hook reaches us, for whoever registered it and waits to see that."""
+        self._journal.prove(Proof(ping.hook, ping.target, ping.url, guid or "", time.time(), signed))
 
     def _judge(self, event: Event, guid: str | None) -> Answer:
         if isinstance(event, Ping):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gitops_hook import __version__
+from gitops_hook.answers import Answers, Sender
 from gitops_hook.app import WebhookApp
 from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dashboard import Dashboard
@@ -102,11 +103,16 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        dispatcher = Dispatcher.by(settings, environ, journal, checkouts)
+        sender = Sender(settings, journal, checkouts) if settings.report else None
+        witnesses = [Answers(journal, sender.wake)] if sender else []
+        dispatcher = Dispatcher.by(settings, environ, journal, checkouts, witnesses)
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
         app = behind(webhook, settings.trusted_proxies)
         servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))
         dispatcher.start()
+        if sender:
+            sender.start()
+            stack.callback(sender.stop, REQUESTS_DEADLINE)
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
             address = _describe(server.server_address)

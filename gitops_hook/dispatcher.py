@@ -52,6 +52,11 @@ _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
 _GOOD = {"updated", "unchanged", "cloned", "paused"}
 
 
+def is_settled(run: Run) -> bool:
+    """Whether a run has settled its matter, well or not; if not, it is done again, soon or at the next start."""
+    return not (run.outcome == "unreachable" or run.exit is None or run.message == _ENDED_BY_US)
+
+
 class Wake(NamedTuple):
     """What a queue carries: why to look, and whom to tell when that has been done."""
 
@@ -312,7 +317,7 @@ class Dispatcher:
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
             result = result._replace(outcome="interrupted", message=_ENDED_BY_US)
         ended = run._replace(ended=time.time(), **result._asdict())
-        settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
+        settled = is_settled(ended)
         if ended.outcome not in _GOOD:
             self.failure = ended
         self._record(ended, settled=settled)

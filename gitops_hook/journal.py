@@ -1,4 +1,4 @@
-"""The journal: which deliveries were accepted, which runs served them, what is still owed.
+"""The journal: which deliveries were accepted, which runs served them, what is still owed, what a forge is told.
 
 Rules:
 
@@ -65,12 +65,38 @@ _MIGRATIONS = (
     CREATE INDEX deliveries_by_guid ON deliveries (guid);
     CREATE INDEX deliveries_by_run ON deliveries (run) WHERE run IS NOT NULL;
     """,
+    """
+    CREATE TABLE pings (
+        hook INTEGER PRIMARY KEY,
+        target TEXT NOT NULL COLLATE NOCASE,
+        url TEXT NOT NULL,
+        guid TEXT NOT NULL,
+        received REAL NOT NULL,
+        signed TEXT NOT NULL
+    );
+    CREATE TABLE reports (
+        repository TEXT NOT NULL COLLATE NOCASE,
+        commit_id TEXT NOT NULL,
+        run INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        description TEXT NOT NULL,
+        changed REAL NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
+        due REAL,  -- when to send it; none once it was sent
+        tries INTEGER NOT NULL DEFAULT 0,
+        deployment INTEGER NOT NULL DEFAULT 0,  -- the forge's id of it; 0 while there is none
+        PRIMARY KEY (repository, commit_id)
+    );
+    CREATE INDEX reports_due ON reports (due) WHERE due IS NOT NULL;
+    """,
 )
 
 #: How long rows are kept, and how many at most: a quarter of a year for an operator's questions, and a journal
 #: that stays in the tens of megabytes.
 KEEP_SECONDS = 90 * 86400
 KEEP_ROWS = 100_000
+#: How long an answer to a commit is worth sending: who pushed has long looked elsewhere. In seconds.
+KEEP_REPORTS = 3 * 86400
 #: What all logs together may take. Most runs print a few hundred bytes; this bounds those that print a megabyte.
 KEEP_LOG_BYTES = 1 << 30
 
@@ -105,6 +131,40 @@ class Delivery(NamedTuple):
     id: int = 0
     run: int = 0
     owed: bool = True
+
+
+class Proof(NamedTuple):
+    """The newest ping of one webhook: the proof that it reaches us, and that its secret is ours.
+
+    `hook` is the forge's id, `target` the repository or organisation that it belongs to, `url` where the forge sends;
+    `signed` tells the secret by its `webhook.fingerprint`.
+    """
+
+    hook: int
+    target: str
+    url: str
+    guid: str
+    received: float
+    signed: str
+
+
+class Report(NamedTuple):
+    """What the forge is to be told of a commit: ``pending``, ``success`` or ``failure``, and a sentence.
+
+    A newer report on the same commit takes the place of this one and counts `version` up. `tries` have failed so far;
+    `deployment` is the forge's id of the deployment made for the commit, or 0.
+    """
+
+    repository: str
+    commit: str
+    run: int
+    state: str
+    description: str
+    changed: float = 0.0
+    version: int = 1
+    due: float | None = None
+    tries: int = 0
+    deployment: int = 0
 
 
 class Run(NamedTuple):
@@ -203,6 +263,26 @@ class JournalReader:
         """Each repository that deliveries are owed to, and how many."""
         return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
 
+    def proofs(self) -> list[Proof]:
+        """The newest ping of each webhook, by the ids of the hooks."""
+        return [Proof(*row) for row in self._query("SELECT * FROM pings ORDER BY hook")]
+
+    def is_confirmed_since(self, repository: str, moment: float) -> bool:
+        """Whether a run that began after `moment` (seconds since the epoch) left `repository` where it should be."""
+        good = "('updated', 'unchanged', 'cloned', 'paused')"
+        sql = f"SELECT 1 FROM runs WHERE repository = ? AND started > ? AND outcome IN {good} LIMIT 1"
+        return bool(self._query(sql, repository, moment))
+
+    def reports_due(self, moment: float, limit: int = 100) -> list[Report]:
+        """What the forge is to be told by `moment` (seconds since the epoch), what is due longest first."""
+        sql = "SELECT * FROM reports WHERE due <= ? ORDER BY due LIMIT ?"
+        return [Report(*row) for row in self._query(sql, moment, limit)]
+
+    def next_report(self) -> float | None:
+        """When the next report is due, in seconds since the epoch."""
+        ((due,),) = self._query("SELECT min(due) FROM reports WHERE due IS NOT NULL")
+        return cast("float | None", due)
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """A connection that reads, for one look."""
@@ -252,6 +332,14 @@ class Journal(JournalReader):
     def record(self, delivery: Delivery) -> None:
         """Commit an accepted delivery; it is owed from now on."""
         self._submit(_Work(delivery=delivery))
+
+    def prove(self, proof: Proof) -> None:
+        """Commit a webhook's ping, in the place of its last one."""
+        self._submit(
+            _Work(
+                lambda connection: connection.execute("INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)", proof)
+            )
+        )
 
     def start(self, repository: str, trigger: str, *, if_owed: bool = False) -> Claim | None:
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
@@ -310,6 +398,46 @@ class Journal(JournalReader):
 
         return self._submit(_Work(work))
 
+    def report(self, *reports: Report, wait: bool = True) -> None:
+        """Write down what the forge is to be told, in the place of what it was not told yet of the same commits.
+
+        Without `wait` this costs the caller nothing; the writing thread says if it cannot be done.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT INTO reports (repository, commit_id, run, state, description, changed, due)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository, commit_id) DO UPDATE SET run = excluded.run,"
+                " state = excluded.state, description = excluded.description, changed = excluded.changed,"
+                " due = excluded.due, tries = 0, version = version + 1",
+                [(*report[:6], report.changed) for report in reports],
+            )
+
+        (self._submit if wait else self._hand_in)(_Work(work))
+
+    def reported(self, report: Report, *, over: bool) -> None:
+        """The forge was told, or never will be; `over` says that nothing more is to be told of the commit.
+
+        What has come in its place since is left alone.
+        """
+        sql = "DELETE FROM reports" if over else "UPDATE reports SET due = NULL"
+        self._change_report(report, f"{sql} WHERE repository = ? AND commit_id = ? AND version = ?")
+
+    def postpone(self, report: Report, due: float) -> None:
+        """The forge could not be told; try again at `due`, unless something newer has come in its place."""
+        where = "WHERE repository = ? AND commit_id = ? AND version = ?"
+        self._change_report(report, f"UPDATE reports SET due = ?, tries = tries + 1 {where}", due)
+
+    def deployed(self, report: Report, deployment: int) -> None:
+        """The forge has made this deployment for the commit; whatever is told of it next belongs to that."""
+        sql = "UPDATE reports SET deployment = ? WHERE repository = ? AND commit_id = ?"
+        key = (deployment, report.repository, report.commit)
+        self._submit(_Work(lambda connection: connection.execute(sql, key)))
+
+    def _change_report(self, report: Report, sql: str, *values: object) -> None:
+        key = (*values, report.repository, report.commit, report.version)
+        self._submit(_Work(lambda connection: connection.execute(sql, key)))
+
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
         with suppress(JournalError):
@@ -330,6 +458,7 @@ class Journal(JournalReader):
                 " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.run = runs.id)",
                 (horizon, KEEP_ROWS),
             )
+            connection.execute("DELETE FROM reports WHERE changed < ?", (time.time() - KEEP_REPORTS,))
 
         self._submit(_Work(work))
         try:
@@ -348,11 +477,14 @@ class Journal(JournalReader):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _submit(self, work: _Work[T]) -> T:
+        self._hand_in(work)
+        return work.wait()
+
+    def _hand_in(self, work: _Work[Any]) -> None:
         with self._lock:
             if self._closed:
                 raise JournalError("the journal is closed")
             self._work.put(work)
-        return work.wait()
 
     def _write(self) -> None:
         """The writing thread. It must never die: every caller waits for it."""

@@ -23,6 +23,9 @@ from urllib.parse import parse_qs
 
 from gitops_hook.repository import is_valid
 
+#: Where forges deliver to.
+WEBHOOK = "/api/webhook/gitops"
+
 _SIGNATURE = re.compile(r"sha256=([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 #: As git-check-ref-format has it, less its rules on dots and slashes, for this ref is compared, never opened; and
@@ -68,9 +71,16 @@ class Push(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """The forge tries the hook; an organisation's ping names no repository."""
+    """The forge tries the hook; an organisation's ping names no repository.
+
+    `hook` is the forge's id of it, 0 where it does not say; `target` the repository or organisation that it belongs
+    to, and `url` where it sends.
+    """
 
     repository: str | None
+    hook: int = 0
+    target: str = ""
+    url: str = ""
 
 
 class Other(NamedTuple):
@@ -109,6 +119,10 @@ class Secrets:
         ]
         return matches[0] if matches else None
 
+    def fingerprint(self, name: str) -> str:
+        """The `fingerprint` of the secret that is called so."""
+        return fingerprint(self._secrets[name])
+
 
 def parse(event: str | None, content_type: str | None, body: bytes) -> Event:
     """Read a proven `body` as the event that the header ``X-GitHub-Event`` names.
@@ -120,7 +134,7 @@ def parse(event: str | None, content_type: str | None, body: bytes) -> Event:
         raise Refused(400, "there is no X-GitHub-Event header")
     if event != "push":
         name = _repository(payload, required=False)
-        return Ping(name) if event == "ping" else Other(name, printable(event))
+        return _ping(payload, name) if event == "ping" else Other(name, printable(event))
     repository = _repository(payload, required=True)
     assert repository is not None
     branch = payload["repository"].get("default_branch")
@@ -136,6 +150,11 @@ def parse(event: str | None, content_type: str | None, body: bytes) -> Event:
         default_branch=printable(branch, 250) if isinstance(branch, str) else "",
         pusher=printable(pusher) if isinstance(pusher, str) else "",
     )
+
+
+def fingerprint(secret: bytes) -> str:
+    """What tells a secret from another one, and nothing about it: 64 bits of an HMAC."""
+    return hmac.digest(secret, b"gitops-hook: which secret is this?", "sha256")[:8].hex()
 
 
 def printable(text: str, limit: int = 100) -> str:
@@ -176,6 +195,18 @@ def _repository(payload: dict[str, Any], *, required: bool) -> str | None:
     if name is not None and name != full_name.rpartition("/")[2]:
         raise Refused(400, "the repository's name and full_name differ")
     return full_name
+
+
+def _ping(payload: dict[str, Any], repository: str | None) -> Ping:
+    """A ping, as far as it says whose hook it tries (GitHub, "Webhook events and payloads", ping)."""
+    number, hook, organization = (payload.get(name) for name in ("hook_id", "hook", "organization"))
+    config = hook.get("config") if isinstance(hook, dict) else None
+    url = config.get("url") if isinstance(config, dict) else None
+    login = organization.get("login") if isinstance(organization, dict) else None
+    target = repository or (login if isinstance(login, str) and is_valid(login) else "")
+    if not isinstance(number, float) or not 0 < number < 1 << 53 or not target or not isinstance(url, str):
+        return Ping(repository)
+    return Ping(repository, int(number), target, printable(url, 1000))
 
 
 def _field(payload: dict[str, Any], name: str, form: re.Pattern[str], default: str | None = None) -> str:

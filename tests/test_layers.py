@@ -19,7 +19,7 @@ FLOORS = {
     "__main__": 6,
     "cli": 5,
     "daemon": 4, "actions": 4, "reports": 4,
-    "app": 3, "dashboard": 3, "doctor": 3, "migration": 3,
+    "app": 3, "dashboard": 3, "doctor": 3, "migration": 3, "hooks": 3, "answers": 3,
     "dispatcher": 2, "overview": 2,
     "journal": 1,
 }  # fmt: skip
