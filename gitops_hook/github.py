@@ -203,11 +203,11 @@ class Client:
         try:
             url = urljoin(base, location)
             origin = urlsplit(url)[:2]
-        except ValueError as error:
-            raise self._fault(f"it leads to {location!r}, {error}") from None
+        except ValueError:
+            url, origin = "", ("", "what is no URL")
         if origin != urlsplit(self.api_url)[:2]:
             where = self._clean(origin[1].rpartition("@")[2])
-            raise ApiError(f"{self.api_url} leads to another place, {where}, where the token does not go")
+            raise ApiError(f"{self.api_url} leads to {where}, where the token does not go")
         return url
 
     def _exchange(self, method: str, url: str, body: object) -> Answer:
