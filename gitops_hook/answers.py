@@ -19,7 +19,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from gitops_hook.config import Failure, Settings
 from gitops_hook.dispatcher import is_settled
@@ -57,19 +56,26 @@ class Answers:
         self._changed = changed
 
     def began(self, claim: Claim, task: Task) -> None:
-        """Tell the pushed commit that its run has begun; that costs the run no wait."""
+        """Tell the pushed commit that its run has begun."""
         if task.after:
-            run = claim.run
-            self._journal.report(_report(run, task, task.after, "pending", "the run has begun"), wait=False)
-            self._changed()
+            begun = _report(claim.run, task, task.after, "pending", "the run has begun")
+            self._journal.report(begun, then=self._changed)
 
     def ended(self, run: Run, claim: Claim, task: Task) -> None:
         """Tell how it ended."""
         reports = _reports(run, task)
         if reports:
-            with suppress(JournalError):  # the writing thread has said so
-                self._journal.report(*reports)
-            self._changed()
+            self._journal.report(*reports, then=self._changed)
+
+    def catch_up(self) -> None:
+        """At the start: tell the end of runs that the last daemon recorded, but died before it could say so.
+
+        What it has interrupted is owed still, and will have its run.
+        """
+        for begun in self._journal.reports_begun():
+            run = self._journal.run(begun.run)
+            if run and run.outcome not in (None, "interrupted"):
+                self.ended(run, Claim(run, 0, None), Task(begun.repository, run.id, after=begun.commit))
 
 
 def _reports(run: Run, task: Task) -> list[Report]:

@@ -105,6 +105,8 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         checkouts = Checkouts(settings.root)
         sender = Sender(settings, journal, checkouts) if settings.report else None
         witnesses = [Answers(journal, sender.wake)] if sender else []
+        for answers in witnesses:
+            answers.catch_up()
         dispatcher = Dispatcher.by(settings, environ, journal, checkouts, witnesses)
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
         app = behind(webhook, settings.trusted_proxies)

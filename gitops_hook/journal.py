@@ -193,9 +193,15 @@ class Claim(NamedTuple):
 class _Work(Generic[T]):
     """A piece of work on its way through the writing thread: rows to insert, or something else to do."""
 
-    def __init__(self, do: Callable[[sqlite3.Connection], T] | None = None, delivery: Delivery | None = None) -> None:
+    def __init__(
+        self,
+        do: Callable[[sqlite3.Connection], T] | None = None,
+        delivery: Delivery | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         self.do = do
         self.delivery = delivery
+        self._then = then  # for one who does not wait: called when it is finished
         self.result: T | None = None
         self._error: Exception | None = None
         # A bare lock is the cheapest event there is: taken now, released by `finish`, taken again by `wait`.
@@ -205,6 +211,8 @@ class _Work(Generic[T]):
     def finish(self, error: Exception | None = None) -> None:
         self._error = error
         self._done.release()
+        if self._then:
+            self._then()
 
     def wait(self) -> T:
         self._done.acquire()
@@ -277,6 +285,10 @@ class JournalReader:
         """What the forge is to be told by `moment` (seconds since the epoch), what is due longest first."""
         sql = "SELECT * FROM reports WHERE due <= ? ORDER BY due LIMIT ?"
         return [Report(*row) for row in self._query(sql, moment, limit)]
+
+    def reports_begun(self) -> list[Report]:
+        """What was said or is to be said to be pending, of which there may be more to tell by now."""
+        return [Report(*row) for row in self._query("SELECT * FROM reports WHERE state = 'pending'")]
 
     def next_report(self) -> float | None:
         """When the next report is due, in seconds since the epoch."""
@@ -398,10 +410,10 @@ class Journal(JournalReader):
 
         return self._submit(_Work(work))
 
-    def report(self, *reports: Report, wait: bool = True) -> None:
+    def report(self, *reports: Report, then: Callable[[], None] | None = None) -> None:
         """Write down what the forge is to be told, in the place of what it was not told yet of the same commits.
 
-        Without `wait` this costs the caller nothing; the writing thread says if it cannot be done.
+        With `then` the caller does not wait: that is called, by the writing thread, once it is done or has failed.
         """
 
         def work(connection: sqlite3.Connection) -> None:
@@ -413,7 +425,10 @@ class Journal(JournalReader):
                 [(*report[:6], report.changed) for report in reports],
             )
 
-        (self._submit if wait else self._hand_in)(_Work(work))
+        if then:
+            self._hand_in(_Work(work, then=then))
+        else:
+            self._submit(_Work(work))
 
     def reported(self, report: Report, *, over: bool) -> None:
         """The forge was told, or never will be; `over` says that nothing more is to be told of the commit.
