@@ -157,8 +157,9 @@ class Forge:
 
     def shown(self, hook: dict[str, Any]) -> dict[str, Any]:
         config = {**hook["config"], **({"secret": "********"} if hook["config"]["secret"] else {})}
-        return {**hook, "config": config, "updated_at": "2026-11-23T00:00:00Z", "created_at": "2026-11-23T00:00:00Z",
-                "url": "", "test_url": "", "ping_url": ""}  # fmt: skip
+        times = dict.fromkeys(("updated_at", "created_at"), "2026-11-23T00:00:00Z")
+        urls = dict.fromkeys(("url", "test_url", "ping_url"), f"{self.url}/hooks/{hook['id']}")
+        return {**hook, "config": config, **times, **urls}
 
     def new_id(self) -> int:
         return next(self._ids)
@@ -228,6 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-OAuth-Scopes", self.forge().scopes)
         for name, text in fields.items():
             self.send_header(name, text)
+        if content:
+            self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if manner == "cut" else content)
@@ -336,7 +339,8 @@ def _detail(forge: Forge, target: str, body: Any, query: dict[str, str], hook: d
     made = _delivery(forge, hook, number)
     if not made:
         return 404, {}, {"message": "Not Found"}
-    return 200, {}, {**made, "request": {"headers": {}, "payload": made["payload"]}, "response": {}}
+    said = {"request": {"headers": {}, "payload": made["payload"]}, "response": {"headers": {}, "payload": ""}}
+    return 200, {}, {**made, **said}
 
 
 def _redeliver(forge: Forge, target: str, body: Any, query: dict[str, str], hook: dict[str, Any], number: str) -> Reply:
