@@ -4,12 +4,13 @@ PYTHON ?= python3
 
 # The interpreter that tests run on: $(PYTHON) where pytest and WebTest are there, else a virtual environment of it.
 VENV := .venv-$(notdir $(PYTHON))
-HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest' 2>/dev/null && echo yes)
+HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest, jsonschema, openapi_spec_validator' 2>/dev/null && echo yes)
 TEST_PYTHON := $(if $(HAS_TEST_TOOLS),$(PYTHON),$(VENV)/bin/python)
 TEST_TOOLS := $(if $(HAS_TEST_TOOLS),,$(VENV)/.ready)
 # As many tests at a time as there are cores, where pytest-xdist is there.
 PARALLEL = $(if $(shell $(TEST_PYTHON) -c 'import xdist' 2>/dev/null && echo yes),-n auto)
 LINT := .venv-lint
+BROWSER := .venv-browser
 
 # Where `make install` puts things, by the GNU conventions. What it puts below lib is shaped as this tree is, so that
 # the program finds its script there as here.
@@ -22,6 +23,7 @@ docdir ?= $(datadir)/doc/gitops-hook
 sysconfdir ?= /etc
 INSTALL ?= install
 pkglibdir = $(libdir)/gitops-hook
+PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/page.*)
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
 COMPLETION := $(wildcard docs/gitops-hook.bash)
@@ -30,7 +32,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow test-github test-systemd coverage bench lint install uninstall dist deb clean
+.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage bench lint install uninstall dist deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -65,6 +67,9 @@ test-github: $(TEST_TOOLS) ## what is asked of GitHub, held to GitHub's own desc
 	else $(MAKE) --no-print-directory .cache/openapi/slice.json && \
 	    $(TEST_PYTHON) -m pytest -m openapi -rs tests/github $(ARGS); fi
 
+test-browser: $(BROWSER)/.ready ## the page in a real Chromium, and its pictures in docs/; needs chromium
+	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
+
 bench: ## figures of this machine, each beside the bare alternative
 	@$(PYTHON) tests/bench.py $(BENCH)
 
@@ -78,7 +83,7 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
 	$(INSTALL) -d $(addprefix $(DESTDIR),$(pkglibdir)/gitops_hook $(pkglibdir)/scripts $(bindir) $(docdir) \
 	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
-	$(INSTALL) -m 644 gitops_hook/*.py $(DESTDIR)$(pkglibdir)/gitops_hook
+	$(INSTALL) -m 644 $(PACKAGE) $(DESTDIR)$(pkglibdir)/gitops_hook
 	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(pkglibdir)/scripts
 	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(pkglibdir)/scripts/gitops-hook
 	$(PYTHON) -m compileall -q -d $(pkglibdir)/gitops_hook $(DESTDIR)$(pkglibdir)/gitops_hook
@@ -88,7 +93,7 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
 	$(INSTALL) -m 644 sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/sysusers.d
 	$(INSTALL) -m 644 tmpfiles.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d
-	$(INSTALL) -m 644 README.md LICENSE docs/*.md $(DESTDIR)$(docdir)
+	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json docs/*.png $(DESTDIR)$(docdir)
 	$(if $(MAN),$(INSTALL) -D -m 644 $(MAN) $(DESTDIR)$(datadir)/man/man8/gitops-hook.8)
 	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
 
@@ -101,7 +106,7 @@ uninstall: ## what `make install` put there; settings, checkouts and the journal
 dist: ## dist/gitops-hook.pyz, the program in one file, and the source as a tarball
 	rm -rf build/pyz
 	$(INSTALL) -d dist build/pyz/gitops_hook build/pyz/scripts
-	$(INSTALL) -m 644 gitops_hook/*.py build/pyz/gitops_hook
+	$(INSTALL) -m 644 $(PACKAGE) build/pyz/gitops_hook
 	$(INSTALL) -m 644 gitops_hook/__main__.py build/pyz
 	$(INSTALL) -m 755 scripts/gitops_sync.sh build/pyz/scripts
 	find build/pyz -exec touch -d @$(SOURCE_DATE_EPOCH) {} +
@@ -144,6 +149,12 @@ clean: ## remove what the above made, except ./var
 $(VENV)/.ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+$(BROWSER)/.ready: tests/requirements.txt Makefile
+	$(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
+	    'playwright>=1.40' 'axe-core-python>=0.1'
 	@touch $@
 
 $(LINT)/.ready: tests/requirements.txt Makefile

@@ -242,7 +242,8 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
     """Sync each of `names`, a progress line on a terminal meanwhile; returns the exit status of the worst outcome."""
     from gitops_hook import actions, logs, reports
     from gitops_hook.answers import Answers
-    from gitops_hook.dispatcher import Dispatcher
+    from gitops_hook.commits import Commits
+    from gitops_hook.dispatcher import Dispatcher, Witness
     from gitops_hook.journal import Journal
     from gitops_hook.repository import is_valid, may_clone
 
@@ -261,8 +262,11 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
     try:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with closing(Journal(settings.state, mends=False)) as journal:
-            witnesses = [Answers(journal)] if settings.report else []  # it leaves rows that the daemon sends
-            dispatcher = Dispatcher.by(settings, os.environ, journal, _checkouts(settings), witnesses)
+            checkouts = _checkouts(settings)
+            witnesses: list[Witness] = [Commits(journal, checkouts)]
+            if settings.report:
+                witnesses.append(Answers(journal))  # it leaves rows that the daemon sends
+            dispatcher = Dispatcher.by(settings, os.environ, journal, checkouts, witnesses)
             status = actions.sync(dispatcher, names, settings.max_syncs, tell)
     except OSError as error:
         raise Failure(EX_NOPERM, f"{error.filename}: {error.strerror}") from error
@@ -488,7 +492,7 @@ def _parser() -> _Parser:
 
     runs = command("runs", _runs, "show the newest runs, or those that served a delivery")
     runs.add_argument("repository", nargs="?", metavar="REPO")
-    runs.add_argument("--delivery", metavar="GUID", help="what became of the push with this X-GitHub-Delivery")
+    runs.add_argument("--delivery", metavar="GUID", help="what became of the push that the forge numbers so")
     runs.add_argument("-n", "--number", type=int, default=20, metavar="COUNT", help="how many at most [20]")
 
     logs = command("logs", _logs, "print the output of a run, or of a repository's newest one")

@@ -28,9 +28,10 @@ from typing import Any
 from gitops_hook import __version__
 from gitops_hook.answers import Answers, Sender
 from gitops_hook.app import WebhookApp
+from gitops_hook.commits import Commits
 from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dashboard import Dashboard
-from gitops_hook.dispatcher import Dispatcher
+from gitops_hook.dispatcher import Dispatcher, Witness
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
 from gitops_hook.proxies import behind
@@ -103,14 +104,16 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
+        witnesses: list[Witness] = [Commits(journal, checkouts)]
         sender = Sender(settings, journal, checkouts) if settings.report else None
-        witnesses = [Answers(journal, sender.wake)] if sender else []
-        for answers in witnesses:
+        if sender:
+            answers = Answers(journal, sender.wake)
             answers.catch_up()
+            witnesses.append(answers)
         dispatcher = Dispatcher.by(settings, environ, journal, checkouts, witnesses)
         webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
         app = behind(webhook, settings.trusted_proxies)
-        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))
+        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts, settings.sync_timeout))
         dispatcher.start()
         if sender:
             sender.start()

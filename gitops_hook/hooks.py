@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from gitops_hook.config import Failure
 from gitops_hook.github import ApiError, Client
-from gitops_hook.journal import JournalReader, Proof
+from gitops_hook.journal import Arrival, JournalReader
 from gitops_hook.repository import is_valid
 from gitops_hook.webhook import WEBHOOK, fingerprint, printable
 
@@ -127,7 +127,7 @@ class Hooks:
         self._client = client
         self._journal = journal
         self._secret = secret
-        self._proofs = {proof.hook: proof for proof in journal.proofs()}
+        self._proofs = {proof.hook: proof for proof in journal.arrivals()}
         newest = max(self._proofs.values(), key=lambda proof: proof.received, default=None)
         self.url = complete(url) if url else newest.url if newest else ""
         self._timeout = timeout
@@ -213,8 +213,8 @@ class Hooks:
         proof = self._proof(hook)
         return proof is not None and proof.received >= since and proof.signed == fingerprint(self._secret)
 
-    def _proof(self, hook: int) -> Proof | None:
-        return next((proof for proof in self._journal.proofs() if proof.hook == hook), None)
+    def _proof(self, hook: int) -> Arrival | None:
+        return next((proof for proof in self._journal.arrivals() if proof.hook == hook), None)
 
     def reason(self, delivery: dict[str, Any]) -> str:
         """Why a delivery did not arrive, by what the forge says of it, and what to look at."""
@@ -253,11 +253,11 @@ class Hooks:
 
     # -- audited ----------------------------------------------------------------------------------------------------
 
-    def known(self) -> list[Proof]:
+    def known(self) -> list[Arrival]:
         """The hooks that have reached us, which are those that can be audited."""
         return sorted(self._proofs.values(), key=lambda proof: (proof.target.lower(), proof.hook))
 
-    def missed(self, hook: Proof, is_kept: Callable[[str], bool], *, redeliver: bool = False) -> Iterator[Missed]:
+    def missed(self, hook: Arrival, is_kept: Callable[[str], bool], *, redeliver: bool = False) -> Iterator[Missed]:
         """The pushes of the last three days that `hook` could not deliver, of repositories that this host keeps.
 
         With `redeliver` the forge is asked to try those again that nothing has made up for. Raises `ApiError`.
@@ -294,7 +294,7 @@ class Hooks:
         status = _status(delivery)
         return (status == 202 or not 200 <= status < 300) and not self._journal.deliveries(guid)
 
-    def _repository(self, hook: Proof, path: str, delivery: dict[str, Any]) -> str:
+    def _repository(self, hook: Arrival, path: str, delivery: dict[str, Any]) -> str:
         """Whose push it is; of an organisation's hook only the payload tells."""
         if "/" in hook.target:
             return hook.target

@@ -20,7 +20,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -66,6 +66,28 @@ _MIGRATIONS = (
     CREATE INDEX deliveries_by_run ON deliveries (run) WHERE run IS NOT NULL;
     """,
     """
+    ALTER TABLE runs ADD COLUMN fetched REAL;
+    ALTER TABLE runs ADD COLUMN deployed REAL;
+    ALTER TABLE runs ADD COLUMN healthy REAL;
+    ALTER TABLE runs ADD COLUMN brought INTEGER;
+    CREATE TABLE commits (  -- where a run left its checkout, and below that what else it brought, newest first
+        run INTEGER NOT NULL REFERENCES runs,
+        position INTEGER NOT NULL,
+        id TEXT NOT NULL,
+        author TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        time REAL NOT NULL,
+        PRIMARY KEY (run, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX commits_by_id ON commits (id);
+    CREATE TRIGGER commits_go_with_their_run AFTER DELETE ON runs BEGIN DELETE FROM commits WHERE run = old.id; END;
+    -- What the overview shows of each repository, found without a look at the rows themselves.
+    DROP INDEX runs_by_repository;
+    CREATE INDEX runs_by_repository ON runs (repository, id, outcome, started, ended);
+    CREATE INDEX runs_in_sync ON runs (repository, ended) WHERE outcome IN ('updated', 'unchanged', 'cloned');
+    CREATE INDEX runs_with_commit ON runs (repository, id, after) WHERE after > '';
+    """,
+    """
     CREATE TABLE pings (
         hook INTEGER PRIMARY KEY,
         target TEXT NOT NULL COLLATE NOCASE,
@@ -106,6 +128,21 @@ _BATCH = 100
 _BUSY_MS = 5000
 
 
+#: Above every id.
+_BEYOND = 2**62
+
+#: Every repository that ever ran: one step along the index for each, where DISTINCT would read all of it.
+_EVERY_NAME = """names (name) AS (
+    SELECT min(repository) FROM runs
+    UNION ALL SELECT (SELECT min(repository) FROM runs WHERE repository > name) FROM names WHERE name IS NOT NULL
+)"""
+_POSITION = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDER BY id DESC LIMIT 1)"
+_LAST_COMMITS = f"""
+    SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_POSITION} FROM names) GROUP BY id
+"""
+_HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
+
+
 class JournalError(Failure):
     """The journal cannot be read or written now; the message says why. Ends a command with exit 74 (EX_IOERR)."""
 
@@ -133,7 +170,7 @@ class Delivery(NamedTuple):
     owed: bool = True
 
 
-class Proof(NamedTuple):
+class Arrival(NamedTuple):
     """The newest ping of one webhook: the proof that it reaches us, and that its secret is ours.
 
     `hook` is the forge's id, `target` the repository or organisation that it belongs to, `url` where the forge sends;
@@ -180,6 +217,49 @@ class Run(NamedTuple):
     before: str | None = None
     after: str | None = None
     message: str | None = None
+    #: When steps were over, those that came to pass: upstream asked, the deploy made, its health check passed.
+    fetched: float | None = None
+    deployed: float | None = None
+    healthy: float | None = None
+    #: How many commits it brought; None while that is not known.
+    brought: int | None = None
+
+
+class Commit(NamedTuple):
+    """A commit, as far as it is shown. `time` is its committer's, in seconds since the epoch."""
+
+    id: str
+    author: str
+    subject: str
+    time: float
+
+
+class Served(NamedTuple):
+    """The deliveries that a run serves: how many, when the first was received, and the oldest of them."""
+
+    number: int
+    received: float | None
+    deliveries: Sequence[Delivery]
+
+
+class Past(NamedTuple):
+    """What is remembered of one repository."""
+
+    newest: Run
+    #: When a run last left the checkout where upstream was, in seconds since the epoch.
+    confirmed: float | None
+    #: Where a run last left the checkout; author and subject are empty where they are not known.
+    commit: Commit | None
+    #: Its last runs, newest first: outcome (None in hand), started, ended.
+    history: Sequence[tuple[str | None, float, float | None]]
+
+
+_NEWEST = f"""
+    SELECT {", ".join(f"runs.{field}" for field in Run._fields)},
+        (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ('updated', 'unchanged', 'cloned')),
+        {_POSITION}
+    FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)
+"""
 
 
 class Claim(NamedTuple):
@@ -235,45 +315,79 @@ class JournalReader:
 
     def run(self, run: int) -> Run | None:
         """The run of that id."""
-        rows = self._query("SELECT * FROM runs WHERE id = ?", run)
-        return Run(*rows[0]) if rows else None
+        return next(iter(self._runs("id = ?", run)), None)
 
-    def runs(self, repository: str | None = None, limit: int = 100) -> list[Run]:
-        """The newest runs, of one repository or of all, newest first."""
+    def runs(self, repository: str | None = None, limit: int = 100, before: int | None = None) -> list[Run]:
+        """The newest runs, of one repository or of all, newest first; those below the id `before`, if given."""
+        bound = _BEYOND if before is None else before
         if repository is None:
-            rows = self._query("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
-        else:
-            rows = self._query("SELECT * FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?", repository, limit)
-        return [Run(*row) for row in rows]
+            return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
+        return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
 
-    def deliveries(self, guid: str) -> list[Delivery]:
+    def commits(self, runs: Sequence[int]) -> dict[int, list[Commit]]:
+        """Where each run left its checkout, and below that what else it brought, newest first, as far as it is kept.
+
+        Of 999 runs at the most: so many values older versions of SQLite take.
+        """
+        marks = ", ".join("?" * len(runs))
+        found: dict[int, list[Commit]] = {}
+        for run, *commit in self._query(
+            f"SELECT run, id, author, subject, time FROM commits WHERE run IN ({marks}) ORDER BY run, position", *runs
+        ):
+            found.setdefault(run, []).append(Commit(*commit))
+        return found
+
+    def knows_commit(self, commit: str) -> bool:
+        """Whether the author and the subject of a commit are known."""
+        return bool(self._query("SELECT 1 FROM commits WHERE id = ? LIMIT 1", commit))
+
+    def deliveries(self, guid: str, limit: int = 1000) -> list[Delivery]:
         """What came of a delivery, once for each time that it came, oldest first."""
         with self._reading() as connection:
-            return _deliveries(connection, "guid = ? ORDER BY id", guid)
+            return _deliveries(connection, "guid = ? ORDER BY id LIMIT ?", guid, limit)
+
+    def served(self, run: int, limit: int = 100) -> Served:
+        """The deliveries that a run has claimed and no later one has claimed again; the oldest `limit` as rows."""
+        with self._reading() as connection:
+            ((count, first),) = connection.execute(
+                "SELECT count(*), min(received) FROM deliveries WHERE run = ?", (run,)
+            )
+            return Served(count, first, _deliveries(connection, "run = ? ORDER BY id LIMIT ?", run, limit))
 
     def log_path(self, run: int) -> Path:
         """Where the output of a run is kept."""
         return self._logs / f"{run}.log"
 
-    def newest_runs(self) -> list[Run]:
-        """The newest run of each repository."""
-        return [
-            Run(*row)
-            for row in self._query("SELECT * FROM runs WHERE id IN (SELECT max(id) FROM runs GROUP BY repository)")
-        ]
+    def pasts(self, repository: str | None = None, length: int = 30) -> list[Past]:
+        """The past of each repository that ever ran, or of one; `length` is how many runs of it are in its history.
 
-    def confirmations(self) -> list[tuple[str, float]]:
-        """Each repository, and when a run last left it where upstream was, in seconds since the epoch."""
-        good = "('updated', 'unchanged', 'cloned')"
-        return self._query(f"SELECT repository, max(ended) FROM runs WHERE outcome IN {good} GROUP BY repository")
+        Its parts are of one moment. With 1,000 repositories and 100,000 runs this takes 0.1 s.
+        """
+        names, values = (_EVERY_NAME, ()) if repository is None else ("names (name) AS (SELECT ?)", (repository,))
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            known = {
+                commit.id: commit
+                for commit in map(Commit._make, connection.execute(f"WITH RECURSIVE {names} {_LAST_COMMITS}", values))
+            }
+            rows = connection.execute(f"WITH RECURSIVE {names} {_NEWEST}", values).fetchall()
+            return [
+                Past(
+                    Run._make(run),
+                    confirmed,
+                    known.get(position) or (Commit(position, "", "", 0.0) if position else None),
+                    connection.execute(_HISTORY, (run[1], length)).fetchall(),
+                )
+                for *run, confirmed, position in rows
+            ]
 
     def owed_counts(self) -> list[tuple[str, int]]:
         """Each repository that deliveries are owed to, and how many."""
         return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
 
-    def proofs(self) -> list[Proof]:
+    def arrivals(self) -> list[Arrival]:
         """The newest ping of each webhook, by the ids of the hooks."""
-        return [Proof(*row) for row in self._query("SELECT * FROM pings ORDER BY hook")]
+        return [Arrival(*row) for row in self._query("SELECT * FROM pings ORDER BY hook")]
 
     def is_confirmed_since(self, repository: str, moment: float) -> bool:
         """Whether a run that began after `moment` (seconds since the epoch) left `repository` where it should be."""
@@ -301,11 +415,17 @@ class JournalReader:
         uri = f"file:{_uri(self._path)}?mode=ro"
         try:
             with closing(sqlite3.connect(uri, timeout=_BUSY_MS / 1000, uri=True)) as connection:
+                ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+                if 0 < version < len(_MIGRATIONS):
+                    raise JournalError(f"{self._path} is an earlier version's; restart the daemon, which migrates it")
                 yield connection
         except sqlite3.Error as error:
             if _is_damage(error):
                 self._doubt(error)
             raise JournalError(f"{self._path}: {error}") from error
+
+    def _runs(self, where: str, *values: object) -> list[Run]:
+        return [Run(*row) for row in self._query(f"SELECT {', '.join(Run._fields)} FROM runs WHERE {where}", *values)]
 
     def _query(self, sql: str, *values: object) -> list[Any]:
         with self._reading() as connection:
@@ -318,12 +438,14 @@ class JournalReader:
 class Journal(JournalReader):
     """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
 
-    def __init__(self, folder: Path, *, mends: bool = True) -> None:
+    def __init__(self, folder: Path, *, mends: bool = True, now: Callable[[], float] = time.time) -> None:
         """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides.
 
         `mends` says that a damaged file may be set aside: for the daemon alone, for it knows that no other has it open.
+        `now` is the time in seconds since the epoch that rows are written by.
         """
         super().__init__(folder)
+        self.now = now
         self._mends = mends
         #: Why the last write failed, or None if it did not.
         self.fault: str | None = None
@@ -345,13 +467,10 @@ class Journal(JournalReader):
         """Commit an accepted delivery; it is owed from now on."""
         self._submit(_Work(delivery=delivery))
 
-    def prove(self, proof: Proof) -> None:
+    def arrive(self, arrival: Arrival) -> None:
         """Commit a webhook's ping, in the place of its last one."""
-        self._submit(
-            _Work(
-                lambda connection: connection.execute("INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)", proof)
-            )
-        )
+        sql = "INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)"
+        self._submit(_Work(lambda connection: connection.execute(sql, arrival)))
 
     def start(self, repository: str, trigger: str, *, if_owed: bool = False) -> Claim | None:
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
@@ -359,7 +478,7 @@ class Journal(JournalReader):
         def work(connection: sqlite3.Connection) -> Claim | None:
             if if_owed and not _deliveries(connection, "repository = ? AND owed LIMIT 1", repository):
                 return None
-            started = time.time()
+            started = self.now()
             run = connection.execute(
                 "INSERT INTO runs (repository, trigger, started) VALUES (?, ?, ?)", (repository, trigger, started)
             ).lastrowid
@@ -378,11 +497,23 @@ class Journal(JournalReader):
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "UPDATE runs SET ended = ?, outcome = ?, exit = ?, before = ?, after = ?, message = ? WHERE id = ?",
-                (run.ended, run.outcome, run.exit, run.before, run.after, run.message, run.id),
+                f"UPDATE runs SET {', '.join(f'{field} = ?' for field in Run._fields[4:])} WHERE id = ?",
+                (*run[4:], run.id),
             )
             if settled:
                 connection.execute("UPDATE deliveries SET owed = 0 WHERE run = ?", (run.id,))
+
+        self._submit(_Work(work))
+
+    def remember(self, run: int, commits: Sequence[Commit], brought: int) -> None:
+        """Keep where a run left its checkout, and below that what else it brought: `brought` commits in all."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT OR REPLACE INTO commits (run, position, id, author, subject, time) VALUES (?, ?, ?, ?, ?, ?)",
+                [(run, position, *commit) for position, commit in enumerate(commits)],
+            )
+            connection.execute("UPDATE runs SET brought = ? WHERE id = ?", (brought, run))
 
         self._submit(_Work(work))
 
@@ -393,7 +524,7 @@ class Journal(JournalReader):
                 lambda connection: (
                     connection.execute(
                         "UPDATE runs SET outcome = 'interrupted', ended = ?, message = ? WHERE outcome IS NULL",
-                        (time.time(), "The daemon died while this run was in hand; what it owed is done again."),
+                        (self.now(), "The daemon died while this run was in hand; what it owed is done again."),
                     ).rowcount
                 )
             )
@@ -460,7 +591,7 @@ class Journal(JournalReader):
 
     def prune(self) -> None:
         """Drop what is too old or too much: rows that nothing owes, and logs."""
-        horizon = time.time() - KEEP_SECONDS
+        horizon = self.now() - KEEP_SECONDS
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
@@ -473,7 +604,7 @@ class Journal(JournalReader):
                 " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.run = runs.id)",
                 (horizon, KEEP_ROWS),
             )
-            connection.execute("DELETE FROM reports WHERE changed < ?", (time.time() - KEEP_REPORTS,))
+            connection.execute("DELETE FROM reports WHERE changed < ?", (self.now() - KEEP_REPORTS,))
 
         self._submit(_Work(work))
         try:

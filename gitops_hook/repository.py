@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 #: One part of a name. 100 characters is what GitHub and Gitea allow, and well under what a file system does.
@@ -69,6 +70,8 @@ class Checkout(NamedTuple):
     repository: str
     path: Path
     settings: Mapping[str, str]
+    #: The file that each setting stands in, by its name.
+    origins: Mapping[str, str] = MappingProxyType({})
 
 
 class _Stamp(NamedTuple):
@@ -180,12 +183,17 @@ def _folders(path: Path) -> list[Path]:
 def _descend(root: Path, parts: Sequence[str]) -> Path | None:
     """The checkout at `root`/`parts`, exact or else case aside; None if there is no such folder or no git in it."""
     exact = root.joinpath(*parts)
-    if is_checkout(exact):
+    if _stands(exact, root):
         return exact
     paths = [root]
     for part in parts:
         paths = [child for path in paths for child in _folders(path) if child.name.lower() == part.lower()]
-    return next(filter(is_checkout, paths), None)
+    return next((path for path in paths if _stands(path, root)), None)
+
+
+def _stands(path: Path, root: Path) -> bool:
+    """Whether `path` is a checkout, and none that another's tree holds: a submodule, or what a link in it leads to."""
+    return is_checkout(path) and (path.parent == root or not is_checkout(path.parent))
 
 
 def _read(repository: str, path: Path) -> _Known:
@@ -201,20 +209,22 @@ def _read(repository: str, path: Path) -> _Known:
         stderr=subprocess.DEVNULL,
         check=False,
     )
-    settings = {}
+    settings: dict[str, str] = {}
+    origins: dict[str, str] = {}
     fields = os.fsdecode(listing.stdout).split("\0")
     for origin, entry in zip(fields[::2], fields[1::2]):
-        key, _, value = entry.partition("\n")
-        if key == "remote.origin.url":
-            settings["origin"] = value
-        elif key.startswith("gitops."):
-            settings[key[len("gitops.") :]] = value
+        key, equals, value = entry.partition("\n")
+        name = "origin" if key == "remote.origin.url" else key[len("gitops.") :] if key.startswith("gitops.") else ""
+        if name:
+            if name == "paths" and name in settings:  # the one that may be given several times
+                value = f"{settings[name]} {value}"
+            settings[name], origins[name] = value if equals else "true", origin[len("file:") :]
         elif _INCLUDE.fullmatch(key):  # whether it is there and in force or not: it may come to be
             folder = os.path.dirname(origin[len("file:") :])  # noqa: PTH120 - as git takes it
             stamps.append(_Stamp.of(os.path.join(folder, os.path.expanduser(value))))  # noqa: PTH111, PTH118
     if listing.returncode or any(stamp.ctime_ns > began - _TICK_NS for stamp in stamps):
         stamps = []
-    return _Known(Checkout(repository, path, settings), stamps)
+    return _Known(Checkout(repository, path, settings, origins), stamps)
 
 
 def _config_file(checkout: Path) -> Path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import subprocess
@@ -39,6 +40,10 @@ OUTCOMES: Mapping[int, tuple[str, ...]] = {
     75: ("unreachable",),
     77: ("denied",),
 }
+
+#: The steps of a run whose ends the script tells, in their order.
+STEPS = ("fetched", "deployed", "healthy")
+_MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 
 #: What a script and its deploy commands may see of the daemon's environment: who and where they are, how to reach
 #: the network, and what git and ssh were told. Names, not patterns of secrets to hide, for those are never complete.
@@ -83,6 +88,17 @@ class Result(NamedTuple):
     before: str = ""
     after: str = ""
     message: str = ""
+    #: When steps were over, those that came to pass, in seconds since the epoch.
+    fetched: float | None = None
+    deployed: float | None = None
+    healthy: float | None = None
+
+
+class LogPart(NamedTuple):
+    """A part of a run's output. `offset` counts the bytes of all that was printed, up to the end of this part."""
+
+    content: bytes
+    offset: int
 
 
 class Runner:
@@ -106,7 +122,7 @@ class Runner:
             *("timeout", f"--kill-after={GRACE}", str(limit)),
             *(str(self._script), task.repository.rpartition("/")[2]),
         ]
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         with self._in_hand(), BoundedLog(log_path) as output:
             status = subprocess.run(
                 command,
@@ -118,7 +134,11 @@ class Runner:
             ).returncode
         timed_out = time.monotonic() - started >= limit
         try:
-            return judge(status, _read_result(result_file), timed_out=timed_out)
+            said = _read_result(result_file)
+            moments = _moments(said, began, time.time())
+            return judge(status, said, timed_out=timed_out)._replace(
+                fetched=moments.get("fetched"), deployed=moments.get("deployed"), healthy=moments.get("healthy")
+            )
         finally:
             with suppress(OSError):
                 result_file.unlink()
@@ -168,6 +188,16 @@ def judge(status: int, said: Mapping[str, str], *, timed_out: bool = False) -> R
         outcome = "failed"
     before, after, message = (escape(said.get(key, ""))[:1000] for key in ("before", "after", "message"))
     return Result(outcome, status, before, after, message)
+
+
+def _moments(said: Mapping[str, str], began: float, ended: float) -> dict[str, float]:
+    """When steps were over, by the script's word, as far as that can be: within the run, or at most its second off.
+
+    An old bash tells whole seconds, which may lie before the beginning.
+    """
+    told = {step: said[step] for step in STEPS if _MOMENT.fullmatch(said.get(step, ""))}
+    moments = {step: float(moment) for step, moment in told.items()}
+    return {step: min(max(at, began), ended) for step, at in moments.items() if began - 1 <= at <= ended + 1}
 
 
 def _context(task: Task, result_file: Path) -> dict[str, str]:
@@ -294,6 +324,29 @@ class BoundedLog:
         self._size = len(head) + len(note) + len(tail)
 
 
+def read_log(path: Path, offset: int, size: int) -> LogPart:
+    """What a run printed from `offset` on, some `size` bytes at most; nothing where its log is not there (any more).
+
+    An offset counts the bytes that were printed, kept or not, so who follows a log sees none of them twice. Where the
+    middle was dropped meanwhile, he gets the line that says so, and what comes behind it.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(HEAD_BYTES)
+            note = _NOTE.match(file.read(_LONGEST_NOTE))
+            if note and offset >= HEAD_BYTES:
+                kept_from = HEAD_BYTES + int(note[1])
+                start = max(offset, kept_from)
+                file.seek(HEAD_BYTES + len(note[0]) + start - kept_from)
+                content = file.read(size)
+                return LogPart((note[0] if offset < kept_from else b"") + content, start + len(content))
+            file.seek(offset)
+            content = file.read(min(size, HEAD_BYTES - offset) if note else size)
+            return LogPart(content, offset + len(content))
+    except OSError:
+        return LogPart(b"", offset)
+
+
 def _pipe(opened: ExitStack) -> tuple[int, int]:
     """A pipe whose ends `opened` closes."""
     ends = os.pipe()
@@ -305,3 +358,7 @@ def _pipe(opened: ExitStack) -> tuple[int, int]:
 def _note(dropped: int) -> bytes:
     """The line that stands where the middle was."""
     return b"\n[gitops-hook left out %d bytes here]\n" % dropped
+
+
+_NOTE = re.compile(re.escape(_note(0)).replace(b"0", b"([0-9]{1,18})"))
+_LONGEST_NOTE = len(_note(10**18 - 1))

@@ -20,7 +20,7 @@ import pytest
 from disks import fill, small_disk
 
 from gitops_hook import journal as module
-from gitops_hook.journal import Delivery, Journal, JournalError, JournalTooNew, Run
+from gitops_hook.journal import Commit, Delivery, Journal, JournalError, JournalReader, JournalTooNew, Run
 
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -217,6 +217,15 @@ class TestRetention:
         assert journal.runs() == []
         assert run_to_the_end(journal).id > last.id
 
+    def test_commits_go_with_their_run(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 1)
+        old, new = run_to_the_end(journal), run_to_the_end(journal)
+        for run in (old, new):
+            journal.remember(run.id, [Commit("c" * 40, "Ada", f"of run {run.id}", 1.0)], 1)
+        journal.prune()
+        kept = Commit("c" * 40, "Ada", f"of run {new.id}", 1.0)
+        assert journal.commits([old.id, new.id]) == {new.id: [kept]}
+
     def test_logs_go_by_their_bytes_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "KEEP_LOG_BYTES", 250)
         for run in (8, 9, 10, 11):
@@ -237,6 +246,46 @@ class TestRetention:
         journal.log_path(1).parent.rmdir()
         with pytest.raises(JournalError, match="runs"):
             journal.prune()
+
+
+class TestPasts:
+    def test_each_repository_has_its_newest_run_its_commit_and_its_history(self, journal: Journal):
+        for number in range(40):
+            run = run_to_the_end(journal, "acme/site")
+            journal.finish(run._replace(after=f"{number:040}"), settled=True)
+        journal.remember(run.id, [Commit(f"{39:040}", "Ada", "Say hello", 7.0), Commit("f" * 40, "Ada", "x", 6.0)], 2)
+        failed = journal.start("ACME/Site", "push")  # forges take names without regard to case
+        assert failed
+        journal.finish(failed.run._replace(ended=9.0, outcome="denied", after=""), settled=True)
+        in_hand = journal.start("acme/blog", "sweep")
+        assert in_hand
+        blog, site = journal.pasts(length=5)
+        assert blog == (in_hand.run, None, None, [(None, in_hand.run.started, None)])
+        assert (site.newest.id, site.confirmed) == (failed.run.id, run.ended)
+        assert site.commit == Commit(f"{39:040}", "Ada", "Say hello", 7.0)
+        assert [outcome for outcome, _, _ in site.history] == ["denied", *["updated"] * 4]
+        assert journal.pasts("acme/SITE", 5) == [site]
+        assert journal.pasts("acme/none") == []
+
+    def test_runs_are_paged_by_their_ids(self, journal: Journal):
+        ids = [run_to_the_end(journal, repository).id for repository in ("acme/a", "acme/b") * 3][::-1]
+        assert [run.id for run in journal.runs(limit=4)] == ids[:4]
+        assert [run.id for run in journal.runs(limit=4, before=ids[3])] == ids[4:]
+        assert [run.id for run in journal.runs("acme/b", 2, before=ids[1])] == [ids[2], ids[4]]
+
+    def test_what_a_run_served_and_how_it_went_is_kept(self, journal: Journal):
+        for guid in ("first", "second"):
+            journal.record(delivery(guid))
+        claim = journal.start("acme/site", "push")
+        assert claim
+        ended = claim.run._replace(ended=9.0, outcome="updated", fetched=6.0, deployed=7.0, healthy=8.0)
+        journal.finish(ended, settled=True)
+        assert journal.run(claim.run.id) == ended
+        served = journal.served(claim.run.id, limit=1)
+        first, second = journal.deliveries("first"), journal.deliveries("second")
+        assert served == (2, first[0].received, first)
+        assert journal.served(claim.run.id).deliveries == first + second
+        assert journal.served(77) == (0, None, [])
 
 
 class TestSchema:
@@ -273,6 +322,29 @@ class TestSchema:
                 assert journal.owed() == ["acme/site"]
         assert query(tmp_path, "SELECT text FROM notes") == [("one",), ("one, two",)]
         assert query(tmp_path, "PRAGMA user_version") == [(len(steps),)]
+
+    def test_a_journal_of_the_first_layout_is_read_on_with_what_it_does_not_know(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:1])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as old:
+            old.execute(
+                "INSERT INTO runs (repository, trigger, started, ended, outcome, exit, before, after, message)"
+                " VALUES ('acme/site', 'push', 1.0, 2.0, 'updated', 0, 'a', 'b', 'well')"
+            )
+            old.commit()
+        with pytest.raises(JournalError, match="restart the daemon, which migrates it"):
+            JournalReader(tmp_path).runs()
+        with closing(Journal(tmp_path)) as journal:
+            (run,) = journal.runs()
+            assert run == Run(1, "acme/site", "push", 1.0, 2.0, "updated", 0, "a", "b", "well")
+            assert (run.fetched, run.brought, journal.commits([1])) == (None, None, {})
+            (past,) = journal.pasts()
+            assert past == (run, 2.0, Commit("b", "", "", 0.0), [("updated", 1.0, 2.0)])
+            assert journal.owed() == ["acme/site"]
 
     def test_a_migration_that_fails_leaves_the_version_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         Journal(tmp_path).close()

@@ -25,7 +25,7 @@ from gitops_hook.answers import Sender
 from gitops_hook.config import load
 from gitops_hook.github import ApiError, Client
 from gitops_hook.hooks import Hooks
-from gitops_hook.journal import Journal, JournalReader, Proof, Report
+from gitops_hook.journal import Arrival, Journal, JournalReader, Report
 from gitops_hook.repository import Checkouts
 
 CACHE = SOURCE / ".cache/openapi"
@@ -145,5 +145,5 @@ def test_the_descriptions_own_examples_are_understood(mock, clock, tmp_path):
         assert (done.change, done.hook, done.amiss) == ("updated", 12345678, ("secret", "events"))
         assert hooks.unregister("octocat/hello-world").change == "deleted"
         clock.now = 1_560_000_000.0  # when the example's deliveries were made
-        list(hooks.missed(Proof(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: True))
+        list(hooks.missed(Arrival(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: True))
     assert client_of(mock, clock).call("GET", "/rate_limit").status == 200
