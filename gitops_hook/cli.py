@@ -187,7 +187,8 @@ def _add(given: argparse.Namespace) -> int:
         f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy hands to {settings.listen}\n"
         "  Content type  application/json\n"
         "  Secret        the newest line of the secrets file\n"
-        "  Events        just the push event"
+        "  Events        just the push event\n"
+        f"Or, with a token: gitops-hook register {' '.join(given.repository)} --url https://<this host>"
     )
     return status
 
