@@ -2,14 +2,16 @@
 
 PYTHON ?= python3
 
-# The interpreter that tests run on: $(PYTHON) where pytest and WebTest are there, else a virtual environment of it.
+# The interpreter that tests run on: $(PYTHON) where all that they need is there, else a virtual environment of it.
 VENV := .venv-$(notdir $(PYTHON))
-HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest, jsonschema, openapi_spec_validator' 2>/dev/null && echo yes)
+HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest, hypothesis, jsonschema, openapi_spec_validator' \
+    2>/dev/null && echo yes)
 TEST_PYTHON := $(if $(HAS_TEST_TOOLS),$(PYTHON),$(VENV)/bin/python)
 TEST_TOOLS := $(if $(HAS_TEST_TOOLS),,$(VENV)/.ready)
 # As many tests at a time as there are cores, where pytest-xdist is there.
 PARALLEL = $(if $(shell $(TEST_PYTHON) -c 'import xdist' 2>/dev/null && echo yes),-n auto)
 LINT := .venv-lint
+FUZZ := .venv-fuzz
 BROWSER := .venv-browser
 
 # Where `make install` puts things, by the GNU conventions. What it puts below lib is shaped as this tree is, so that
@@ -33,7 +35,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow test-systemd test-browser coverage bench lint install uninstall dist deb clean
+.PHONY: help demo run test test-slow test-systemd test-browser coverage fuzz bench lint install uninstall dist deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +64,11 @@ coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 
 test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of its own; needs root and systemd-nspawn
 	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
+
+fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 seconds; what fails is kept in tests/cases
+	@if $(MAKE) --no-print-directory $(FUZZ)/.ready; then \
+	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
+	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
 
 test-browser: $(BROWSER)/.ready ## the page in a real Chromium, and its pictures in docs/; needs chromium
 	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
@@ -144,6 +151,11 @@ $(VENV)/.ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
+
+$(FUZZ)/.ready: tests/requirements.txt
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
+	    --only-binary atheris 'atheris>=3'
 
 $(BROWSER)/.ready: tests/requirements.txt Makefile
 	$(PYTHON) -m venv $(BROWSER)

@@ -68,7 +68,7 @@ def unit_environment() -> dict[str, str]:
 def read_environment(path: Path) -> dict[str, str]:
     """The variables that a file for systemd's ``EnvironmentFile=`` sets; none where there is no such file."""
     try:
-        lines = path.read_text().splitlines()
+        lines = os.fsdecode(path.read_bytes()).split("\n")  # as systemd: bytes, and no other end of a line
     except OSError:
         return {}
     pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))
