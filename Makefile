@@ -25,6 +25,7 @@ docdir ?= $(datadir)/doc/gitops-hook
 sysconfdir ?= /etc
 INSTALL ?= install
 pkglibdir = $(libdir)/gitops-hook
+sharedir = $(datadir)/gitops-hook
 PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/page.*)
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
@@ -79,7 +80,7 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy --strict
-	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p* $(COMPLETION)
+	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p* contrib/notify/* $(COMPLETION)
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
@@ -95,12 +96,16 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
 	$(INSTALL) -m 644 sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/sysusers.d
 	$(INSTALL) -m 644 tmpfiles.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d
-	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json docs/*.png $(DESTDIR)$(docdir)
+	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json $(wildcard docs/*.png) $(DESTDIR)$(docdir)
+	$(INSTALL) -d $(addprefix $(DESTDIR)$(sharedir)/,notify prometheus grafana)
+	$(INSTALL) -m 755 contrib/notify/* $(DESTDIR)$(sharedir)/notify
+	$(INSTALL) -m 644 contrib/prometheus/* $(DESTDIR)$(sharedir)/prometheus
+	$(INSTALL) -m 644 contrib/grafana/* $(DESTDIR)$(sharedir)/grafana
 	$(if $(MAN),$(INSTALL) -D -m 644 $(MAN) $(DESTDIR)$(datadir)/man/man8/gitops-hook.8)
 	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
 
 uninstall: ## what `make install` put there; settings, checkouts and the journal stay
-	rm -rf $(DESTDIR)$(pkglibdir) $(DESTDIR)$(docdir)
+	rm -rf $(DESTDIR)$(pkglibdir) $(DESTDIR)$(sharedir) $(DESTDIR)$(docdir)
 	rm -f $(DESTDIR)$(bindir)/gitops-hook $(addprefix $(DESTDIR)$(libdir)/systemd/system/,$(UNITS))
 	rm -f $(DESTDIR)$(libdir)/sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d/gitops-hook.conf
 	rm -f $(DESTDIR)$(datadir)/man/man8/gitops-hook.8 $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook
