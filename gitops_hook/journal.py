@@ -472,6 +472,11 @@ class Journal(JournalReader):
         sql = "INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)"
         self._submit(_Work(lambda connection: connection.execute(sql, arrival)))
 
+    def forget(self, target: str, url: str) -> None:
+        """Forget the webhooks of `target` that sent to `url`: they are no more."""
+        sql = "DELETE FROM pings WHERE target = ? AND url = ?"
+        self._submit(_Work(lambda connection: connection.execute(sql, (target, url))))
+
     def start(self, repository: str, trigger: str, *, if_owed: bool = False) -> Claim | None:
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
 
@@ -605,6 +610,10 @@ class Journal(JournalReader):
                 (horizon, KEEP_ROWS),
             )
             connection.execute("DELETE FROM reports WHERE changed < ?", (self.now() - KEEP_REPORTS,))
+            connection.execute(
+                "DELETE FROM pings WHERE hook IN (SELECT hook FROM pings ORDER BY received DESC LIMIT -1 OFFSET ?)",
+                (KEEP_ROWS,),
+            )
 
         self._submit(_Work(work))
         try:
