@@ -59,6 +59,7 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITHUB_API_URL": ("https://ghe.example.org/api/v3/", "https://ghe.example.org/api/v3"),
     "GITOPS_REPORT": ("deployment", "deployment"),
     "GITOPS_PUBLIC_URL": ("https://page.example.org/", "https://page.example.org"),
+    "GITOPS_NOTIFY": ("sh -c 'two words'", ("sh", "-c", "two words")),
     "GITOPS_LOG_FORMAT": ("json", "json"),
 }
 
@@ -109,6 +110,7 @@ class TestSources:
             "api_url": "https://api.github.com",
             "report": "",
             "public_url": "",
+            "notify": (),
             "log_format": "text",
         }
 
@@ -187,6 +189,8 @@ class TestBadValues:
             ("GITHUB_API_URL", "https://ghe.example.org/?x=1", "not a plain"),
             ("GITOPS_REPORT", "checks", "neither"),
             ("GITOPS_PUBLIC_URL", "page.example.org", "not a plain"),
+            ("GITOPS_NOTIFY", "no-such-program x", "there is no program `no-such-program`"),
+            ("GITOPS_NOTIFY", "sh 'x", "No closing quotation"),
             ("GITOPS_LOG_FORMAT", "JSON", "neither"),
         ],
     )
