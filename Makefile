@@ -65,15 +65,15 @@ coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of its own; needs root and systemd-nspawn
 	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
 
-fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 seconds; what fails is kept in tests/cases
-	@if $(MAKE) --no-print-directory $(FUZZ)/.ready; then \
-	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
-	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
-
 test-github: $(TEST_TOOLS) ## what is asked of GitHub, held to GitHub's own description; needs node and npm
 	@if ! command -v node npm >/dev/null; then echo "SKIPPED: the tests against GitHub's description need node and npm"; \
 	else $(MAKE) --no-print-directory .cache/openapi/slice.json && \
 	    $(TEST_PYTHON) -m pytest -m openapi -rs tests/github $(ARGS); fi
+
+fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 seconds; what fails is kept in tests/cases
+	@if $(MAKE) --no-print-directory $(FUZZ)/.ready; then \
+	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
+	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
 
 test-browser: $(BROWSER)/.ready ## the page in a real Chromium, and its pictures in docs/; needs chromium
 	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)

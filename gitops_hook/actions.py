@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ EXIT_OF_OUTCOME.update({"failed": 1, "timed-out": 124, "interrupted": 130})
 #: The outcomes from the best to the worst: what can heal by itself, what waits for a person, what is broken.
 _WORSE = (0, 75, 130, 65, 66, 64, 77, 71, 70, 124, 1)
 
+#: Seconds of silence after which a person wonders what is going on.
+_LONG = 10
 #: Seconds between looks at the journal.
 _LOOK = 0.1
 
@@ -148,7 +151,14 @@ def client(settings: Settings) -> Client:
     if not token:
         where = settings.token_file or "the file that GITHUB_TOKEN_FILE names"
         raise Failure(78, f"there is no token for GitHub's API: write one to {where}; docs/github.md tells of it")
-    return Client(settings.api_url, token)
+    return Client(settings.api_url, token, sleep=_wait)
+
+
+def _wait(seconds: float) -> None:
+    """Sleep, and say so where a person would wonder."""
+    if seconds > _LONG:
+        print(f"GitHub's rate limit: waiting for {seconds:.0f} s", file=sys.stderr)
+    time.sleep(seconds)
 
 
 def at_forge(settings: Settings) -> tuple[list[str], list[str]]:
@@ -209,6 +219,8 @@ def audit(
             missed += hooks.missed(hook, is_kept, redeliver=redeliver)
         except ApiError as error:
             tell(f"hook {hook.hook} of {hook.target} cannot be asked about: {error}")
+            if error.http == 404:
+                tell(f"if there is no such hook any more: gitops-hook unregister {hook.target}")
             if error.http in (0, 401):
                 break  # nor can the others
     return missed

@@ -75,7 +75,7 @@ class Answers:
         for begun in self._journal.reports_begun():
             run = self._journal.run(begun.run)
             if run and run.outcome not in (None, "interrupted"):
-                self.ended(run, Claim(run), Task(begun.repository, run.id, after=begun.commit))
+                self.ended(run, Claim(run, ()), Task(begun.repository, run.id, after=begun.commit))
 
 
 def _reports(run: Run, task: Task) -> list[Report]:
@@ -157,7 +157,7 @@ class Sender:
 
     def step(self) -> float:
         """Send what is due; returns the seconds until there is more to send, as far as is known."""
-        due = self._journal.reports_due(max(0.0, self._clock())) if self._clock() >= self._ready else []
+        due = self._journal.reports_due(self._clock()) if self._clock() >= self._ready else []
         client = self._find_client() if due else None
         if client:
             for report in due:
@@ -188,7 +188,6 @@ class Sender:
 
     def _tell(self, client: Client, report: Report) -> None:
         """Send one report, or put it off, or drop it."""
-        facts = {"repository": report.repository, "commit": report.commit, "run": report.run}
         try:
             repository = self._name(report.repository)
             if repository:
@@ -198,7 +197,13 @@ class Sender:
             self._said = False
         except ApiError as error:
             if error.again is None:
-                log.error("GitHub does not want a report, which is dropped", **facts, reason=error)
+                log.error(
+                    "GitHub does not want a report, which is dropped",
+                    repository=report.repository,
+                    commit=report.commit,
+                    run=report.run,
+                    reason=error,
+                )
                 self._journal.reported(report, over=True)
                 return
             if error.http in (403, 429):  # a limit holds for all that is to be sent

@@ -144,7 +144,7 @@ def _sync(given: argparse.Namespace) -> int:
     names = list(_checkouts(settings)) if given.all else given.repository
     status = _sync_now(settings, names, as_json=given.json)
     if client:
-        _audit_after(settings, client)
+        _audit_after(settings, client, as_json=given.json)
     return status
 
 
@@ -286,8 +286,20 @@ def _register(given: argparse.Namespace) -> int:
 
 
 def _unregister(given: argparse.Namespace) -> int:
+    from gitops_hook import logs
+    from gitops_hook.journal import Journal
+
     settings, hooks = _hooks_at_forge(given)
-    return _at_each(given, settings, lambda target: hooks.unregister(target, dry_run=given.dry_run))
+    logs.mute()  # what there is to say is said below
+    with closing(Journal(settings.state, mends=False)) as journal:
+
+        def unregister(target: str) -> Registration:
+            done = hooks.unregister(target, dry_run=given.dry_run)
+            if not given.dry_run:  # even where it was gone already, so that no audit asks about it any more
+                journal.forget(target, hooks.url)
+            return done
+
+        return _at_each(given, settings, unregister)
 
 
 def _at_each(given: argparse.Namespace, settings: Settings, act: Callable[[str], Registration]) -> int:
@@ -357,13 +369,13 @@ def _client_if_any(settings: Settings) -> Client | None:
         return None
 
 
-def _audit_after(settings: Settings, client: Client) -> None:
+def _audit_after(settings: Settings, client: Client, *, as_json: bool) -> None:
     """After a sweep, ask for what it could not make up for; a forge that cannot be asked is no fault of the sweep."""
     from gitops_hook import actions, reports
     from gitops_hook.hooks import Hooks
 
     hooks = Hooks(client, _reader(settings), b"")
-    reports.show_missed(actions.audit(hooks, settings, (), redeliver=True, tell=_tell), as_json=False)
+    reports.show_missed(actions.audit(hooks, settings, (), redeliver=True, tell=_tell), as_json=as_json)
 
 
 def _tell(trouble: str) -> None:

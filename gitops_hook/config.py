@@ -111,11 +111,11 @@ class Settings(NamedTuple):
     sync_timeout: int
     clone: tuple[str, ...]
     clone_url: str
-    notify: tuple[str, ...]
     token_file: Path | None
     api_url: str
     report: str
     public_url: str
+    notify: tuple[str, ...]
     log_format: str
 
 
@@ -347,12 +347,6 @@ OPTIONS = (
         "GITOPS_CLONE", _patterns, "", "patterns such as `acme/*`: a push from a match that has no checkout clones it"
     ),
     _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "where clones come from"),
-    _fixed(
-        "GITOPS_NOTIFY",
-        _command,
-        "",
-        "command that is told when a repository starts to fail, daily while it does, and when it is well again",
-    ),
     Option(
         "GITHUB_TOKEN_FILE",
         _optional_path,
@@ -373,6 +367,12 @@ OPTIONS = (
         "`status` or `deployment`: how GitHub is told, on the commit, what came of each run",
     ),
     _fixed("GITOPS_PUBLIC_URL", _optional_base_url, "", "where the page is reached, for links to its runs from GitHub"),
+    _fixed(
+        "GITOPS_NOTIFY",
+        _command,
+        "",
+        "command that is told when a repository starts to fail, daily while it does, and when it is well again",
+    ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
 )
 

@@ -417,11 +417,6 @@ class JournalReader:
         """Each repository that deliveries are owed to, and how many."""
         return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
 
-    def told(self) -> dict[str, Told]:
-        """What was told of the repositories that fail, by their names in lower case."""
-        rows = [Told(*row) for row in self._query("SELECT repository, outcome, since, at FROM told")]
-        return {told.repository.lower(): told for told in rows}
-
     def arrivals(self) -> list[Arrival]:
         """The newest ping of each webhook, by the ids of the hooks."""
         return [Arrival(*row) for row in self._query("SELECT * FROM pings ORDER BY hook")]
@@ -445,6 +440,11 @@ class JournalReader:
         """When the next report is due, in seconds since the epoch."""
         ((due,),) = self._query("SELECT min(due) FROM reports WHERE due IS NOT NULL")
         return cast("float | None", due)
+
+    def told(self) -> dict[str, Told]:
+        """What was told of the repositories that fail, by their names in lower case."""
+        rows = [Told(*row) for row in self._query("SELECT repository, outcome, since, at FROM told")]
+        return {told.repository.lower(): told for told in rows}
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -508,6 +508,11 @@ class Journal(JournalReader):
         """Commit a webhook's ping, in the place of its last one."""
         sql = "INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)"
         self._submit(_Work(lambda connection: connection.execute(sql, arrival)))
+
+    def forget(self, target: str, url: str) -> None:
+        """Forget the webhooks of `target` that sent to `url`: they are no more."""
+        sql = "DELETE FROM pings WHERE target = ? AND url = ?"
+        self._submit(_Work(lambda connection: connection.execute(sql, (target, url))))
 
     def start(self, repository: str, trigger: str, *, if_owed: bool = False) -> Claim | None:
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
@@ -578,18 +583,6 @@ class Journal(JournalReader):
 
         return self._submit(_Work(work))
 
-    def tell(self, told: Told) -> None:
-        """Record what the operator was told of a repository."""
-        self._submit(
-            _Work(lambda connection: connection.execute("INSERT OR REPLACE INTO told VALUES (?, ?, ?, ?)", told))
-        )
-
-    def untell(self, repository: str) -> None:
-        """Forget it: the repository is well, and the operator knows."""
-        self._submit(
-            _Work(lambda connection: connection.execute("DELETE FROM told WHERE repository = ?", (repository,)))
-        )
-
     def report(self, *reports: Report, then: Callable[[], None] | None = None) -> None:
         """Write down what the forge is to be told, in the place of what it was not told yet of the same commits.
 
@@ -633,6 +626,18 @@ class Journal(JournalReader):
         key = (*values, report.repository, report.commit, report.version)
         self._submit(_Work(lambda connection: connection.execute(sql, key)))
 
+    def tell(self, told: Told) -> None:
+        """Record what the operator was told of a repository."""
+        self._submit(
+            _Work(lambda connection: connection.execute("INSERT OR REPLACE INTO told VALUES (?, ?, ?, ?)", told))
+        )
+
+    def untell(self, repository: str) -> None:
+        """Forget it: the repository is well, and the operator knows."""
+        self._submit(
+            _Work(lambda connection: connection.execute("DELETE FROM told WHERE repository = ?", (repository,)))
+        )
+
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
         with suppress(JournalError):
@@ -654,6 +659,10 @@ class Journal(JournalReader):
                 (horizon, KEEP_ROWS),
             )
             connection.execute("DELETE FROM reports WHERE changed < ?", (self.now() - KEEP_REPORTS,))
+            connection.execute(
+                "DELETE FROM pings WHERE hook IN (SELECT hook FROM pings ORDER BY received DESC LIMIT -1 OFFSET ?)",
+                (KEEP_ROWS,),
+            )
 
         self._submit(_Work(work))
         try:

@@ -55,11 +55,11 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_SYNC_TIMEOUT": ("86400", 86400),
     "GITOPS_CLONE": ("acme/*, other/site", ("acme/*", "other/site")),
     "GITOPS_CLONE_URL": ("git@x:{repository}", "git@x:{repository}"),
-    "GITOPS_NOTIFY": ("sh -c 'two words'", ("sh", "-c", "two words")),
     "GITHUB_TOKEN_FILE": ("{tmp}/token", "{tmp}/token"),
     "GITHUB_API_URL": ("https://ghe.example.org/api/v3/", "https://ghe.example.org/api/v3"),
     "GITOPS_REPORT": ("deployment", "deployment"),
     "GITOPS_PUBLIC_URL": ("https://page.example.org/", "https://page.example.org"),
+    "GITOPS_NOTIFY": ("sh -c 'two words'", ("sh", "-c", "two words")),
     "GITOPS_LOG_FORMAT": ("json", "json"),
 }
 
@@ -106,11 +106,11 @@ class TestSources:
             "sync_timeout": 600,
             "clone": (),
             "clone_url": "https://github.com/{repository}.git",
-            "notify": (),
             "token_file": None,
             "api_url": "https://api.github.com",
             "report": "",
             "public_url": "",
+            "notify": (),
             "log_format": "text",
         }
 
@@ -181,8 +181,6 @@ class TestBadValues:
             ("GITOPS_CLONE_URL", "{owner}/{repository}", "no other braces"),
             ("GITOPS_CLONE_URL", "{repository}}", "no other braces"),
             ("GITOPS_CLONE_URL", "{{repository}}", "no other braces"),
-            ("GITOPS_NOTIFY", "no-such-program x", "there is no program `no-such-program`"),
-            ("GITOPS_NOTIFY", "sh 'x", "No closing quotation"),
             ("GITHUB_API_URL", "", "must begin with https://"),
             ("GITHUB_API_URL", "http://ghe.example.org/api/v3", "must begin with https://"),
             ("GITHUB_API_URL", "https://", "not a plain"),
@@ -191,6 +189,8 @@ class TestBadValues:
             ("GITHUB_API_URL", "https://ghe.example.org/?x=1", "not a plain"),
             ("GITOPS_REPORT", "checks", "neither"),
             ("GITOPS_PUBLIC_URL", "page.example.org", "not a plain"),
+            ("GITOPS_NOTIFY", "no-such-program x", "there is no program `no-such-program`"),
+            ("GITOPS_NOTIFY", "sh 'x", "No closing quotation"),
             ("GITOPS_LOG_FORMAT", "JSON", "neither"),
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import shutil
 import signal
@@ -20,13 +21,32 @@ import pytest
 from disks import fill, small_disk
 
 from gitops_hook import journal as module
-from gitops_hook.journal import Commit, Delivery, Journal, JournalError, JournalReader, JournalTooNew, Run, Told
+from gitops_hook.journal import (
+    Arrival,
+    Commit,
+    Delivery,
+    Journal,
+    JournalError,
+    JournalReader,
+    JournalTooNew,
+    Report,
+    Run,
+    Told,
+)
 
 SOURCE = Path(__file__).resolve().parent.parent
 
 
 def delivery(guid: str = "g", repository: str = "acme/site", received: float | None = None) -> Delivery:
     return Delivery(guid, "push", time.time() if received is None else received, repository, "refs/heads/main")
+
+
+def arrival(hook: int = 7, target: str = "acme/site", received: float = 1.5) -> Arrival:
+    return Arrival(hook, target, "https://hooks.example.org", "g", received, "0123456789abcdef")
+
+
+def report(commit: str = "a" * 40, state: str = "pending", changed: float = 1.5) -> Report:
+    return Report("acme/site", commit, 7, state, "said", changed)
 
 
 def run_to_the_end(journal: Journal, repository: str = "acme/site", *, settled: bool = True) -> Run:
@@ -190,6 +210,64 @@ class TestClaims:
         journal.record(delivery("untried"))
         assert journal.settle("acme/site") is True
         assert [journal.deliveries(guid)[0].owed for guid in ("tried", "untried")] == [False, True]
+
+
+class TestArrivals:
+    def test_of_each_hook_the_newest_ping_is_kept_until_it_is_forgotten(self, journal: Journal):
+        journal.arrive(arrival())
+        journal.arrive(arrival(8, "acme"))
+        journal.arrive(arrival(received=2.5))
+        assert journal.arrivals() == [arrival(received=2.5), arrival(8, "acme")]
+        journal.forget("ACME/site", "https://elsewhere.example.org")
+        journal.forget("ACME/site", "https://hooks.example.org")
+        assert journal.arrivals() == [arrival(8, "acme")]
+
+    def test_there_are_no_more_than_rows_are_kept(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 2)
+        for hook in (1, 2, 3):
+            journal.arrive(arrival(hook, received=float(hook)))
+        journal.prune()
+        assert [kept.hook for kept in journal.arrivals()] == [2, 3]
+
+
+class TestReports:
+    def test_a_newer_state_of_a_commit_replaces_what_was_not_told(self, journal: Journal):
+        journal.report(report(), report("b" * 40))
+        journal.postpone(journal.reports_due(2)[0], 5.0)
+        journal.report(report(state="success", changed=3.0)._replace(repository="ACME/site"))
+        assert [(due.commit[0], due.state, due.version, due.tries) for due in journal.reports_due(4)] == [
+            ("b", "pending", 1, 0),
+            ("a", "success", 2, 0),
+        ]
+
+    def test_what_was_told_is_over_only_if_nothing_newer_has_come(self, journal: Journal):
+        journal.report(report())
+        (told,) = journal.reports_due(2)
+        journal.report(report(state="success", changed=2.0))
+        journal.reported(told, over=True)
+        journal.postpone(told, 99.0)
+        (newer,) = journal.reports_due(2)
+        assert newer.state == "success"
+        journal.reported(newer, over=True)
+        assert journal.next_report() is None
+
+    def test_a_deployment_is_remembered_whatever_came_meanwhile(self, journal: Journal):
+        journal.report(report())
+        (told,) = journal.reports_due(2)
+        journal.report(report(state="success", changed=2.0))
+        journal.deployed(told, 42)
+        assert journal.reports_due(2)[0].deployment == 42
+
+    def test_who_does_not_wait_is_called_once_it_is_in_the_file(self, journal: Journal):
+        seen: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        journal.report(report(), then=lambda: seen.put(journal.next_report()))
+        assert seen.get(timeout=20) == 1.5
+
+    def test_who_does_not_wait_is_called_too_where_it_failed(self, journal: Journal):
+        done = threading.Event()
+        journal.report(report(state=None), then=done.set)  # type: ignore[arg-type] # which the table refuses
+        assert done.wait(20)
+        assert journal.next_report() is None
 
 
 class TestRetention:
@@ -383,6 +461,17 @@ class TestSchema:
             assert (run.fetched, run.brought, journal.commits([1])) == (None, None, {})
             (past,) = journal.pasts()
             assert past == (run, 2.0, Commit("b", "", "", 0.0), [("updated", 1.0, 2.0)])
+            assert journal.owed() == ["acme/site"]
+
+    def test_a_journal_without_pings_and_reports_gets_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:2])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(Journal(tmp_path)) as journal:
+            assert (journal.arrivals(), journal.next_report()) == ([], None)
+            journal.arrive(arrival())
+            assert journal.arrivals() == [arrival()]
             assert journal.owed() == ["acme/site"]
 
     def test_a_migration_that_fails_leaves_the_version_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -103,6 +103,21 @@ def test_a_push_moves_its_own_branch_and_no_other() -> None:
     [
         ({"zen": "Keep it logically awesome."}, "ping", Ping(None)),
         ({"repository": {"full_name": "acme/site"}}, "ping", Ping("acme/site")),
+        (
+            {"repository": {"full_name": "acme/site"}, "hook_id": 7, "hook": {"config": {"url": "https://a/\n"}}},
+            "ping",
+            Ping("acme/site", 7, "acme/site", "https://a/\ufffd"),
+        ),
+        (
+            {"organization": {"login": "acme"}, "hook_id": 2**53 - 1, "hook": {"config": {"url": "https://a/"}}},
+            "ping",
+            Ping(None, 2**53 - 1, "acme", "https://a/"),
+        ),
+        ({"organization": {"login": "../a"}, "hook_id": 7, "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
+        ({"organization": {"login": "acme"}, "hook_id": 2**53, "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
+        ({"organization": {"login": "acme"}, "hook_id": "7", "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
+        ({"organization": {"login": "acme"}, "hook_id": 7, "hook": {"config": {"url": 7}}}, "ping", Ping(None)),
+        ({"organization": "acme", "hook_id": 7, "hook": []}, "ping", Ping(None)),
         ({"repository": None}, "issues", Other(None, "issues")),
         ({"repository": {"name": "site"}}, "a\nb" + "c" * 200, Other("site", "a\ufffdb" + "c" * 97)),
     ],

@@ -139,7 +139,7 @@ def test_what_is_done_again_stays_pending():
 
 def test_a_newer_state_takes_the_place_of_one_that_was_not_sent(journal):
     answers = Answers(journal)
-    claim, task = Claim(run(), 1, Delivery("g", "push", 1.0, "acme/site", "r", after=A)), Task("acme/site", 7, after=A)
+    claim, task = Claim(run(), (Delivery("g", "push", 1.0, "acme/site", "r", after=A),)), Task("acme/site", 7, after=A)
     answers.began(claim, task)
     answers.ended(run("updated"), claim, task)
     journal.probe()  # which waits for all that was handed in before

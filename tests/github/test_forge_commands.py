@@ -81,8 +81,18 @@ def test_hooks_are_shown_and_taken_away(forge, daemon, hook, at_forge, url):
     assert objects(hook("hooks", "acme/site", "--json"))[1]["standing"] == "right"
     assert hook("unregister", "acme/site", "--dry-run").stdout.startswith("acme/site: would be deleted (hook ")
     assert hook("unregister", "acme/site").stdout.startswith("acme/site: deleted (hook ")
-    assert hook("unregister", "acme/site").stdout == "acme/site: unchanged\n"
+    assert hook("unregister", "acme/site", "--url", url).stdout == "acme/site: unchanged\n"
     assert len(forge.hooks["acme/site"]) == 1
+    assert daemon.query("SELECT * FROM pings") == []  # so no audit asks about it
+    assert "no webhook has reached this host" in hook("audit", status=66).stderr
+
+
+def test_a_hook_that_is_gone_is_told_with_what_forgets_it(forge, daemon, hook, at_forge, url):
+    hook("register", "acme/site", "--url", url)
+    forge.hooks["acme/site"].clear()
+    assert "gitops-hook unregister acme/site" in hook("audit", status=69).stderr
+    hook("unregister", "acme/site")
+    hook("audit", status=66)
 
 
 def test_an_organisation_has_one_hook_for_all(forge, daemon, hook, at_forge, url):
@@ -123,6 +133,18 @@ def test_pings_that_do_not_arrive_end_it(forge, daemon, hook, at_forge):
         "acme/site: created (hook 1000); its ping did not arrive: 502 failed to connect to host: nobody" in done.stdout
     )
     assert "1 more were not tried" in done.stderr
+
+
+def test_a_long_wait_for_the_limit_is_told(monkeypatch, capfd):
+    from gitops_hook import actions
+
+    slept: list[float] = []
+    monkeypatch.setattr(actions.time, "sleep", slept.append)
+    actions._wait(3.0)
+    assert capfd.readouterr().err == ""
+    actions._wait(600.0)
+    assert capfd.readouterr().err == "GitHub's rate limit: waiting for 600 s\n"
+    assert slept == [3.0, 600.0]
 
 
 def test_interrupted_and_called_again_it_goes_on(forge, daemon, at_forge, hook, url):
