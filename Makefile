@@ -88,7 +88,7 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
 	$(INSTALL) -m 644 sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/sysusers.d
 	$(INSTALL) -m 644 tmpfiles.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d
-	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json docs/*.png $(DESTDIR)$(docdir)
+	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json $(DESTDIR)$(docdir)
 	$(if $(MAN),$(INSTALL) -D -m 644 $(MAN) $(DESTDIR)$(datadir)/man/man8/gitops-hook.8)
 	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
 
