@@ -2,7 +2,7 @@
 
 Rules:
 
-1. Verify first, over the raw bytes, whatever the event; an unproven request learns nothing but 401.
+1. Verify first, whatever the event; an unproven request learns nothing but 401.
 2. 202 means that the delivery is on the disk. Nothing is half-accepted: either it is, or the answer is no 2xx.
 3. A push that moves nothing here is a success (200) with its reason: the forge would show anything else as failed.
 4. Every answer is JSON: ``status``, and ``repository``, ``delivery`` and ``reason`` as far as they are known.
@@ -20,7 +20,20 @@ from typing import Any, NamedTuple
 from gitops_hook.journal import Delivery, Journal, JournalError
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
-from gitops_hook.webhook import Event, Other, Ping, Push, Refused, Secrets, parse, printable
+from gitops_hook.webhook import (
+    Event,
+    Forge,
+    Move,
+    Other,
+    Ping,
+    Push,
+    Refused,
+    Secrets,
+    claimed,
+    header,
+    parse,
+    printable,
+)
 
 WEBHOOK = "/api/webhook/gitops"
 HEALTH = "/healthz"
@@ -53,13 +66,19 @@ class WebhookApp:
         journal: Journal,
         wake: Callable[[str], None],
         clone: Sequence[str] = (),
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """`secrets` gives those in force; `wake` is told each repository that a delivery is owed to."""
+        """`secrets` gives those in force; `wake` is told each repository that a delivery is owed to.
+
+        `now` is the time in seconds since the epoch.
+        """
         self._secrets = secrets
         self._checkouts = checkouts
         self._journal = journal
         self._wake = wake
         self._clone = clone
+        self._now = now
         self._large = threading.Lock()  # held while a large body is parsed, see _LARGE_BODY
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -92,14 +111,15 @@ class WebhookApp:
 
     def _deliver(self, environ: dict[str, Any]) -> Answer:
         began = time.monotonic()
-        delivery = printable(environ.get("HTTP_X_GITHUB_DELIVERY", "")) or None
-        secret = None
+        forge = delivery = secret = None
         try:
+            forge = claimed(environ)
+            delivery = printable(header(environ, forge.delivery)) or None
             body = _read(environ)
-            secret = self._secrets().match(body, environ.get("HTTP_X_HUB_SIGNATURE_256"))
+            secret = self._secrets().match(forge.signature.proof(environ, body, self._now()))
             if secret is None:
-                raise Refused(401, "the signature X-Hub-Signature-256 is missing or wrong")
-            answer = self._judge(self._parse(environ, body), delivery)
+                raise Refused(401, f"the signature {forge.signature.header} is missing or wrong")
+            answer = self._judge(self._parse(forge, environ, body), delivery)
         except Refused as refused:
             answer = Answer(refused.status, "refused", None, delivery if secret else None, refused.reason)
         except JournalError:
@@ -112,9 +132,10 @@ class WebhookApp:
             f"webhook {answer.status}",
             delivery=delivery,
             repository=answer.repository,
-            event=printable(environ.get("HTTP_X_GITHUB_EVENT", "")) or None,
+            event=printable(header(environ, forge.event)) or None if forge else None,
             http=answer.http,
             secret=secret,
+            forge=forge.name if forge else None,
             reason=answer.reason,
             peer=environ.get("REMOTE_ADDR"),
             ms=round((time.monotonic() - began) * 1000, 1),
@@ -126,43 +147,44 @@ class WebhookApp:
             return Answer(200, "pong", event.repository, guid)
         if isinstance(event, Other):
             return Answer(200, "ignored", event.repository, guid, f"the event `{event.event}` moves nothing here")
-        reason = self._why_ignored(event)
-        if reason:
-            return Answer(200, "ignored", event.repository, guid, reason)
+        move = self._choose(event)
+        if isinstance(move, str):
+            return Answer(200, "ignored", event.repository, guid, move)
         self._journal.record(
             Delivery(
                 guid=guid or "",
                 event="push",
-                received=time.time(),
+                received=self._now(),
                 repository=event.repository,
-                ref=event.ref,
-                before=event.before,
-                after=event.after,
+                ref=move.ref,
+                before=move.before,
+                after=move.after,
                 pusher=event.pusher,
             )
         )
         self._wake(event.repository)
         return Answer(202, "queued", event.repository, guid)
 
-    def _parse(self, environ: dict[str, Any], body: bytes) -> Event:
-        event, content_type = environ.get("HTTP_X_GITHUB_EVENT"), environ.get("CONTENT_TYPE")
+    def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
         if len(body) > _LARGE_BODY:
             with self._large:
-                return parse(event, content_type, body)
-        return parse(event, content_type, body)
+                return parse(forge, environ, body)
+        return parse(forge, environ, body)
 
-    def _why_ignored(self, push: Push) -> str | None:
-        """Why this push moves nothing on this host; None if it may."""
+    def _choose(self, push: Push) -> Move | str:
+        """The move of this push that may move something on this host, or the reason why none does."""
         checkout = self._checkouts.find(push.repository)
         if not checkout and not may_clone(push.repository, self._clone):
             return "there is no checkout of it on this host"
-        if push.deleted:
-            return "the ref was deleted"
+        moves = [move for move in push.moves if not move.deleted]
+        if not moves:
+            return "the ref was deleted" if push.moves else "the push moved no ref"
         branch = checkout.settings.get("branch") if checkout else None
         branch = branch or push.default_branch
-        if branch and not push.moves(branch):  # which branch is unknown, the script finds out
-            return f"the tracked branch is `{printable(branch)}`"
-        return None
+        if not branch:  # the script finds out
+            return moves[0]
+        tracked = next((move for move in moves if move.is_of(branch)), None)
+        return tracked or f"the tracked branch is `{printable(branch)}`"
 
 
 def _read(environ: dict[str, Any]) -> bytes:

@@ -348,7 +348,7 @@ def _parser() -> _Parser:
 
     runs = command("runs", _runs, "show the newest runs, or those that served a delivery")
     runs.add_argument("repository", nargs="?", metavar="REPO")
-    runs.add_argument("--delivery", metavar="GUID", help="what became of the push with this X-GitHub-Delivery")
+    runs.add_argument("--delivery", metavar="GUID", help="what became of the push that the forge numbers so")
     runs.add_argument("-n", "--number", type=int, default=20, metavar="COUNT", help="how many at most [20]")
 
     logs = command("logs", _logs, "print the output of a run, or of a repository's newest one")

@@ -132,8 +132,10 @@ class Dispatcher:
         clone: Sequence[str] = (),
         clone_url: str = "",
         witnesses: Sequence[Witness] = (),
+        clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """`clock` tells seconds, from whenever; what is written down is told by the journal's own."""
         self._journal = journal
         self._checkouts = checkouts
         self._runner = runner
@@ -142,6 +144,7 @@ class Dispatcher:
         self._clone = clone
         self._clone_url = clone_url
         self._witnesses = witnesses
+        self._clock = clock
         self._jitter = jitter
         self._places = Places(max_syncs)
         self._stopping = threading.Event()
@@ -153,7 +156,7 @@ class Dispatcher:
         self._lock = threading.Lock()
         #: The last run that did not go well, since the start.
         self.failure: Run | None = None
-        # The runs of the script in hand, and the time on the monotonic clock when each must be over. Written by their
+        # The runs of the script in hand, and the time on the clock when each must be over. Written by their
         # workers, looked at by anyone; each step is whole, so no lock is needed.
         self._due: dict[int, float] = {}
 
@@ -261,7 +264,7 @@ class Dispatcher:
 
     def overdue(self) -> list[int]:
         """The runs that go on though nothing lets a script live so long: their workers hang, in code of ours."""
-        now = time.monotonic()
+        now = self._clock()
         return [run for run, due in self._due.copy().items() if due < now]
 
     # -- what workers do --------------------------------------------------------------------------------------------
@@ -311,7 +314,7 @@ class Dispatcher:
         # A script may answer TERM with a status of its own. That is not how it would have ended.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
             result = result._replace(outcome="interrupted", message=_ENDED_BY_US)
-        ended = run._replace(ended=time.time(), **result._asdict())
+        ended = run._replace(ended=self._journal.now(), **result._asdict())
         settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
         if ended.outcome not in _GOOD:
             self.failure = ended
@@ -337,7 +340,7 @@ class Dispatcher:
             limit = int(own) if _TIMEOUT.fullmatch(own) else limit
         elif may_clone(run.repository, self._clone):
             task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
-        self._due[run.id] = time.monotonic() + limit + GRACE + _OVERDUE
+        self._due[run.id] = self._clock() + limit + GRACE + _OVERDUE
         try:
             return self._runner.run(task, self._journal.log_path(run.id), limit)
         finally:
@@ -408,6 +411,8 @@ class _Worker:
         self._dispatcher = dispatcher
         #: How many tries in a row have settled nothing.
         self._failures = 0
+        #: When the next try is due, or when this worker has been idle for long enough, on the dispatcher's clock.
+        self.due = dispatcher._clock() + self._patience()
 
     def _work(self) -> None:
         while self.turn():
@@ -415,7 +420,7 @@ class _Worker:
 
     def turn(self) -> bool:
         """Wait for a wake-up, or until a try is due, and act on it; returns whether there is to be another turn."""
-        wakes = self._wait(self._patience())
+        wakes = self._wait()
         if any(wake.trigger == "stop" for wake in wakes):
             return False
         if not wakes and not self._failures:
@@ -434,6 +439,7 @@ class _Worker:
         except Exception:
             log.exception("a worker met a fault of our own", repository=self.repository)
         self._failures = 0 if settled else self._failures + 1
+        self.due = self._dispatcher._clock() + self._patience()
         return True
 
     def _patience(self) -> float:
@@ -443,11 +449,11 @@ class _Worker:
         wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(self._failures - 1, 10))
         return wait * (0.75 + self._dispatcher._jitter() / 2)
 
-    def _wait(self, patience: float) -> list[Wake]:
-        """Every wake-up in the queue once there is one; none if there was none for `patience` seconds."""
+    def _wait(self) -> list[Wake]:
+        """Every wake-up in the queue once there is one; none if there was none until it is due to look."""
         wakes = []
         with suppress(queue.Empty):
-            wakes.append(self.queue.get(timeout=patience))
+            wakes.append(self.queue.get(timeout=max(0.0, self.due - self._dispatcher._clock())))
             while True:
                 wakes.append(self.queue.get_nowait())
         return wakes

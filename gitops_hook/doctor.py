@@ -33,6 +33,7 @@ from gitops_hook import timers
 from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, ConfigError, Settings, read_secrets
 from gitops_hook.repository import Checkout, Checkouts, name_in_url
 from gitops_hook.runner import inherited
+from gitops_hook.webhook import signing_key
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 #: Exit statuses by the worst level, as monitoring plugins have them, so that this can serve as one.
@@ -161,14 +162,20 @@ def _secret(settings: Settings) -> Said:
 
 
 def _judge_secrets(secrets: list[bytes], where: str, path: Path) -> Said:
-    short = [number for number, secret in enumerate(secrets, 1) if len(secret) < _SECRET_BYTES]
+    short = _lines(secrets, lambda secret: len(secret) < _SECRET_BYTES)
+    garbled = _lines(secrets, lambda secret: secret.startswith(b"whsec_") and not signing_key(secret))
     if not secrets:
         yield _failure(f"{where} holds no secret", _new_secret(path))
     elif short:
-        lines = ", ".join(map(str, short))
-        yield _failure(f"{where} holds a secret of less than {_SECRET_BYTES} bytes (line {lines})", _new_secret(path))
+        yield _failure(f"{where} holds a secret of less than {_SECRET_BYTES} bytes (line {short})", _new_secret(path))
+    elif garbled:
+        yield _warning(f"{where} holds a signing token that is not whole (line {garbled})", f"sudoedit {_q(path)}")
     else:
         yield _ok(f"{where} holds {len(secrets)}, long enough")
+
+
+def _lines(secrets: list[bytes], is_such: Callable[[bytes], bool]) -> str:
+    return ", ".join(str(number) for number, secret in enumerate(secrets, 1) if is_such(secret))
 
 
 def _new_secret(path: Path) -> str:

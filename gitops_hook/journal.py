@@ -346,12 +346,14 @@ class JournalReader:
 class Journal(JournalReader):
     """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
 
-    def __init__(self, folder: Path, *, mends: bool = True) -> None:
+    def __init__(self, folder: Path, *, mends: bool = True, now: Callable[[], float] = time.time) -> None:
         """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides.
 
         `mends` says that a damaged file may be set aside: for the daemon alone, for it knows that no other has it open.
+        `now` is the time in seconds since the epoch that rows are written by.
         """
         super().__init__(folder)
+        self.now = now
         self._mends = mends
         #: Why the last write failed, or None if it did not.
         self.fault: str | None = None
@@ -379,7 +381,7 @@ class Journal(JournalReader):
         def work(connection: sqlite3.Connection) -> Claim | None:
             if if_owed and not _deliveries(connection, "repository = ? AND owed LIMIT 1", repository):
                 return None
-            started = time.time()
+            started = self.now()
             run = connection.execute(
                 "INSERT INTO runs (repository, trigger, started) VALUES (?, ?, ?)", (repository, trigger, started)
             ).lastrowid
@@ -425,7 +427,7 @@ class Journal(JournalReader):
                 lambda connection: (
                     connection.execute(
                         "UPDATE runs SET outcome = 'interrupted', ended = ?, message = ? WHERE outcome IS NULL",
-                        (time.time(), "The daemon died while this run was in hand; what it owed is done again."),
+                        (self.now(), "The daemon died while this run was in hand; what it owed is done again."),
                     ).rowcount
                 )
             )
@@ -449,7 +451,7 @@ class Journal(JournalReader):
 
     def prune(self) -> None:
         """Drop what is too old or too much: rows that nothing owes, and logs."""
-        horizon = time.time() - KEEP_SECONDS
+        horizon = self.now() - KEEP_SECONDS
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(

@@ -183,12 +183,17 @@ def _folders(path: Path) -> list[Path]:
 def _descend(root: Path, parts: Sequence[str]) -> Path | None:
     """The checkout at `root`/`parts`, exact or else case aside; None if there is no such folder or no git in it."""
     exact = root.joinpath(*parts)
-    if is_checkout(exact):
+    if _stands(exact, root):
         return exact
     paths = [root]
     for part in parts:
         paths = [child for path in paths for child in _folders(path) if child.name.lower() == part.lower()]
-    return next(filter(is_checkout, paths), None)
+    return next((path for path in paths if _stands(path, root)), None)
+
+
+def _stands(path: Path, root: Path) -> bool:
+    """Whether `path` is a checkout, and none that another's tree holds: a submodule, or what a link in it leads to."""
+    return is_checkout(path) and (path.parent == root or not is_checkout(path.parent))
 
 
 def _read(repository: str, path: Path) -> _Known:

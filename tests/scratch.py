@@ -16,7 +16,6 @@ GIT_ENV = {
     "HOME": "/nonexistent",
     "LC_ALL": "C.UTF-8",
     "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_AUTHOR_NAME": "Ada",
     "GIT_AUTHOR_EMAIL": "ada@example.org",
@@ -33,6 +32,11 @@ def git(*args: object, cwd: Path, check: bool = True) -> str:
     if check and done.returncode:
         raise AssertionError(f"git {args} in {cwd}: exit {done.returncode}\n{done.stderr}")
     return done.stdout.strip()
+
+
+def git_version() -> tuple[int, ...]:
+    """Which git is here, as ``(2, 39)``."""
+    return tuple(map(int, git("version", cwd=Path("/")).split()[2].split(".")[:2]))
 
 
 class Upstream:

@@ -207,17 +207,8 @@ class TestBadValues:
                     assert SECRET not in str(error)
 
 
-BODY = b"body"
-
-
-def signed(secret: bytes) -> str:
-    import hmac
-
-    return "sha256=" + hmac.new(secret, BODY, "sha256").hexdigest()
-
-
 def match(source: SecretSource, secret: bytes) -> str | None:
-    return source.current().match(BODY, signed(secret))
+    return source.current().match(lambda known: known == secret)
 
 
 @pytest.fixture

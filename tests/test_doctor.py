@@ -161,6 +161,16 @@ def test_a_secret_in_a_closed_file_is_well(tmp_path, settings):
     assert "holds 2" in only("secret", settings._replace(webhook_secret="", webhook_secret_file=path), OK).message
 
 
+def test_a_signing_token_that_lost_a_part_is_told(tmp_path, settings):
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    settings = settings._replace(webhook_secret="", webhook_secret_file=path)
+    for token, level in (("A" * 43 + "=", OK), ("A" * 43, WARNING), ("A" * 42 + "-=", WARNING)):
+        path.write_text(f"another-that-is-long\nwhsec_{token}\n")
+        finding = only("secret", settings, level)
+        assert ("line 2" in finding.message) == (level == WARNING)
+
+
 def test_a_secret_in_the_environment_is_well_if_it_is_long(settings):
     only("secret", settings, OK)
     assert "less than 16 bytes" in only("secret", settings._replace(webhook_secret="x" * 15), FAILURE).message

@@ -11,6 +11,7 @@ from test_layers import FLOORS
 
 from gitops_hook.config import OPTIONS
 from gitops_hook.runner import OUTCOMES
+from gitops_hook.webhook import FORGES
 
 README = (SOURCE / "README.md").read_text()
 
@@ -69,3 +70,16 @@ def test_every_make_target_that_the_readme_names_is_there():
     named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)$", README, re.MULTILINE))
     assert len(named) > 3
     assert named <= targets
+
+
+def test_the_table_of_forges_is_the_codes():
+    rows = re.findall(
+        r"^\| (\w+) \| `([\w-]+): (.*) \| `(.*)` \| (.*) \|$", (SOURCE / "docs/forges.md").read_text(), re.M
+    )
+    assert {name for name, *_ in rows} == {forge.name for forge in FORGES}
+    for forge in FORGES:
+        ((_, event, pushes, delivery, proof),) = [row for row in rows if row[0] == forge.name]
+        assert (event, delivery) == (forge.event, forge.delivery)
+        assert "`" + pushes == ", ".join(f"`{push}`" for push in forge.pushes)
+        assert forge.signature.header in proof
+        assert ("a form's field" in proof) == getattr(forge.signature, "of_field", False)

@@ -75,6 +75,13 @@ class Site:
     def set(self, key: str, value: str) -> None:
         git("config", f"gitops.{key}", value, cwd=self.path)
 
+    def home(self, config: str) -> dict[str, str]:
+        """The environment of a user whose own git configuration is `config`. (GIT_CONFIG_GLOBAL came with git 2.32.)"""
+        home = self.folder / "home"
+        home.mkdir(exist_ok=True)
+        (home / ".gitconfig").write_text(config)
+        return {"HOME": str(home)}
+
     def command(self, *options: str, name: str = "site") -> list[str]:
         return ["/bin/bash", str(SCRIPT), *options, name]
 

@@ -476,7 +476,7 @@ def test_a_repair_waits_for_the_remote(synced: Site) -> None:
 
 @pytest.mark.parametrize("moment", ["before the first rename", "after the first", "after the second"])
 def test_a_repair_killed_between_its_renames(synced: Site, moment: str) -> None:
-    ready, old, live = (synced.path / name for name in (".git.gitops-ready", ".git.gitops-old", ".git"))
+    ready, old, live = (synced.path / name for name in (".git:gitops-ready", ".git:gitops-old", ".git"))
     shutil.copytree(live, ready, symlinks=True)
     corrupt_head(synced)
     if moment != "before the first rename":
@@ -517,7 +517,7 @@ def test_a_full_disk(site: Site, small_disk: Callable[[int], Path], room: int, o
 
 def test_a_half_written_clone_is_no_checkout(site: Site) -> None:
     cloning = {"GITOPS_CLONE_URL": str(site.upstream.bare)}
-    building = site.path / ".git.gitops-building"
+    building = site.path / ".git:gitops-building"
     building.mkdir(parents=True)
     (building / "HEAD").write_text("ref: refs/heads/main\n")
     assert site.run().outcome == "missing", "it is not taken for one"
