@@ -62,7 +62,7 @@ coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of its own; needs root and systemd-nspawn
 	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
 
-test-browser: $(BROWSER)/.ready ## the page in a real Chromium, and its pictures in docs/; needs chromium
+test-browser: $(BROWSER)/.ready ## the page in a real Chromium; PICTURES=docs keeps the README's pictures of it
 	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
 
 bench: ## figures of this machine, each beside the bare alternative

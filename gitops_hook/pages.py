@@ -359,8 +359,10 @@ _PARTS = (
     ("fetched", "Fetched"),
     ("deployed", "Deployed"),
     ("healthy", "Healthy"),
-    ("ended", "Done"),
+    ("ended", ""),
 )
+#: What a run's end is called, by how its outcome is to be taken.
+_ENDS = {"good": "Done", "bad": "Failed"}
 
 
 def _time_line(run: Run, received: float | None) -> str:
@@ -372,7 +374,8 @@ def _time_line(run: Run, received: float | None) -> str:
         moment = getattr(run, step)
         if moment is None or (step == "started" and received is None):
             continue
-        items.append(_moment(step, label, moment, f"after {span(moment - last)}"))
+        called = label or _ENDS.get(tone(run.outcome), "Ended")
+        items.append(_moment(step, called, moment, f"after {span(moment - last)}"))
         parts.append((step, last - begin, moment - last))
         last = moment
     whole = (last - begin) or 1.0

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -144,6 +144,20 @@ class Proxy:
             return connection.getresponse().status
 
 
+@contextmanager
+def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
+    """While this lasts, a proxy runs that listens at `port`."""
+    with (folder / "log").open("wb") as log, subprocess.Popen(
+        command, env={**os.environ, "HOME": str(folder)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 30
+        while not listens(port):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.02)  # there is nothing of it to wait for
+        yield
+        process.terminate()
+
+
 @pytest.fixture(params=[nginx, caddy, go], ids=lambda program: program.__name__)
 def proxy(request, tmp_path, start_daemon) -> Iterator[Proxy]:
     program: Callable[[Path, int, int], list[str]] = request.param
@@ -152,15 +166,8 @@ def proxy(request, tmp_path, start_daemon) -> Iterator[Proxy]:
     Upstream(tmp_path / "forge").checkout(tmp_path / "root")
     daemon, port, folder = start_daemon(), free_port(), tmp_path / "proxy"
     folder.mkdir()
-    with (folder / "log").open("wb") as log, subprocess.Popen(
-        program(folder, daemon.port, port), env={**os.environ, "HOME": str(folder)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-    ) as process:  # fmt: skip
-        deadline = time.monotonic() + 30
-        while not listens(port):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.02)  # there is nothing of it to wait for
+    with running(program(folder, daemon.port, port), folder, port):
         yield Proxy(program.__name__, port, daemon)
-        process.terminate()
 
 
 def own_address() -> str | None:
@@ -221,3 +228,27 @@ def test_nothing_else_of_the_daemon_can_be_reached(proxy):
     with closing(proxy.connect()) as connection:
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 404
+
+
+@pytest.mark.parametrize("program", ["nginx", "caddy"])
+def test_the_page_is_read_by_a_name_of_the_proxy_s_own(program, tmp_path, start_daemon):
+    if not shutil.which(program):
+        pytest.skip(f"SKIPPED: there is no {program} here to stand before the page")
+    daemon, port = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0"), free_port()
+    page = f"127.0.0.1:{daemon.wait_for(r'listening for the dashboard .*address=.*:([0-9]+)')[1]}"
+    command = {"nginx": nginx, "caddy": caddy}[program](tmp_path, daemon.port, port)
+    words = {
+        "nginx": f"location / {{ proxy_pass http://{page}; }}",
+        "caddy": f"reverse_proxy {page} {{\n header_up Host {{upstream_hostport}}\n}}",
+    }[program]
+    file = tmp_path / ("nginx.conf" if program == "nginx" else "Caddyfile")
+    places = file.read_text().partition("server {")[0]
+    file.write_text(
+        f"{places}server {{ listen {port};\n{words}\n}} }}\n"
+        if program == "nginx"
+        else f"{{\n admin off\n}}\nhttp://:{port} {{\n{words}\n}}\n"
+    )
+    with running(command, tmp_path, port), closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.request("GET", "/", headers={"Host": "status.example.org"})
+        answer = client.getresponse()
+        assert (answer.status, b"No repository yet" in answer.read()) == (200, True)

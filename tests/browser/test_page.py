@@ -113,7 +113,7 @@ class TestRun:
         assert "gitops.deploy failed with exit 3" in page.locator(".cure.bad").inner_text()
         assert "which stays; the next run deploys it again" in page.locator(".cure.bad").inner_text()
         line = page.get_by_role("region", name="Time line").get_by_role("listitem").all_inner_texts()
-        assert [item.split()[0] for item in line] == ["Received", "Queued", "Fetched", "Done"]
+        assert [item.split()[0] for item in line] == ["Received", "Queued", "Fetched", "Failed"]
         assert "migration 42 failed" in page.get_by_role("region", name="Output").inner_text()
 
     def test_the_log_grows_while_the_run_goes_and_stays_when_it_has_ended(self, stage, open_page):
