@@ -181,6 +181,50 @@ def test_a_name_that_no_forge_allows_is_refused(name: str) -> None:
     assert caught.value.status == 400
 
 
+REASONS: dict[str, tuple[str, str, bytes]] = {
+    "the media type is neither application/json nor application/x-www-form-urlencoded": ("push", "text/plain", b"{}"),
+    "there is no X-GitHub-Event header": ("", JSON, b"{}"),
+    "the body is not UTF-8": ("push", JSON, b"\xff"),
+    "the form is not one field `payload`": ("push", FORM, b"a=b"),
+    "the payload is not JSON": ("push", JSON, b"{"),
+    "the payload is not a JSON object": ("push", JSON, b"[]"),
+    "the payload names no repository": ("push", JSON, b"{}"),
+    "the repository's name is missing or not one that a forge allows": ("push", JSON, b'{"repository": {}}'),
+    "the repository's name and full_name differ": (
+        "ping",
+        JSON,
+        raw({"repository": {"name": "a", "full_name": "acme/site"}}),
+    ),
+    "the push has no well-formed `ref`": ("push", JSON, raw(push("acme/site", ref="main"))),
+    "the push has no well-formed `after`": ("push", JSON, raw(push("acme/site", "main"))),
+    "the push has no well-formed `before`": ("push", JSON, raw(push("acme/site", before="main"))),
+}
+
+
+@pytest.mark.parametrize(("reason", "request_"), REASONS.items(), ids=list(REASONS))
+def test_a_refusal_says_why(reason: str, request_: tuple[str, str, bytes]) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_as(*request_)
+    assert caught.value.reason == str(caught.value) == reason
+
+
+def test_what_a_push_does_not_say_is_empty() -> None:
+    event = read({"ref": "refs/heads/main", "repository": {"full_name": "acme/site"}})
+    assert event == Push("acme/site", [Move("refs/heads/main", "", "", False)], "", "")
+
+
+def test_a_pusher_may_be_told_by_login_alone() -> None:
+    event = read(push("acme/site", pusher={"login": "ada"}))
+    assert isinstance(event, Push) and event.pusher == "ada"
+
+
+def test_a_default_branch_is_cut_where_a_ref_must_end() -> None:
+    payload = push("acme/site")
+    payload["repository"]["default_branch"] = "b" * 251
+    event = read(payload)
+    assert isinstance(event, Push) and event.default_branch == "b" * 250
+
+
 # -- any bytes at all -----------------------------------------------------------------------------------------------
 
 #: What a fuzzer puts where something else is expected.

@@ -1,0 +1,139 @@
+"""Mutation testing: for every small fault that one could make in a module, does any test notice?
+
+Mutmut makes the faults, one at a time; this runs the module's own tests on each, in a copy of the tree, and tells how
+many were noticed ("killed") and which were not. `make mutation` runs it; docs/reliability.md explains the survivors.
+
+Pytest is imported once and forked for each mutant, which takes a third off. A mutant with which the tests take many
+times as long as without, or for ever, is killed by that.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import mutmut
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent
+#: Which tests a module answers to: its own, less those whose point is a thousand threads.
+TESTS = {
+    "webhook": ["tests/test_webhook.py", "tests/test_forges.py"],
+    "journal": ["tests/test_journal.py", "-k", "not power_cut"],
+    "dispatcher": ["tests/test_dispatcher.py", "-k", "not thousand and not as_a_worker_goes"],
+}
+#: How many times as long the tests may take on a mutant, and the least that they are given, in seconds: on a loaded
+#: machine either measure may come out short.
+PATIENCE, LEAST = 4, 12
+#: The share of mutants that must be killed.
+GATE = 0.9
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    """What is left is what runs: no module here reads its annotations."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+
+def meaning(source: str) -> str:
+    return ast.dump(_WithoutAnnotations().visit(ast.parse(source)))
+
+
+def mutants(path: Path) -> Iterator[str]:
+    """The module's source with one fault each."""
+    source = path.read_text()
+    original = meaning(source)
+    for mutation in mutmut.list_mutations(mutmut.Context(source=source, filename=str(path))):
+        mutated, _ = mutmut.mutate(mutmut.Context(source=source, filename=str(path), mutation_id=mutation))
+        try:
+            if meaning(mutated) != original:
+                yield mutated
+        except SyntaxError:
+            pass  # no fault that one could make
+
+
+def tests_pass(tests: list[str], limit: int = 0) -> bool:
+    """Whether these tests pass in a process, and group, of their own, within `limit` seconds if there is one."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in range(3):
+                os.dup2(null, stream)
+            signal.alarm(limit)  # which ends the process
+            status = int(pytest.main(["-qx", "-p", "no:cacheprovider", "--no-header", *tests]))
+        finally:
+            os._exit(status)  # whatever was raised: what follows is the parent's
+    _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what its tests have started
+    return status == 0
+
+
+def fault(original: str, mutated: str) -> str:
+    """The lines that differ."""
+    lines = difflib.unified_diff(original.splitlines(), mutated.splitlines(), n=0, lineterm="")
+    return "\n".join("    " + line for line in list(lines)[2:])
+
+
+def examine(module: str) -> tuple[int, list[str]]:
+    """How many mutants of a module there are, and those that survive its tests."""
+    path = Path("gitops_hook") / f"{module}.py"
+    original = path.read_text()
+    began = time.monotonic()
+    if not tests_pass(TESTS[module]):
+        raise SystemExit(f"the tests of {module} fail without any mutant: {TESTS[module]}")
+    limit = max(LEAST, round(PATIENCE * (time.monotonic() - began)))
+    for compiled in path.parent.glob(f"__pycache__/{module}.*"):
+        compiled.unlink()  # two mutants of one size within one second would pass for one another
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    total, survivors = 0, []
+    for mutated in mutants(path):
+        path.write_text(mutated)
+        total += 1
+        if tests_pass(TESTS[module], limit):
+            survivors.append(fault(original, mutated))
+            print(f"survived in {module}\n{survivors[-1]}", flush=True)
+    path.write_text(original)
+    return total, survivors
+
+
+def main(modules: list[str]) -> int:
+    verdict = 0
+    table = [f"{'module':12} {'mutants':>8} {'killed':>8} {'share':>8} {'minutes':>8}"]
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "var", "dist", "build"))
+        os.chdir(copy)
+        sys.path[:] = [str(copy), str(copy / "tests"), *(path for path in sys.path if not path.startswith(str(SOURCE)))]
+        for module in modules or list(TESTS):
+            began = time.monotonic()
+            total, survivors = examine(module)
+            killed = total - len(survivors)
+            minutes = (time.monotonic() - began) / 60
+            table.append(f"{module:12} {total:8} {killed:8} {killed / total:8.1%} {minutes:8.1f}")
+            verdict |= killed < GATE * total
+    print("\n".join(table))
+    return verdict
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
