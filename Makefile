@@ -35,7 +35,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow test-systemd test-browser coverage fuzz bench lint install uninstall dist deb clean
+.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage fuzz bench lint install uninstall dist deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -69,6 +69,11 @@ fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 second
 	@if $(MAKE) --no-print-directory $(FUZZ)/.ready; then \
 	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
 	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
+
+test-github: $(TEST_TOOLS) ## what is asked of GitHub, held to GitHub's own description; needs node and npm
+	@if ! command -v node npm >/dev/null; then echo "SKIPPED: the tests against GitHub's description need node and npm"; \
+	else $(MAKE) --no-print-directory .cache/openapi/slice.json && \
+	    $(TEST_PYTHON) -m pytest -m openapi -rs tests/github $(ARGS); fi
 
 test-browser: $(BROWSER)/.ready ## the page in a real Chromium; PICTURES=docs keeps the README's pictures of it
 	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
@@ -146,6 +151,12 @@ deb: ## dist/gitops-hook_VERSION_all.deb
 clean: ## remove what the above made, except ./var
 	rm -rf .venv-* .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info .cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
+
+# Prism stays; of GitHub's description, which takes 400 MB with all its kin, the slice does.
+.cache/openapi/slice.json: tests/github/slice_openapi.py
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/openapi @stoplight/prism-cli@5 @octokit/openapi@23
+	$(TEST_PYTHON) $< .cache/openapi/node_modules/@octokit/openapi/generated/api.github.com.json $@
+	rm -r .cache/openapi/node_modules/@octokit
 
 $(VENV)/.ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)

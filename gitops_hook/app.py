@@ -19,10 +19,11 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from gitops_hook import framing
-from gitops_hook.journal import Delivery, Journal, JournalError
+from gitops_hook.journal import Arrival, Delivery, Journal, JournalError
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
 from gitops_hook.webhook import (
+    WEBHOOK,
     Event,
     Forge,
     Move,
@@ -37,7 +38,6 @@ from gitops_hook.webhook import (
     printable,
 )
 
-WEBHOOK = "/api/webhook/gitops"
 HEALTH = "/healthz"
 
 #: GitHub's own bound on a payload.
@@ -159,10 +159,13 @@ class WebhookApp:
             forge = claimed(environ)
             delivery = printable(header(environ, forge.delivery)) or None
             body = _read(environ)
-            secret = self._secrets().match(forge.signature.proof(environ, body, self._now()))
+            secrets = self._secrets()
+            secret = secrets.match(forge.signature.proof(environ, body, self._now()))
             if secret is None:
                 raise Refused(401, f"the signature {forge.signature.header} is missing or wrong")
             event = self._parse(forge, environ, body)
+            if isinstance(event, Ping) and event.hook:
+                self._keep(event, delivery, secrets.fingerprint(secret))
             answer = self._judge(event, delivery)
         except Refused as refused:
             answer = _refusal(refused.status, refused.reason, delivery if secret else None)
@@ -190,6 +193,10 @@ class WebhookApp:
             ms=round((time.monotonic() - began) * 1000, 1),
         )
         return answer
+
+    def _keep(self, ping: Ping, guid: str | None, signed: str) -> None:
+        """Remember that this hook reaches us, for whoever registered it and waits to see that."""
+        self._journal.arrive(Arrival(ping.hook, ping.target, ping.url, guid or "", self._now(), signed))
 
     def _judge(self, event: Event, guid: str | None) -> Answer:
         if isinstance(event, Ping):

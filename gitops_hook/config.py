@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 from zipimport import zipimporter
 
 from gitops_hook.logs import log
@@ -111,6 +112,10 @@ class Settings(NamedTuple):
     clone: tuple[str, ...]
     clone_url: str
     notify: tuple[str, ...]
+    token_file: Path | None
+    api_url: str
+    report: str
+    public_url: str
     log_format: str
 
 
@@ -193,9 +198,36 @@ def _log_format(text: str) -> str:
     return text
 
 
-def _credential(environ: Mapping[str, str]) -> str:
-    path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "webhook-secret")  # noqa: PTH118
-    return path if os.path.isfile(path) else ""  # noqa: PTH113 - that of a Path raises where a folder is closed
+def _api_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
+        raise ValueError("it must begin with https://, for the token goes there")
+    return _base_url(text)
+
+
+def _base_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        raise ValueError("it is not a plain http or https URL")
+    return text.rstrip("/")
+
+
+def _optional_base_url(text: str) -> str:
+    return _base_url(text) if text else ""
+
+
+def _report(text: str) -> str:
+    if text not in ("", "status", "deployment"):
+        raise ValueError("it is neither empty nor `status` nor `deployment`")
+    return text
+
+
+def _credential(name: str) -> Callable[[Mapping[str, str]], str]:
+    def path_in(environ: Mapping[str, str]) -> str:
+        path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), name)  # noqa: PTH118
+        return path if os.path.isfile(path) else ""  # noqa: PTH113 - that of a Path raises where a folder is closed
+
+    return path_in
 
 
 def _state(environ: Mapping[str, str]) -> str:
@@ -270,7 +302,7 @@ OPTIONS = (
     Option(
         "GITHUB_WEBHOOK_SECRET_FILE",
         _optional_path,
-        _credential,
+        _credential("webhook-secret"),
         "`$CREDENTIALS_DIRECTORY/webhook-secret` if there",
         "file of secrets, one a line, newest first, all valid; read again when it changes",
     ),
@@ -321,6 +353,26 @@ OPTIONS = (
         "",
         "command that is told when a repository starts to fail, daily while it does, and when it is well again",
     ),
+    Option(
+        "GITHUB_TOKEN_FILE",
+        _optional_path,
+        _credential("github-token"),
+        "`$CREDENTIALS_DIRECTORY/github-token` if there",
+        "file of the token for GitHub's API; read again for each use",
+    ),
+    _fixed(
+        "GITHUB_API_URL",
+        _api_url,
+        "https://api.github.com",
+        "GitHub's API; at an Enterprise server `https://HOST/api/v3`",
+    ),
+    _fixed(
+        "GITOPS_REPORT",
+        _report,
+        "",
+        "`status` or `deployment`: how GitHub is told, on the commit, what came of each run",
+    ),
+    _fixed("GITOPS_PUBLIC_URL", _optional_base_url, "", "where the page is reached, for links to its runs from GitHub"),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
 )
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gitops_hook import __version__
+from gitops_hook.answers import Answers, Sender
 from gitops_hook.app import RESULTS, WebhookApp
 from gitops_hook.commits import Commits
 from gitops_hook.config import Address, Failure, SecretSource, Settings
@@ -113,6 +114,11 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         if settings.notify:
             notices = Notices(journal, checkouts, settings.notify, inherited(environ, settings.root))
             witnesses.append(notices)
+        sender = Sender(settings, journal, checkouts) if settings.report else None
+        if sender:
+            answers = Answers(journal, sender.wake)
+            answers.catch_up()
+            witnesses.append(answers)
         dispatcher = Dispatcher.by(settings, environ, journal, checkouts, witnesses)
         webhook = WebhookApp(
             secrets.current, checkouts, journal, dispatcher.wake, settings.clone, count=instruments.answered
@@ -121,6 +127,9 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         dashboard = Dashboard(journal, checkouts, settings.sync_timeout, instruments.exposition)
         servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
+        if sender:
+            sender.start()
+            stack.callback(sender.stop, REQUESTS_DEADLINE)
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
             address = _describe(server.server_address)

@@ -53,6 +53,11 @@ _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
 _GOOD = {"updated", "unchanged", "cloned", "paused"}
 
 
+def is_settled(run: Run) -> bool:
+    """Whether a run has settled its matter, well or not; if not, it is done again, soon or at the next start."""
+    return not (run.outcome == "unreachable" or run.exit is None or run.message == ENDED_BY_US)
+
+
 class Wake(NamedTuple):
     """What a queue carries: why to look, and whom to tell when that has been done."""
 
@@ -316,7 +321,7 @@ class Dispatcher:
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
             result = result._replace(outcome="interrupted", message=ENDED_BY_US)
         ended = run._replace(ended=self._journal.now(), **result._asdict())
-        settled = not (result.outcome == "unreachable" or result.exit is None or result.message == ENDED_BY_US)
+        settled = is_settled(ended)
         if ended.outcome not in _GOOD:
             self.failure = ended
         self._record(ended, settled=settled)

@@ -1,4 +1,4 @@
-"""The journal: which deliveries were accepted, which runs served them, what is still owed.
+"""The journal: which deliveries were accepted, which runs served them, what is still owed, what a forge is told.
 
 Rules:
 
@@ -95,6 +95,30 @@ _MIGRATIONS = (
         at REAL NOT NULL
     );
     """,
+    """
+    CREATE TABLE pings (
+        hook INTEGER PRIMARY KEY,
+        target TEXT NOT NULL COLLATE NOCASE,
+        url TEXT NOT NULL,
+        guid TEXT NOT NULL,
+        received REAL NOT NULL,
+        signed TEXT NOT NULL
+    );
+    CREATE TABLE reports (
+        repository TEXT NOT NULL COLLATE NOCASE,
+        commit_id TEXT NOT NULL,
+        run INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        description TEXT NOT NULL,
+        changed REAL NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
+        due REAL,  -- when to send it; none once it was sent
+        tries INTEGER NOT NULL DEFAULT 0,
+        deployment INTEGER NOT NULL DEFAULT 0,  -- the forge's id of it; 0 while there is none
+        PRIMARY KEY (repository, commit_id)
+    );
+    CREATE INDEX reports_due ON reports (due) WHERE due IS NOT NULL;
+    """,
 )
 
 #: What is said of a run that was in hand when its daemon died.
@@ -104,6 +128,8 @@ DIED = "The daemon died while this run was in hand; what it owed is done again."
 #: that stays in the tens of megabytes.
 KEEP_SECONDS = 90 * 86400
 KEEP_ROWS = 100_000
+#: How long an answer to a commit is worth sending: who pushed has long looked elsewhere. In seconds.
+KEEP_REPORTS = 3 * 86400
 #: What all logs together may take. Most runs print a few hundred bytes; this bounds those that print a megabyte.
 KEEP_LOG_BYTES = 1 << 30
 
@@ -153,6 +179,40 @@ class Delivery(NamedTuple):
     id: int = 0
     run: int = 0
     owed: bool = True
+
+
+class Arrival(NamedTuple):
+    """The newest ping of one webhook: the proof that it reaches us, and that its secret is ours.
+
+    `hook` is the forge's id, `target` the repository or organisation that it belongs to, `url` where the forge sends;
+    `signed` tells the secret by its `webhook.fingerprint`.
+    """
+
+    hook: int
+    target: str
+    url: str
+    guid: str
+    received: float
+    signed: str
+
+
+class Report(NamedTuple):
+    """What the forge is to be told of a commit: ``pending``, ``success`` or ``failure``, and a sentence.
+
+    A newer report on the same commit takes the place of this one and counts `version` up. `tries` have failed so far;
+    `deployment` is the forge's id of the deployment made for the commit, or 0.
+    """
+
+    repository: str
+    commit: str
+    run: int
+    state: str
+    description: str
+    changed: float = 0.0
+    version: int = 1
+    due: float | None = None
+    tries: int = 0
+    deployment: int = 0
 
 
 class Run(NamedTuple):
@@ -245,9 +305,15 @@ class Told(NamedTuple):
 class _Work(Generic[T]):
     """A piece of work on its way through the writing thread: rows to insert, or something else to do."""
 
-    def __init__(self, do: Callable[[sqlite3.Connection], T] | None = None, delivery: Delivery | None = None) -> None:
+    def __init__(
+        self,
+        do: Callable[[sqlite3.Connection], T] | None = None,
+        delivery: Delivery | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         self.do = do
         self.delivery = delivery
+        self._then = then  # for one who does not wait: called when it is finished
         self.result: T | None = None
         self._error: Exception | None = None
         # A bare lock is the cheapest event there is: taken now, released by `finish`, taken again by `wait`.
@@ -257,6 +323,8 @@ class _Work(Generic[T]):
     def finish(self, error: Exception | None = None) -> None:
         self._error = error
         self._done.release()
+        if self._then:
+            self._then()
 
     def wait(self) -> T:
         self._done.acquire()
@@ -354,6 +422,30 @@ class JournalReader:
         rows = [Told(*row) for row in self._query("SELECT repository, outcome, since, at FROM told")]
         return {told.repository.lower(): told for told in rows}
 
+    def arrivals(self) -> list[Arrival]:
+        """The newest ping of each webhook, by the ids of the hooks."""
+        return [Arrival(*row) for row in self._query("SELECT * FROM pings ORDER BY hook")]
+
+    def is_confirmed_since(self, repository: str, moment: float) -> bool:
+        """Whether a run that began after `moment` (seconds since the epoch) left `repository` where it should be."""
+        good = "('updated', 'unchanged', 'cloned', 'paused')"
+        sql = f"SELECT 1 FROM runs WHERE repository = ? AND started > ? AND outcome IN {good} LIMIT 1"
+        return bool(self._query(sql, repository, moment))
+
+    def reports_due(self, moment: float, limit: int = 100) -> list[Report]:
+        """What the forge is to be told by `moment` (seconds since the epoch), what is due longest first."""
+        sql = "SELECT * FROM reports WHERE due <= ? ORDER BY due LIMIT ?"
+        return [Report(*row) for row in self._query(sql, moment, limit)]
+
+    def reports_begun(self) -> list[Report]:
+        """What was said or is to be said to be pending, of which there may be more to tell by now."""
+        return [Report(*row) for row in self._query("SELECT * FROM reports WHERE state = 'pending'")]
+
+    def next_report(self) -> float | None:
+        """When the next report is due, in seconds since the epoch."""
+        ((due,),) = self._query("SELECT min(due) FROM reports WHERE due IS NOT NULL")
+        return cast("float | None", due)
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """A connection that reads, for one look."""
@@ -411,6 +503,11 @@ class Journal(JournalReader):
     def record(self, delivery: Delivery) -> None:
         """Commit an accepted delivery; it is owed from now on."""
         self._submit(_Work(delivery=delivery))
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Commit a webhook's ping, in the place of its last one."""
+        sql = "INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)"
+        self._submit(_Work(lambda connection: connection.execute(sql, arrival)))
 
     def start(self, repository: str, trigger: str, *, if_owed: bool = False) -> Claim | None:
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
@@ -493,6 +590,49 @@ class Journal(JournalReader):
             _Work(lambda connection: connection.execute("DELETE FROM told WHERE repository = ?", (repository,)))
         )
 
+    def report(self, *reports: Report, then: Callable[[], None] | None = None) -> None:
+        """Write down what the forge is to be told, in the place of what it was not told yet of the same commits.
+
+        With `then` the caller does not wait: that is called, by the writing thread, once it is done or has failed.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT INTO reports (repository, commit_id, run, state, description, changed, due)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository, commit_id) DO UPDATE SET run = excluded.run,"
+                " state = excluded.state, description = excluded.description, changed = excluded.changed,"
+                " due = excluded.due, tries = 0, version = version + 1",
+                [(*report[:6], report.changed) for report in reports],
+            )
+
+        if then:
+            self._hand_in(_Work(work, then=then))
+        else:
+            self._submit(_Work(work))
+
+    def reported(self, report: Report, *, over: bool) -> None:
+        """The forge was told, or never will be; `over` says that nothing more is to be told of the commit.
+
+        What has come in its place since is left alone.
+        """
+        sql = "DELETE FROM reports" if over else "UPDATE reports SET due = NULL"
+        self._change_report(report, f"{sql} WHERE repository = ? AND commit_id = ? AND version = ?")
+
+    def postpone(self, report: Report, due: float) -> None:
+        """The forge could not be told; try again at `due`, unless something newer has come in its place."""
+        where = "WHERE repository = ? AND commit_id = ? AND version = ?"
+        self._change_report(report, f"UPDATE reports SET due = ?, tries = tries + 1 {where}", due)
+
+    def deployed(self, report: Report, deployment: int) -> None:
+        """The forge has made this deployment for the commit; whatever is told of it next belongs to that."""
+        sql = "UPDATE reports SET deployment = ? WHERE repository = ? AND commit_id = ?"
+        key = (deployment, report.repository, report.commit)
+        self._submit(_Work(lambda connection: connection.execute(sql, key)))
+
+    def _change_report(self, report: Report, sql: str, *values: object) -> None:
+        key = (*values, report.repository, report.commit, report.version)
+        self._submit(_Work(lambda connection: connection.execute(sql, key)))
+
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
         with suppress(JournalError):
@@ -513,6 +653,7 @@ class Journal(JournalReader):
                 " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.run = runs.id)",
                 (horizon, KEEP_ROWS),
             )
+            connection.execute("DELETE FROM reports WHERE changed < ?", (self.now() - KEEP_REPORTS,))
 
         self._submit(_Work(work))
         try:
@@ -531,11 +672,14 @@ class Journal(JournalReader):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _submit(self, work: _Work[T]) -> T:
+        self._hand_in(work)
+        return work.wait()
+
+    def _hand_in(self, work: _Work[Any]) -> None:
         with self._lock:
             if self._closed:
                 raise JournalError("the journal is closed")
             self._work.put(work)
-        return work.wait()
 
     def _write(self) -> None:
         """The writing thread. It must never die: every caller waits for it."""

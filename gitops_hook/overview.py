@@ -168,6 +168,7 @@ SETTINGS: Mapping[str, tuple[str | None, str]] = {
     "paused": ("false", "default"),
     "diverged": ("refuse", "default"),
     "dirty": ("refuse", "default"),
+    "environment": (None, "the host's name"),
     "timeout": (None, "the daemon's GITOPS_SYNC_TIMEOUT, in seconds"),
 }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from gitops_hook.doctor import Finding
+from gitops_hook.hooks import Listed, Missed, Registration
 from gitops_hook.journal import JournalReader, Run
 from gitops_hook.logs import escape
 from gitops_hook.overview import IN_HAND, Standing, age, span, tone
@@ -30,6 +31,11 @@ _COLOURS = {
     "ok": _GREEN,
     "warning": _YELLOW,
     "failure": _RED,
+    "right": _GREEN,
+    "unproven": _YELLOW,
+    "foreign": _DIM,
+    "repaired": _GREEN,
+    "redelivered": _YELLOW,
 }
 
 #: Seconds between looks at a log that still grows.
@@ -103,6 +109,56 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         print(f"{level}  {escape(': '.join(filter(None, (finding.repository, finding.check, finding.message))))}")
         if finding.cure:
             print(f"         {escape(finding.cure)}")
+
+
+def show_registration(done: Registration, *, as_json: bool, dry_run: bool) -> None:
+    """What was done at one repository or organisation, or would be."""
+    if as_json:
+        _print_json(done._asdict())
+        return
+    told = done.change if not dry_run or done.change == "unchanged" else f"would be {done.change}"
+    told += f" ({', '.join(done.amiss)})" if done.amiss else f" (hook {done.hook})" if done.hook else ""
+    told += f", and is called {done.moved} by now" if done.moved else ""
+    told += f"; {done.trouble}" if done.trouble else ""
+    print(escape(f"{done.target}: {told}"), flush=True)
+
+
+def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
+    """A row for each webhook that the forge has."""
+    if as_json:
+        for hook in hooks:
+            _print_json(hook._asdict())
+        return
+    rows = [
+        [
+            hook.target,
+            str(hook.hook),
+            hook.standing,
+            ", ".join(hook.amiss),
+            ", ".join(hook.events),
+            "" if hook.last is None else _when(hook.last),
+            hook.status,
+            hook.url,
+        ]
+        for hook in hooks
+    ]
+    head = ["repository", "hook", "standing", "wrong", "events", "last delivery", "status", "url"]
+    _print_table(head, rows, coloured=2)
+
+
+def show_missed(missed: Sequence[Missed], *, as_json: bool) -> None:
+    """A row for each push that the forge could not deliver; below them, why."""
+    if as_json:
+        for push in missed:
+            _print_json(push._asdict())
+        return
+    if not missed:
+        print("No push of the last three days was missed.")
+        return
+    rows = [[push.repository, _when(push.delivered), push.guid, push.then] for push in missed]
+    _print_table(["repository", "delivered", "delivery", "then"], rows, coloured=3)
+    for reason in dict.fromkeys(push.reason for push in missed):
+        print(f"\n{escape(reason)}")
 
 
 def show_messages(runs: Iterable[Run]) -> None:

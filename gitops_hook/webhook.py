@@ -31,6 +31,9 @@ from typing import Any, NamedTuple, Union
 
 from gitops_hook.repository import is_valid
 
+#: Where forges deliver to.
+WEBHOOK = "/api/webhook/gitops"
+
 #: A WSGI environment, for its headers.
 Headers = Mapping[str, Any]
 #: Whether a secret has made what a request shows for itself.
@@ -99,9 +102,16 @@ class Push(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """The forge tries the hook; an organisation's ping names no repository."""
+    """The forge tries the hook; an organisation's ping names no repository.
+
+    `hook` is the forge's id of it, 0 where it does not say; `target` the repository or organisation that it belongs
+    to, and `url` where it sends.
+    """
 
     repository: str | None
+    hook: int = 0
+    target: str = ""
+    url: str = ""
 
 
 class Other(NamedTuple):
@@ -205,6 +215,10 @@ class Secrets:
         """
         matches = [name for name, secret in self._secrets.items() if proof and proof(secret)]
         return matches[0] if matches else None
+
+    def fingerprint(self, name: str) -> str:
+        """The `fingerprint` of the secret that is called so."""
+        return fingerprint(self._secrets[name])
 
 
 # -- payloads -------------------------------------------------------------------------------------------------------
@@ -358,7 +372,7 @@ def parse(forge: Forge, headers: Headers, body: bytes) -> Event:
     says_so = forge.pushes.get(event)
     if says_so is None or (says_so and _at(payload, says_so) != "push"):
         name = _repository(forge, payload, required=False)
-        return Ping(name) if event == forge.ping else Other(name, printable(event))
+        return _ping(payload, name) if event == forge.ping else Other(name, printable(event))
     repository = _repository(forge, payload, required=True)
     assert repository is not None
     branch = _at(payload, f"{forge.repository}.{forge.default_branch}")
@@ -369,6 +383,11 @@ def parse(forge: Forge, headers: Headers, body: bytes) -> Event:
         default_branch=printable(branch, 250) if isinstance(branch, str) else "",
         pusher=printable(pusher) if isinstance(pusher, str) else "",
     )
+
+
+def fingerprint(secret: bytes) -> str:
+    """What tells a secret from another one, and nothing about it: 64 bits of an HMAC."""
+    return hmac.digest(secret, b"gitops-hook: which secret is this?", "sha256")[:8].hex()
 
 
 def printable(text: str, limit: int = 100) -> str:
@@ -419,6 +438,15 @@ def _repository(forge: Forge, payload: dict[str, Any], *, required: bool) -> str
     if short is not None and short != name.rpartition("/")[2]:
         raise Refused(400, "the repository's name and full_name differ")
     return name
+
+
+def _ping(payload: dict[str, Any], repository: str | None) -> Ping:
+    """A ping, as far as it says whose hook it tries (GitHub, "Webhook events and payloads", ping)."""
+    number, url, login = (_at(payload, path) for path in ("hook_id", "hook.config.url", "organization.login"))
+    target = repository or (login if isinstance(login, str) and is_valid(login) else "")
+    if not isinstance(number, float) or not 0 < number < 1 << 53 or not target or not isinstance(url, str):
+        return Ping(repository)
+    return Ping(repository, int(number), target, printable(url, 1000))
 
 
 def _at(value: Any, path: str) -> Any:

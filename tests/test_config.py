@@ -56,6 +56,10 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_CLONE": ("acme/*, other/site", ("acme/*", "other/site")),
     "GITOPS_CLONE_URL": ("git@x:{repository}", "git@x:{repository}"),
     "GITOPS_NOTIFY": ("sh -c 'two words'", ("sh", "-c", "two words")),
+    "GITHUB_TOKEN_FILE": ("{tmp}/token", "{tmp}/token"),
+    "GITHUB_API_URL": ("https://ghe.example.org/api/v3/", "https://ghe.example.org/api/v3"),
+    "GITOPS_REPORT": ("deployment", "deployment"),
+    "GITOPS_PUBLIC_URL": ("https://page.example.org/", "https://page.example.org"),
     "GITOPS_LOG_FORMAT": ("json", "json"),
 }
 
@@ -103,14 +107,20 @@ class TestSources:
             "clone": (),
             "clone_url": "https://github.com/{repository}.git",
             "notify": (),
+            "token_file": None,
+            "api_url": "https://api.github.com",
+            "report": "",
+            "public_url": "",
             "log_format": "text",
         }
 
     def test_systemds_folders_are_the_defaults_where_it_gives_them(self, environ: dict[str, str], tmp_path: Path):
         (tmp_path / "webhook-secret").touch()
+        (tmp_path / "github-token").touch()
         environ.update(CREDENTIALS_DIRECTORY=str(tmp_path), STATE_DIRECTORY="/var/lib/gitops-hook:/var/lib/other")
         settings = load(environ, {})
         assert settings.webhook_secret_file == tmp_path / "webhook-secret"
+        assert settings.token_file == tmp_path / "github-token"
         assert settings.state == Path("/var/lib/gitops-hook")
 
     def test_a_credentials_folder_without_ours_is_as_none(self, environ: dict[str, str], tmp_path: Path):
@@ -173,6 +183,14 @@ class TestBadValues:
             ("GITOPS_CLONE_URL", "{{repository}}", "no other braces"),
             ("GITOPS_NOTIFY", "no-such-program x", "there is no program `no-such-program`"),
             ("GITOPS_NOTIFY", "sh 'x", "No closing quotation"),
+            ("GITHUB_API_URL", "", "must begin with https://"),
+            ("GITHUB_API_URL", "http://ghe.example.org/api/v3", "must begin with https://"),
+            ("GITHUB_API_URL", "https://", "not a plain"),
+            ("GITHUB_API_URL", "https://[", "Invalid IPv6"),
+            ("GITHUB_API_URL", "https://ada:password@ghe.example.org", "not a plain"),
+            ("GITHUB_API_URL", "https://ghe.example.org/?x=1", "not a plain"),
+            ("GITOPS_REPORT", "checks", "neither"),
+            ("GITOPS_PUBLIC_URL", "page.example.org", "not a plain"),
             ("GITOPS_LOG_FORMAT", "JSON", "neither"),
         ],
     )

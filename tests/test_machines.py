@@ -149,7 +149,7 @@ class JournalMachine(OnDisk):
     @rule(how=st.sampled_from(["reopen", "lose_power"]))
     def restart(self, how: str) -> None:
         getattr(self, how)()
-        assert self.journal.interrupt() == len(self.in_hand)
+        assert len(self.journal.interrupt()) == len(self.in_hand)
         self.in_hand.clear()
 
     @invariant()
