@@ -75,7 +75,7 @@ fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 second
 	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
 	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
 
-test-browser: $(BROWSER)/.ready ## the page in a real Chromium, and its pictures in docs/; needs chromium
+test-browser: $(BROWSER)/.ready ## the page in a real Chromium; PICTURES=docs keeps the README's pictures of it
 	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
 
 bench: ## figures of this machine, each beside the bare alternative
@@ -101,7 +101,7 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
 	$(INSTALL) -m 644 sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/sysusers.d
 	$(INSTALL) -m 644 tmpfiles.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d
-	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json $(wildcard docs/*.png) $(DESTDIR)$(docdir)
+	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json $(DESTDIR)$(docdir)
 	$(INSTALL) -d $(addprefix $(DESTDIR)$(sharedir)/,notify prometheus grafana)
 	$(INSTALL) -m 755 contrib/notify/* $(DESTDIR)$(sharedir)/notify
 	$(INSTALL) -m 644 contrib/prometheus/* $(DESTDIR)$(sharedir)/prometheus

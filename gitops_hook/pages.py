@@ -13,10 +13,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import math
 import pkgutil
 import re
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -128,7 +128,8 @@ def overview(
     cures = [standing for standing in shown if is_urgent(standing)][:MOST_CURES]
     return _document(
         title,
-        _health(health)
+        '<h1 class="unseen">Where each repository stands</h1>'
+        + _health(health)
         + _chips(counts, len(everything), query)
         + (_needs(cures, tails) if cures else "")
         + (_repositories(shown, query) if shown else _nothing(query)),
@@ -227,7 +228,7 @@ def _table(name: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> str
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
     )
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-labelledby="{name}"><table>'
+        f'<div class="wide" tabindex="0" role="group" aria-labelledby="{name}"><table>'
         f"<thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -325,32 +326,29 @@ def _repository_row(standing: Standing) -> str:
 
 #: A bar's width with its gap, how many there are, and where they stand; below that bad ones have their mark.
 _BAR, _BARS, _BASE = 4, 30, 24
+#: Each bar's beginning, the newest at the right, and its mark.
+_PLACES = tuple((f"M{left} {_BASE}v-", f"M{left} {_BASE + 2}v3") for left in range(_BAR * _BARS - 2, 0, -_BAR))
+#: From how many seconds on a bar is a step higher: ten times as long makes it five higher, so that both a run of 10 ms
+#: shows and one of 10 minutes fits. Tables, since a page of 1,000 repositories draws 30,000 bars.
+_STEPS = tuple((10 ** (step / 5) - 1) / 100 for step in range(1, _BASE - 1))
 
 
 def _picture(history: Sequence[tuple[str | None, float, float | None]]) -> str:
-    """The last runs as bars, the newest at the right: height is duration, colour is outcome; bad ones have a mark."""
+    """The last runs as bars: height is duration, colour is outcome; a bad one has a mark below."""
     if not history:
         return ""
     now = time.time()
-    bars: dict[str, list[str]] = {}
-    outcomes: Counter[str] = Counter()
-    for number, (outcome, started, ended) in enumerate(history):
-        word = outcome or IN_HAND
-        outcomes[word] += 1
-        kind, left = tone(word), _BAR * (_BARS - number) - 2
-        mark = f"M{left} {_BASE + 2}v3" if kind == "bad" else ""
-        bars.setdefault(kind, []).append(f"M{left} {_BASE}v-{_height((ended or now) - started)}{mark}")
+    bars: dict[str | None, str] = {}
+    for (outcome, started, ended), (place, mark) in zip(history, _PLACES):
+        height = bisect(_STEPS, (now if ended is None else ended) - started) + 1
+        bars[outcome] = f"{bars.get(outcome, '')}{place}{height}{mark if tone(outcome) == 'bad' else ''}"
+    outcomes = Counter(outcome or IN_HAND for outcome, _, _ in history)
     told = ", ".join(f"{number} {word}" for word, number in outcomes.most_common())
-    paths = "".join(f'<path class="{kind}" d="{"".join(drawn)}"/>' for kind, drawn in bars.items())
+    paths = "".join(f'<path class="{tone(outcome)}" d="{drawn}"/>' for outcome, drawn in bars.items())
     return (
         f'<svg class="past" viewBox="0 0 {_BAR * _BARS} {_BASE + 6}" role="img">'
         f"<title>Last {_count(len(history), 'run')}: {_e(told)}</title>{paths}</svg>"
     )
-
-
-def _height(seconds: float) -> int:
-    """How high a bar is: ten times as long is a fifth of the picture higher, so 10 ms show, and 10 minutes fit."""
-    return max(1, min(_BASE - 1, round(5 * math.log10(1 + 100 * max(0.0, seconds)))))
 
 
 # -- parts of the other pages ---------------------------------------------------------------------------------------
@@ -361,8 +359,10 @@ _PARTS = (
     ("fetched", "Fetched"),
     ("deployed", "Deployed"),
     ("healthy", "Healthy"),
-    ("ended", "Done"),
+    ("ended", ""),
 )
+#: What a run's end is called, by how its outcome is to be taken.
+_ENDS = {"good": "Done", "bad": "Failed"}
 
 
 def _time_line(run: Run, received: float | None) -> str:
@@ -374,7 +374,8 @@ def _time_line(run: Run, received: float | None) -> str:
         moment = getattr(run, step)
         if moment is None or (step == "started" and received is None):
             continue
-        items.append(_moment(step, label, moment, f"after {span(moment - last)}"))
+        called = label or _ENDS.get(tone(run.outcome), "Ended")
+        items.append(_moment(step, called, moment, f"after {span(moment - last)}"))
         parts.append((step, last - begin, moment - last))
         last = moment
     whole = (last - begin) or 1.0
@@ -390,10 +391,8 @@ def _time_line(run: Run, received: float | None) -> str:
 
 def _moment(step: str, label: str, moment: float, note: str) -> str:
     clock = datetime.fromtimestamp(moment, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
-    return (
-        f'<li class="{step}"><b>{label}</b> <time datetime="{rfc3339(moment)}" title="{_when(moment)}">{clock}</time> '
-        f'<span class="quiet">{note}</span></li>'
-    )
+    when = f'<time datetime="{rfc3339(moment)}" title="{_when(moment)} UTC">{clock}</time>'
+    return f'<li class="{step}"><b>{label}</b> {when} <span class="quiet">{note}</span></li>'
 
 
 def _moved(run: Run, commits: Sequence[Commit]) -> str:
@@ -403,7 +402,7 @@ def _moved(run: Run, commits: Sequence[Commit]) -> str:
     ]
     if run.exit is not None:
         rows.append(("Exit", f"<code>{run.exit}</code>"))
-    rows.append(("Started", _when(run.started)))
+    rows.append(("Started", f"{_when(run.started)} UTC"))
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     brought = _brought(run, commits)
     heading = f'Commits it brought <span class="quiet">{_how_many(run)}</span>' if brought else "Where it stands"
@@ -582,11 +581,13 @@ def _span(seconds: float) -> str:
 def _ago(moment: float | None) -> str:
     if moment is None:
         return "never"
-    return f'<time datetime="{rfc3339(moment)}" title="{_when(moment)}">{age(moment)} ago</time>'
+    when = _when(moment)
+    return f'<time datetime="{when}Z" title="{when} UTC">{age(moment)} ago</time>'
 
 
 def _when(moment: float) -> str:
-    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    """The date and the time of day, to the second, in UTC."""
+    return datetime.fromtimestamp(int(moment), timezone.utc).isoformat(" ")[:19]
 
 
 def rfc3339(moment: float) -> str:

@@ -177,7 +177,8 @@ def _folders(path: Path) -> list[Path]:
     """The folders in `path` whose names could be a repository's, sorted; none if it cannot be read."""
     try:
         with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if is_valid(entry.name) and entry.is_dir())
+            names = sorted(entry.name for entry in entries if is_valid(entry.name) and entry.is_dir())
+            return [path / name for name in names]
     except OSError:
         return []
 

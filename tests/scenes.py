@@ -35,6 +35,9 @@ class Scene:
         self.daemon = daemon
         self.upstreams: dict[str, Upstream] = {}
         self._pushes = 0
+        #: The newest delivery, and runs that are worth a look, by what happened in them.
+        self.guid = ""
+        self.runs: dict[str, int] = {}
         port = daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1]
         self.url = f"http://127.0.0.1:{port}"
 
@@ -55,7 +58,7 @@ class Scene:
             subject = SUBJECTS[self._pushes % len(SUBJECTS)]
             author = f"--author={person} <{person.split()[0].lower()}@example.org>"
             after = upstream.commit(files or {"page": f"{self._pushes}\n"}, subject, author)
-        guid = f"72d3162e-cc78-11e3-81ab-{self._pushes:012x}"
+        guid = self.guid = f"72d3162e-cc78-11e3-81ab-{self._pushes:012x}"
         self.daemon.deliver(push(name, after, before=before, pusher={"name": person.split()[0].lower()}), guid=guid)
         if not wait:
             return 0
@@ -85,9 +88,8 @@ class Scene:
             journal.commit()
 
 
-def a_busy_week(scene: Scene) -> dict[str, int]:
-    """Repositories in every state that a page can show; returns the numbers of runs worth a look."""
-    seen = {}
+def a_busy_week(scene: Scene) -> None:
+    """Repositories in every state that a page can show."""
     broken = "{ ! grep -q broken page || { echo 'migration 42 failed: no such column' >&2; exit 3; }; }"
     intranet = scene.repository("acme/intranet")
     docs = scene.repository("acme/docs")
@@ -109,15 +111,14 @@ def a_busy_week(scene: Scene) -> dict[str, int]:
             scene.push("acme/billing", {"page": "broken\n"})
             scene.age(900)
             scene.push("acme/billing", {"page": "mended\n"})
-    seen["updated"] = scene.push("acme/shop", commits=3)
+    scene.runs["updated"] = scene.push("acme/shop", commits=3)
     (docs / "page").write_text("what somebody wrote on the host\n")
     scene.push("acme/docs")
     git("config", "gitops.paused", "true", cwd=intranet)
     scene.push("acme/intranet")
     scene.age(2400)
-    seen["rolled back"] = scene.push("acme/search", {"page": "sick\n"})
+    scene.runs["rolled back"] = scene.push("acme/search", {"page": "sick\n"})
     scene.age(1300)
     scene.lose("infra/dns")
-    seen["failed"] = scene.push("acme/billing", {"page": "broken again\n"})
+    scene.runs["failed"] = scene.push("acme/billing", {"page": "broken again\n"})
     scene.age(200)
-    return seen

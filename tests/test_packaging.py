@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,20 @@ def files_below(folder: Path) -> set[str]:
 
 
 def serves_a_push(tmp_path: Path, start_daemon, **options) -> Daemon:
-    """A daemon that was started so moves a checkout with the script that came with it."""
+    """A daemon that was started so moves a checkout with the script that came with it, and shows its page."""
     upstream = Upstream(tmp_path / "forge")
-    daemon = start_daemon(PYTHONPATH="", **options)
+    daemon = start_daemon(PYTHONPATH="", GITOPS_DASHBOARD_LISTEN="127.0.0.1:0", **options)
+    port = daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1]
     checkout = upstream.checkout(daemon.root)
     after = upstream.commit({"a": "b"})
     daemon.deliver(push("acme/site", after))
     daemon.wait_for("run updated")
     assert git("rev-parse", "HEAD", cwd=checkout) == after
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+        page = answer.read()
+    assert b"acme/<wbr>site" in page
+    for name in ("page.css", "page.js"):
+        assert (SOURCE / "gitops_hook" / name).read_bytes() in page
     return daemon
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -228,3 +228,29 @@ def test_nothing_else_of_the_daemon_can_be_reached(proxy):
     with closing(proxy.connect()) as connection:
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 404
+
+
+@pytest.mark.parametrize("program", [nginx, caddy], ids=lambda program: program.__name__)
+def test_the_page_is_read_by_a_name_of_the_proxy_s_own(program, tmp_path, start_daemon):
+    """As docs/operations.md has it: nginx sends the address that it calls by itself, Caddy when told."""
+    daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
+    page = f"127.0.0.1:{daemon.wait_for(r'listening for the dashboard .*address=.*:([0-9]+)')[1]}"
+
+    def before_the_page(folder: Path, port: int, own: int) -> list[str]:
+        command = program(folder, port, own)
+        file = Path(command[-1])
+        if program is nginx:
+            words = f"server {{ listen {own}; location / {{ proxy_pass http://{page}; }} }} }}\n"
+            file.write_text(file.read_text().partition("server {")[0] + words)
+        else:
+            words = f"reverse_proxy {page} {{\n header_up Host {{upstream_hostport}}\n}}"
+            file.write_text(f"{{\n admin off\n}}\nhttp://:{own} {{\n{words}\n}}\n")
+        return command
+
+    before_the_page.__name__ = program.__name__
+    with ExitStack() as stack:
+        port = stack.enter_context(standing(before_the_page, tmp_path / "proxy", daemon.port))
+        client = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)))
+        client.request("GET", "/", headers={"Host": "status.example.org"})
+        answer = client.getresponse()
+        assert (answer.status, b"No repository yet" in answer.read()) == (200, True)
