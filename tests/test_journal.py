@@ -75,6 +75,9 @@ class TestDeliveries:
             journal.record(delivery("same", received=float(-number)))
         assert [read.received for read in journal.deliveries("same")] == [float(-number) for number in range(20)]
 
+    def test_of_a_delivery_little_need_be_said(self):
+        assert Delivery("g", "push", 1.0, "acme/site", "refs/heads/main")[5:] == ("", "", "", 0, 0, True)
+
     def test_a_redelivery_is_a_row_of_its_own(self, journal: Journal):
         journal.record(delivery("twice"))
         run_to_the_end(journal)
@@ -286,6 +289,38 @@ class TestPasts:
         assert served == (2, first[0].received, first)
         assert journal.served(claim.run.id).deliveries == first + second
         assert journal.served(77) == (0, None, [])
+
+
+class TestBounds:
+    """What is kept, and for how long, to the row, the byte and (nearly) the second."""
+
+    def test_rows_are_kept_for_ninety_days(self, journal: Journal):
+        for guid, age in (("older", 30), ("younger", -30)):
+            journal.record(delivery(guid, received=time.time() - 90 * 86400 - age))
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("older", "younger") if journal.deliveries(guid)] == ["younger"]
+
+    def test_a_hundred_thousand_rows_are_kept(self, journal: Journal, tmp_path: Path):
+        for guid in ("first", "second", "last"):
+            journal.record(delivery(guid))
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.execute("UPDATE deliveries SET id = 100001 WHERE guid = 'last'")
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("first", "second", "last") if journal.deliveries(guid)] == ["second", "last"]
+
+    def test_a_gibibyte_of_logs_is_kept(self, journal: Journal):
+        for run, size in ((1, 1), (2, (1 << 30) - 1), (3, 1)):
+            with journal.log_path(run).open("wb") as file:
+                file.truncate(size)  # a hole, which takes no disk
+        journal.prune()
+        assert [run for run in (1, 2, 3) if journal.log_path(run).exists()] == [2, 3]
+
+    def test_a_hundred_runs_are_told_unless_more_are_asked_for(self, journal: Journal):
+        for _ in range(102):
+            journal.start("acme/site", "sweep")
+        assert [len(journal.runs()), len(journal.runs("acme/site")), len(journal.runs(limit=101))] == [100, 100, 101]
 
 
 class TestSchema:
@@ -513,12 +548,31 @@ class TestFaults:
             journal.probe()
             assert journal.fault is None
 
+    def test_a_fault_names_the_file_and_ends_a_command_with_74(self, tmp_path: Path):
+        (tmp_path / "runs").write_text("")
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'runs'}: ") as caught:
+            Journal(tmp_path)
+        assert caught.value.status == 74
+
+    def test_a_look_that_fails_names_the_file(self, tmp_path: Path):
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'journal.db'}: "):
+            JournalReader(tmp_path).owed()
+
+    def test_after_damage_that_took_all_the_first_run_is_the_first(self, tmp_path: Path):
+        (tmp_path / "journal.db").write_bytes(b"noise" * 1000)
+        with closing(Journal(tmp_path)) as journal:
+            assert run_to_the_end(journal).id == 1
+
 
 class TestClosing:
+    def test_its_thread_has_a_name_and_keeps_no_process_alive(self, journal: Journal):
+        (writer,) = (thread for thread in threading.enumerate() if thread.name == "journal")
+        assert writer.daemon
+
     def test_closing_twice_and_using_it_afterwards(self, journal: Journal):
         journal.close()
         journal.close()
-        with pytest.raises(JournalError, match="closed"):
+        with pytest.raises(JournalError, match=r"^the journal is closed$"):
             journal.record(delivery())
         journal.probe()
 
