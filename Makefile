@@ -2,14 +2,16 @@
 
 PYTHON ?= python3
 
-# The interpreter that tests run on: $(PYTHON) where pytest and WebTest are there, else a virtual environment of it.
+# The interpreter that tests run on: $(PYTHON) where all that they need is there, else a virtual environment of it.
 VENV := .venv-$(notdir $(PYTHON))
-HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest, jsonschema, openapi_spec_validator' 2>/dev/null && echo yes)
+HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest, hypothesis, jsonschema, openapi_spec_validator' \
+    2>/dev/null && echo yes)
 TEST_PYTHON := $(if $(HAS_TEST_TOOLS),$(PYTHON),$(VENV)/bin/python)
 TEST_TOOLS := $(if $(HAS_TEST_TOOLS),,$(VENV)/.ready)
 # As many tests at a time as there are cores, where pytest-xdist is there.
 PARALLEL = $(if $(shell $(TEST_PYTHON) -c 'import xdist' 2>/dev/null && echo yes),-n auto)
 LINT := .venv-lint
+FUZZ := .venv-fuzz
 BROWSER := .venv-browser
 
 # Where `make install` puts things, by the GNU conventions. What it puts below lib is shaped as this tree is, so that
@@ -23,6 +25,7 @@ docdir ?= $(datadir)/doc/gitops-hook
 sysconfdir ?= /etc
 INSTALL ?= install
 pkglibdir = $(libdir)/gitops-hook
+sharedir = $(datadir)/gitops-hook
 PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/page.*)
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
@@ -32,7 +35,8 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow mutation test-systemd test-browser coverage bench lint install uninstall dist deb clean
+.PHONY: help demo run test test-slow mutation test-systemd test-browser coverage fuzz bench lint install uninstall \
+    dist deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -65,6 +69,11 @@ mutation: .venv-mutation/.ready ## whether the tests notice small faults in thre
 test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of its own; needs root and systemd-nspawn
 	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
 
+fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 seconds; what fails is kept in tests/cases
+	@if $(MAKE) --no-print-directory $(FUZZ)/.ready; then \
+	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
+	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
+
 test-browser: $(BROWSER)/.ready ## the page in a real Chromium, and its pictures in docs/; needs chromium
 	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
 
@@ -75,7 +84,7 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy --strict
-	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p* $(COMPLETION)
+	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p* contrib/notify/* $(COMPLETION)
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
@@ -91,12 +100,16 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	    sed -i 's|/usr/bin/gitops-hook|$(bindir)/gitops-hook|; s|/etc/gitops-hook|$(sysconfdir)/gitops-hook|' $(UNITS)
 	$(INSTALL) -m 644 sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/sysusers.d
 	$(INSTALL) -m 644 tmpfiles.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d
-	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json docs/*.png $(DESTDIR)$(docdir)
+	$(INSTALL) -m 644 README.md LICENSE docs/*.md docs/openapi.json $(wildcard docs/*.png) $(DESTDIR)$(docdir)
+	$(INSTALL) -d $(addprefix $(DESTDIR)$(sharedir)/,notify prometheus grafana)
+	$(INSTALL) -m 755 contrib/notify/* $(DESTDIR)$(sharedir)/notify
+	$(INSTALL) -m 644 contrib/prometheus/* $(DESTDIR)$(sharedir)/prometheus
+	$(INSTALL) -m 644 contrib/grafana/* $(DESTDIR)$(sharedir)/grafana
 	$(if $(MAN),$(INSTALL) -D -m 644 $(MAN) $(DESTDIR)$(datadir)/man/man8/gitops-hook.8)
 	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
 
 uninstall: ## what `make install` put there; settings, checkouts and the journal stay
-	rm -rf $(DESTDIR)$(pkglibdir) $(DESTDIR)$(docdir)
+	rm -rf $(DESTDIR)$(pkglibdir) $(DESTDIR)$(sharedir) $(DESTDIR)$(docdir)
 	rm -f $(DESTDIR)$(bindir)/gitops-hook $(addprefix $(DESTDIR)$(libdir)/systemd/system/,$(UNITS))
 	rm -f $(DESTDIR)$(libdir)/sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d/gitops-hook.conf
 	rm -f $(DESTDIR)$(datadir)/man/man8/gitops-hook.8 $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook
@@ -142,6 +155,11 @@ $(VENV)/.ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
+
+$(FUZZ)/.ready: tests/requirements.txt
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
+	    --only-binary atheris 'atheris>=3'
 
 $(BROWSER)/.ready: tests/requirements.txt Makefile
 	$(PYTHON) -m venv $(BROWSER)

@@ -6,7 +6,7 @@ _gitops_hook() {
     local settings='--root --state'
     local -A flags=(
         [serve]="$settings --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
-            --max-syncs --sync-timeout --clone --clone-url --log-format"
+            --max-syncs --sync-timeout --clone --clone-url --notify --log-format"
         [status]="$settings --json"
         [runs]="$settings --json --delivery --number"
         [logs]="$settings --follow"
@@ -24,7 +24,7 @@ _gitops_hook() {
     done
     case $before in
         --root | --state) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
-        --webhook-secret-file | --sync-script) mapfile -t COMPREPLY < <(compgen -f -- "$current") && return ;;
+        --webhook-secret-file | --sync-script | --notify) mapfile -t COMPREPLY < <(compgen -f -- "$current") && return ;;
         --log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$current") && return ;;
     esac
     if [[ ! $command ]]; then

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
@@ -67,7 +68,7 @@ def unit_environment() -> dict[str, str]:
 def read_environment(path: Path) -> dict[str, str]:
     """The variables that a file for systemd's ``EnvironmentFile=`` sets; none where there is no such file."""
     try:
-        lines = path.read_text().splitlines()
+        lines = os.fsdecode(path.read_bytes()).split("\n")  # as systemd: bytes, and no other end of a line
     except OSError:
         return {}
     pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))
@@ -109,6 +110,7 @@ class Settings(NamedTuple):
     sync_timeout: int
     clone: tuple[str, ...]
     clone_url: str
+    notify: tuple[str, ...]
     log_format: str
 
 
@@ -176,6 +178,13 @@ def _clone_url(text: str) -> str:
     if rest == text or "{" in rest or "}" in rest:
         raise ValueError("it must hold {repository}, and no other braces")
     return text
+
+
+def _command(text: str) -> tuple[str, ...]:
+    words = tuple(shlex.split(text))
+    if words and not shutil.which(words[0]):
+        raise ValueError(f"there is no program `{words[0]}`")
+    return words
 
 
 def _log_format(text: str) -> str:
@@ -306,6 +315,12 @@ OPTIONS = (
         "GITOPS_CLONE", _patterns, "", "patterns such as `acme/*`: a push from a match that has no checkout clones it"
     ),
     _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "where clones come from"),
+    _fixed(
+        "GITOPS_NOTIFY",
+        _command,
+        "",
+        "command that is told when a repository starts to fail, daily while it does, and when it is well again",
+    ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
 )
 
@@ -313,6 +328,9 @@ OPTIONS = (
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
     "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT",
+    # And into that of the command that is told.
+    "GITOPS_NOTICE", "GITOPS_SUMMARY", "GITOPS_HOST", "GITOPS_OUTCOME", "GITOPS_PREVIOUS", "GITOPS_SINCE",
+    "GITOPS_COMMIT", "GITOPS_MESSAGE", "GITOPS_OUTPUT",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, quote
 
 from gitops_hook import __version__, ansi, pages
 from gitops_hook.journal import Commit, Delivery, Journal, JournalError, Run
+from gitops_hook.metrics import CONTENT_TYPE
 from gitops_hook.overview import STATES, InForce, Standing, settings_in_force, standings
 from gitops_hook.pages import Chapter, Health, Output, Query, rfc3339
 from gitops_hook.repository import Checkouts
@@ -77,8 +78,18 @@ def _json(value: Mapping[str, Any]) -> Content:
 class Dashboard:
     """The callable. Threads may share it."""
 
-    def __init__(self, journal: Journal, checkouts: Checkouts, sync_timeout: int = 600) -> None:
-        """`sync_timeout` is what is in force, in seconds, where a checkout says nothing else."""
+    def __init__(
+        self,
+        journal: Journal,
+        checkouts: Checkouts,
+        sync_timeout: int = 600,
+        exposition: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`sync_timeout` is what is in force, in seconds, where a checkout says nothing else.
+
+        `exposition` gives what Prometheus is told.
+        """
+        self._exposition = exposition
         self._journal = journal
         self._checkouts = checkouts
         self._sync_timeout = sync_timeout
@@ -93,6 +104,7 @@ class Dashboard:
                 (rf"/runs/{number}/output", self._output),
                 (rf"/runs/{number}/log", self._plain_log),
                 (r"/deliveries/(.+)", self._delivery_page),
+                (r"/metrics", self._metrics),
                 (r"/api/repositories", self._repositories),
                 (rf"/api/repositories/{name}", self._repository),
                 (r"/api/runs", self._runs),
@@ -190,6 +202,9 @@ class Dashboard:
         return Health(
             __version__, self._started, self._journal.fault, in_hand, sum(standing.owed for standing in found)
         )
+
+    def _metrics(self, given: dict[str, str]) -> Content:
+        return Content(CONTENT_TYPE, self._exposition())
 
     # -- JSON -------------------------------------------------------------------------------------------------------
 

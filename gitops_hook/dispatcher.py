@@ -26,10 +26,10 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 from gitops_hook.config import Settings
-from gitops_hook.journal import Claim, Journal, JournalError, Run
+from gitops_hook.journal import DIED, Claim, Journal, JournalError, Run
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
-from gitops_hook.runner import GRACE, Result, Runner, Task
+from gitops_hook.runner import GRACE, Result, Runner, Task, last_lines
 
 #: Seconds that a worker waits for more work before it goes: a thread is cheap to start, and a sweep needs many.
 _IDLE = 1.0
@@ -43,7 +43,8 @@ _JOURNAL_WAIT = 1.0
 _RESTART_LOOP = 3
 #: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
 _OVERDUE = 30.0
-_ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
+#: What is said of a run that our shutdown ended.
+ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
 
 #: What `gitops.timeout` may be, in seconds; anything else is as if it were not set.
 _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
@@ -187,9 +188,8 @@ class Dispatcher:
         What is owed goes first and may take every place; the look at all checkouts keeps to half of them, so that a
         push on a host with many never waits behind it.
         """
-        interrupted = self._journal.interrupt()
-        if interrupted:
-            log.warning("runs were interrupted when the daemon died; what they owed is done again", runs=interrupted)
+        for died in self._journal.interrupt():
+            _tell_end(died.run, died)
         owed = [repository for repository in self._journal.owed() if not self._restarts_us(repository)]
         if owed:
             log.info("deliveries are owed from before", repositories=len(owed))
@@ -303,6 +303,7 @@ class Dispatcher:
             delivery=newest.guid if newest else "",
             deliveries=claim.deliveries,
         )
+        _tell_beginning(claim)
         self._tell_witnesses(lambda witness: witness.began(claim, task))
         try:
             result = self._execute(task, run)
@@ -313,13 +314,15 @@ class Dispatcher:
             result = Result("interrupted", None, message="A fault of the daemon's own; its log has the traceback.")
         # A script may answer TERM with a status of its own. That is not how it would have ended.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=_ENDED_BY_US)
+            result = result._replace(outcome="interrupted", message=ENDED_BY_US)
         ended = run._replace(ended=self._journal.now(), **result._asdict())
-        settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
+        settled = not (result.outcome == "unreachable" or result.exit is None or result.message == ENDED_BY_US)
         if ended.outcome not in _GOOD:
             self.failure = ended
         self._record(ended, settled=settled)
-        _tell(ended, claim.deliveries, task)
+        _tell_end(ended, claim, "" if ended.outcome in _GOOD else last_lines(self._journal.log_path(run.id)))
+        if settled:
+            _tell_sharers(claim, ended)
         self._tell_witnesses(lambda witness: witness.ended(ended, claim, task))
         return ended, settled
 
@@ -362,7 +365,7 @@ class Dispatcher:
         """
         try:
             last = self._journal.runs(repository, _RESTART_LOOP)
-            if len(last) < _RESTART_LOOP or not all(run.message == _ENDED_BY_US for run in last):
+            if len(last) < _RESTART_LOOP or not all(run.message == ENDED_BY_US for run in last):
                 return False
             if self._journal.settle(repository):
                 return False
@@ -459,8 +462,24 @@ class _Worker:
         return wakes
 
 
-def _tell(run: Run, deliveries: int, task: Task) -> None:
-    tell = log.info if run.outcome in _GOOD else log.warning if run.outcome == "unreachable" else log.error
+def _tell_beginning(claim: Claim) -> None:
+    run, newest = claim.run, claim.newest
+    log.info(
+        "run started",
+        repository=run.repository,
+        run=run.id,
+        trigger=run.trigger,
+        delivery=newest.guid if newest else None,
+        deliveries=claim.deliveries or None,
+    )
+    _tell_sharers(claim)
+
+
+def _tell_end(run: Run, claim: Claim, output: str = "") -> None:
+    """Tell how a run ended: what is done again by itself needs an eye, any other failure a person."""
+    again = run.outcome == "unreachable" or run.message in (ENDED_BY_US, DIED)
+    tell = log.info if run.outcome in _GOOD else log.warning if again else log.error
+    newest = claim.newest
     assert run.ended
     tell(
         f"run {run.outcome}",
@@ -468,10 +487,32 @@ def _tell(run: Run, deliveries: int, task: Task) -> None:
         run=run.id,
         outcome=run.outcome,
         trigger=run.trigger,
-        delivery=task.delivery or None,
-        deliveries=deliveries or None,
+        delivery=newest.guid if newest else None,
+        deliveries=claim.deliveries or None,
         commit=run.after or None,
         exit=run.exit or None,
         ms=round((run.ended - run.started) * 1000),
         reason=run.message or None,
+        output=output or None,
     )
+
+
+def _tell_sharers(claim: Claim, ended: Run | None = None) -> None:
+    """Name the deliveries that share a run with the newest, whose lines are the run's own: as it starts, as it settles.
+
+    A line each, so that whoever looks for a GUID finds its story; and only by the first run that serves it and by the
+    one that settles it, so that a thousand which wait for a remote are not told again at every try.
+    """
+    for delivery in claim.served[:-1]:
+        if ended and ended.ended:
+            log.info(
+                "delivery settled",
+                repository=ended.repository,
+                run=ended.id,
+                outcome=ended.outcome,
+                delivery=delivery.guid,
+                commit=ended.after or None,
+                ms=round((ended.ended - delivery.received) * 1000),
+            )
+        elif not delivery.run:
+            log.info("delivery taken up", repository=claim.run.repository, run=claim.run.id, delivery=delivery.guid)

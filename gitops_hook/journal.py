@@ -10,7 +10,7 @@ Rules:
 4. A fault of the disk is an answer (`JournalError`), and the next piece of work simply tries again. A damaged file is
    set aside, never deleted.
 5. This is the only module that knows SQL, and the only one that knows how the state folder is laid out:
-   ``journal.db`` and ``runs/<id>.log``.
+   ``journal.db``, ``runs/<id>.log``, and ``runs/notice.log`` of the last notice.
 """
 
 from __future__ import annotations
@@ -87,7 +87,18 @@ _MIGRATIONS = (
     CREATE INDEX runs_in_sync ON runs (repository, ended) WHERE outcome IN ('updated', 'unchanged', 'cloned');
     CREATE INDEX runs_with_commit ON runs (repository, id, after) WHERE after > '';
     """,
+    """
+    CREATE TABLE told (  -- that somebody was told: this repository fails, for this reason
+        repository TEXT PRIMARY KEY COLLATE NOCASE,
+        outcome TEXT NOT NULL,
+        since REAL NOT NULL,
+        at REAL NOT NULL
+    );
+    """,
 )
+
+#: What is said of a run that was in hand when its daemon died.
+DIED = "The daemon died while this run was in hand; what it owed is done again."
 
 #: How long rows are kept, and how many at most: a quarter of a year for an operator's questions, and a journal
 #: that stays in the tens of megabytes.
@@ -203,11 +214,32 @@ _NEWEST = f"""
 
 
 class Claim(NamedTuple):
-    """A run that has begun, and what it serves: how many deliveries, and the newest of them."""
+    """A run that has begun, and the deliveries that it serves, oldest first, as they were before it claimed them.
+
+    So the `run` of a delivery is 0 where this run is the first to serve it.
+    """
 
     run: Run
-    deliveries: int
-    newest: Delivery | None
+    served: tuple[Delivery, ...] = ()
+
+    @property
+    def deliveries(self) -> int:
+        """How many it serves."""
+        return len(self.served)
+
+    @property
+    def newest(self) -> Delivery | None:
+        """The one that came last."""
+        return self.served[-1] if self.served else None
+
+
+class Told(NamedTuple):
+    """What the operator was last told of a repository that fails: why, since when, and when that was said."""
+
+    repository: str
+    outcome: str
+    since: float
+    at: float
 
 
 class _Work(Generic[T]):
@@ -286,8 +318,8 @@ class JournalReader:
             )
             return Served(count, first, _deliveries(connection, "run = ? ORDER BY id LIMIT ?", run, limit))
 
-    def log_path(self, run: int) -> Path:
-        """Where the output of a run is kept."""
+    def log_path(self, run: int | str) -> Path:
+        """Where the output of a run is kept, or of what else leaves some, by its name."""
         return self._logs / f"{run}.log"
 
     def pasts(self, repository: str | None = None, length: int = 30) -> list[Past]:
@@ -316,6 +348,11 @@ class JournalReader:
     def owed_counts(self) -> list[tuple[str, int]]:
         """Each repository that deliveries are owed to, and how many."""
         return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
+
+    def told(self) -> dict[str, Told]:
+        """What was told of the repositories that fail, by their names in lower case."""
+        rows = [Told(*row) for row in self._query("SELECT repository, outcome, since, at FROM told")]
+        return {told.repository.lower(): told for told in rows}
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -379,7 +416,8 @@ class Journal(JournalReader):
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
 
         def work(connection: sqlite3.Connection) -> Claim | None:
-            if if_owed and not _deliveries(connection, "repository = ? AND owed LIMIT 1", repository):
+            served = _deliveries(connection, "repository = ? AND owed ORDER BY id", repository)
+            if if_owed and not served:
                 return None
             started = self.now()
             run = connection.execute(
@@ -387,11 +425,8 @@ class Journal(JournalReader):
             ).lastrowid
             assert run is not None
             self._newest_run = run
-            claimed = connection.execute(
-                "UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository)
-            ).rowcount
-            newest = _deliveries(connection, "run = ? ORDER BY id DESC LIMIT 1", run)
-            return Claim(Run(run, repository, trigger, started), claimed, newest[0] if newest else None)
+            connection.execute("UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository))
+            return Claim(Run(run, repository, trigger, started), tuple(served))
 
         return self._submit(_Work(work))
 
@@ -420,18 +455,20 @@ class Journal(JournalReader):
 
         self._submit(_Work(work))
 
-    def interrupt(self) -> int:
-        """At the start: whatever run was in hand has died with its daemon. Returns how many there were."""
-        return self._submit(
-            _Work(
-                lambda connection: (
-                    connection.execute(
-                        "UPDATE runs SET outcome = 'interrupted', ended = ?, message = ? WHERE outcome IS NULL",
-                        (self.now(), "The daemon died while this run was in hand; what it owed is done again."),
-                    ).rowcount
-                )
+    def interrupt(self) -> list[Claim]:
+        """At the start: whatever run was in hand has died with its daemon. Returns those runs, as they stand now."""
+
+        def work(connection: sqlite3.Connection) -> list[Claim]:
+            rows = connection.execute(f"SELECT {', '.join(Run._fields)} FROM runs WHERE outcome IS NULL")
+            in_hand = [Run(*row) for row in rows]
+            died = [run._replace(outcome="interrupted", ended=self.now(), message=DIED) for run in in_hand]
+            connection.executemany(
+                "UPDATE runs SET outcome = ?, ended = ?, message = ? WHERE id = ?",
+                [(run.outcome, run.ended, run.message, run.id) for run in died],
             )
-        )
+            return [Claim(run, tuple(_deliveries(connection, "run = ? AND owed ORDER BY id", run.id))) for run in died]
+
+        return self._submit(_Work(work))
 
     def settle(self, repository: str) -> bool:
         """Give up what runs have tried for `repository`; returns whether anything that none has tried is owed."""
@@ -443,6 +480,18 @@ class Journal(JournalReader):
             return bool(_deliveries(connection, "repository = ? AND owed LIMIT 1", repository))
 
         return self._submit(_Work(work))
+
+    def tell(self, told: Told) -> None:
+        """Record what the operator was told of a repository."""
+        self._submit(
+            _Work(lambda connection: connection.execute("INSERT OR REPLACE INTO told VALUES (?, ?, ?, ?)", told))
+        )
+
+    def untell(self, repository: str) -> None:
+        """Forget it: the repository is well, and the operator knows."""
+        self._submit(
+            _Work(lambda connection: connection.execute("DELETE FROM told WHERE repository = ?", (repository,)))
+        )
 
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
@@ -601,7 +650,7 @@ class Journal(JournalReader):
         log.error(
             "THE JOURNAL IS DAMAGED and was set aside; a new one is begun, and every checkout is synced",
             reason=reason,
-            kept=aside,
+            file=aside,
         )
 
     def _doubt(self, damage: sqlite3.Error) -> None:

@@ -31,6 +31,9 @@ _URL_HOST = re.compile(r"\A[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
 #: The last one or two parts of a clone URL's path, in any form that git takes (https, ssh, scp-like, a path).
 _URL_TAIL = re.compile(r"(?:^|[/:])(?:([^/:]+)/)?([^/:]+?)(?:\.git)?/*\Z")
 
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REMOTE = "refs/remotes/origin"
+
 #: Settings that have git read another file (git-config(1), "Includes").
 _INCLUDE = re.compile(r"include(if\..*)?\.path", re.DOTALL)
 #: The coarsest step of a file's time, 10 ms where the kernel ticks at 100 Hz. What changed that shortly before it was
@@ -140,24 +143,23 @@ class Checkouts:
         """The repositories that have a checkout; one that lies in no owner's folder is called as its origin is."""
         for path in _folders(self.root):
             if is_checkout(path):
-                yield _name_by_origin(path)
+                yield self._name_by_origin(path)
             else:
                 for nested in filter(is_checkout, _folders(path)):
                     yield f"{path.name}/{nested.name}"
 
+    def _name_by_origin(self, path: Path) -> str:
+        """What the checkout at `path` is called by its origin, if that agrees with its folder's name."""
+        try:
+            checkout = self.find(path.name)
+        except OSError:  # no process to be had; its run will say so
+            checkout = None
+        name = name_in_url(checkout.settings.get("origin", "") if checkout else "") or ""
+        return name if name.rpartition("/")[2].lower() == path.name.lower() else path.name
+
     def count(self) -> int:
         """How many checkouts there are; unlike a look at each, this reads nothing but folders."""
         return sum(1 if is_checkout(path) else sum(map(is_checkout, _folders(path))) for path in _folders(self.root))
-
-
-def _name_by_origin(path: Path) -> str:
-    """What the checkout at `path` is called by its origin, if that agrees with its folder's name."""
-    try:
-        origin = _read(path.name, path).checkout.settings.get("origin", "")
-    except OSError:  # no process to be had; its run will say so
-        origin = ""
-    name = name_in_url(origin) or ""
-    return name if name.rpartition("/")[2].lower() == path.name.lower() else path.name
 
 
 def at(path: Path) -> Checkout:
@@ -198,7 +200,7 @@ def _stands(path: Path, root: Path) -> bool:
 
 def _read(repository: str, path: Path) -> _Known:
     """Have git read the config of the checkout at `path`."""
-    config = _config_file(path)
+    config = _git_folders(path)[1] / "config"
     # Stamps are taken before a file is read where that can be: a change in between is seen at the next look.
     began = time.time_ns()
     stamps = [_Stamp.of(str(file)) for file in (config, path / ".git") if not file.is_dir()]
@@ -227,12 +229,59 @@ def _read(repository: str, path: Path) -> _Known:
     return _Known(Checkout(repository, path, settings, origins), stamps)
 
 
-def _config_file(checkout: Path) -> Path:
-    """The file that holds the checkout's own git config; a linked worktree shares its main repository's."""
-    git = checkout / ".git"
+def _git_folders(checkout: Path) -> tuple[Path, Path]:
+    """The checkout's own git folder and the one that holds what it shares: for all but a linked worktree, the same."""
+    own = checkout / ".git"
+    if own.is_dir():
+        return own, own
     try:
-        git = checkout / git.read_text().partition("gitdir:")[2].strip()
-        git = git / (git / "commondir").read_text().strip()
+        own = checkout / own.read_text().partition("gitdir:")[2].strip()
+        return own, own / (own / "commondir").read_text().strip()
     except (OSError, UnicodeDecodeError):
-        pass  # A folder, as in most checkouts; or a submodule's, which has no common folder.
-    return git / "config"
+        return own, own  # a submodule's, which has no common folder
+
+
+class Position(NamedTuple):
+    """Where a checkout stands, as commit ids: what was last deployed with success, and what upstream was last seen at.
+
+    None is what has not come to pass yet, or cannot be told without git.
+    """
+
+    deployed: str | None
+    upstream: str | None
+
+
+def position(checkout: Checkout) -> Position:
+    """Read off the refs as files, which takes no process; at most a fifth of a millisecond."""
+    own, common = _git_folders(checkout.path)
+    branch = checkout.settings.get("branch") or ""
+    if not branch:
+        branch = (_first_line(common / _REMOTE / "HEAD") or "").partition(f"ref: {_REMOTE}/")[2]
+    deployed = "refs/gitops/deployed" if own == common else "refs/worktree/gitops/deployed"
+    upstream = f"{_REMOTE}/{branch}"
+    return Position(_ref(own, deployed), _ref(common, upstream) if branch else None)
+
+
+def _ref(folder: Path, name: str) -> str | None:
+    """The commit id of a ref, from its own file or else from the packed ones."""
+    line = _first_line(folder / name)
+    if line is None:
+        packed = _packed_refs(folder)
+        end = packed.find(f" {name}\n")
+        line = packed[packed.rfind("\n", 0, end) + 1 : end] if end >= 0 else ""
+    return line if _COMMIT.fullmatch(line) else None
+
+
+def _packed_refs(folder: Path) -> str:
+    try:
+        return (folder / "packed-refs").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline(1000).strip()
+    except (OSError, ValueError):  # the latter for a name that no file can have
+        return None

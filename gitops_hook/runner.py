@@ -9,6 +9,7 @@ Rules:
 3. The exit status is the judge; the result file may only refine what the status allows (`judge`).
 4. Output flows through a pipe into a file that never grows beyond its bound: the beginning and the end are kept,
    the middle is dropped while it runs (`BoundedLog`). Reading the file is always possible, and tells what is missing.
+5. No credential in a URL gets into that file, nor into a message: both are shown to people, and copied to others.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from gitops_hook.logs import escape, log
+from gitops_hook.logs import escape, log, redact
 
 #: Exit statuses of the script and the outcomes that each allows (sysexits(3)); the first is what a script means that
 #: says no more.
@@ -40,6 +42,8 @@ OUTCOMES: Mapping[int, tuple[str, ...]] = {
     75: ("unreachable",),
     77: ("denied",),
 }
+#: All of them, and those that are not the script's to choose.
+EVERY_OUTCOME = (*chain.from_iterable(OUTCOMES.values()), "failed", "timed-out", "interrupted")
 
 #: The steps of a run whose ends the script tells, in their order.
 STEPS = ("fetched", "deployed", "healthy")
@@ -64,6 +68,15 @@ _CHUNK = 64 << 10
 #: What is still read of a pipe after the script has ended: all that it can hold, and no more, for a process that a
 #: deploy left behind may go on writing for ever.
 _AFTERMATH = 1 << 20
+#: What a failure's own log entry shows of the output: enough for a compiler's last words, and little enough that the
+#: whole line stays below the 4 KiB that a pipe takes at once.
+_LAST_LINES = 10
+_LAST_BYTES = 1500
+
+#: The beginning of a URL at the end of what has been read, which may go on with a credential. Beyond 4 KiB it does not.
+_UNFINISHED = re.compile(rb"""(?i:\b(?:h|ht|htt|https?)|(?:\bhttps?)?(?::|:/|://[^\x00-\x20/"'<>]{0,4096}))\Z""")
+#: What paints a terminal or moves its cursor (ECMA-48: control sequences), and what else is not to be read.
+_PAINT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class Task(NamedTuple):
@@ -117,21 +130,11 @@ class Runner:
         Raises OSError where it could not be started at all, for want of descriptors, processes or disk.
         """
         result_file = log_path.with_suffix(".result")
-        command = [
-            *("setpriv", "--pdeathsig", "TERM"),
-            *("timeout", f"--kill-after={GRACE}", str(limit)),
-            *(str(self._script), task.repository.rpartition("/")[2]),
-        ]
+        command = [str(self._script), task.repository.rpartition("/")[2]]
+        environment = {**self._environment, **_context(task, result_file)}
         began, started = time.time(), time.monotonic()
-        with self._in_hand(), BoundedLog(log_path) as output:
-            status = subprocess.run(
-                command,
-                env={**self._environment, **_context(task, result_file)},
-                stdin=subprocess.DEVNULL,
-                stdout=output.pipe,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
+        with self._in_hand():
+            status = confined(command, environment, log_path, limit)
         timed_out = time.monotonic() - started >= limit
         try:
             said = _read_result(result_file)
@@ -166,6 +169,25 @@ class Runner:
                 self._threads.discard(thread)
 
 
+def confined(
+    command: Sequence[str], environment: Mapping[str, str], log_path: Path, limit: int, stdin: int = subprocess.DEVNULL
+) -> int:
+    """Run `command` in a process group of its own, `limit` seconds at most, its output in `log_path`.
+
+    Returns its exit status, that of timeout(1) where the limit ended it, or less than 0 for a signal. Raises OSError
+    where it could not be started at all.
+    """
+    with BoundedLog(log_path) as output:
+        return subprocess.run(
+            ["setpriv", "--pdeathsig", "TERM", "timeout", f"--kill-after={GRACE}", str(limit), *command],
+            env=environment,
+            stdin=stdin,
+            stdout=output.pipe,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+
+
 def inherited(environ: Mapping[str, str], root: Path) -> dict[str, str]:
     """What of `environ` a script may see, and the root that it is to work under."""
     return {**{name: environ[name] for name in _INHERITED if name in environ}, "GITOPS_ROOT": str(root)}
@@ -186,8 +208,20 @@ def judge(status: int, said: Mapping[str, str], *, timed_out: bool = False) -> R
         outcome = "interrupted"
     else:
         outcome = "failed"
-    before, after, message = (escape(said.get(key, ""))[:1000] for key in ("before", "after", "message"))
+    before, after, message = (escape(redact(said.get(key, "")))[:1000] for key in ("before", "after", "message"))
     return Result(outcome, status, before, after, message)
+
+
+def last_lines(path: Path) -> str:
+    """The last lines of a run's output, without colours and controls: `_LAST_LINES` or `_LAST_BYTES` at most."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(file.seek(0, os.SEEK_END), 4 * _LAST_BYTES), os.SEEK_END)
+            text = _PAINT.sub("", file.read().decode("utf-8", "replace"))
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+    return "\n".join(lines[-_LAST_LINES:]).encode()[-_LAST_BYTES:].decode("utf-8", "ignore")
 
 
 def _moments(said: Mapping[str, str], began: float, ended: float) -> dict[str, float]:
@@ -249,6 +283,7 @@ class BoundedLog:
         self._path = path
         self._size = 0
         self._dropped = 0
+        self._held = b""
         self._fault: OSError | None = None
 
     def __enter__(self) -> BoundedLog:
@@ -271,7 +306,7 @@ class BoundedLog:
         self._reader.join()
         self._opened.close()
         if self._fault:
-            log.warning("output of a run is lost", file=self._path, reason=self._fault)
+            log.warning("output of a run is lost", run=self._path.stem, file=self._path, reason=self._fault)
 
     def _read(self) -> None:
         """Keep what comes until nobody can write any more, or until the run is over and the pipe is empty."""
@@ -284,11 +319,19 @@ class BoundedLog:
             if self._output in ready:
                 chunk = os.read(self._output, _CHUNK)
                 if not chunk:
-                    return
-                self._keep(chunk)
+                    return self._keep(redacted(self._held))
+                self._keep(self._fit(chunk))
                 aftermath += len(chunk) if self._over in ready else 0
             if self._over in ready and (self._output not in ready or aftermath > _AFTERMATH):
-                return
+                return self._keep(redacted(self._held))
+
+    def _fit(self, chunk: bytes) -> bytes:
+        """What of the output so far is fit to be kept: a URL that is cut in two is held back until its rest comes."""
+        output = self._held + chunk
+        unfinished = _UNFINISHED.search(output, max(0, len(output) - 5000))
+        end = unfinished.start() if unfinished else len(output)
+        self._held = output[end:]
+        return redacted(output[:end])
 
     def _keep(self, chunk: bytes) -> None:
         if self._fault:
@@ -345,6 +388,11 @@ def read_log(path: Path, offset: int, size: int) -> LogPart:
             return LogPart(content, offset + len(content))
     except OSError:
         return LogPart(b"", offset)
+
+
+def redacted(output: bytes) -> bytes:
+    """`redact` for bytes, which need not be text."""
+    return redact(output.decode("latin-1")).encode("latin-1") if b"://" in output else output
 
 
 def _pipe(opened: ExitStack) -> tuple[int, int]:

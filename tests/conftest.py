@@ -8,9 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 from harness import MEASURED, SECRET, SOURCE, Daemon
 from scratch import GIT_ENV, Upstream
+
+# The same examples every time, and none is late on a busy machine; `--hypothesis-seed` looks elsewhere.
+hypothesis.settings.register_profile(
+    "gate", derandomize=True, deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("gate")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

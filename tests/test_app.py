@@ -371,7 +371,10 @@ def test_a_host_where_git_cannot_run_is_503(tmp_path: Path, monkeypatch: pytest.
 def test_a_delivery_is_one_line_of_the_log(host: Host, guid: str, capfd: pytest.CaptureFixture[str]) -> None:
     host.deliver(push("acme/site"), guid=guid)
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"info webhook queued delivery={guid} repository=acme/site event=push http=202 secret=" in line
+    assert (
+        f"info webhook queued delivery={guid} repository=acme/site event=push commit={'1' * 40} http=202 secret="
+        in line
+    )
     assert 'secret="line 2"' in line
 
 

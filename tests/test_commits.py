@@ -35,7 +35,7 @@ class Host:
         assert claim
         ended = claim.run._replace(ended=1.0, outcome=outcome, before=before, after=after)
         self.journal.finish(ended, settled=True)
-        self.witness.ended(ended, Claim(claim.run, 0, None), Task("acme/site", claim.run.id))
+        self.witness.ended(ended, Claim(claim.run), Task("acme/site", claim.run.id))
         run = self.journal.run(claim.run.id)
         assert run
         return run

@@ -55,6 +55,7 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_SYNC_TIMEOUT": ("86400", 86400),
     "GITOPS_CLONE": ("acme/*, other/site", ("acme/*", "other/site")),
     "GITOPS_CLONE_URL": ("git@x:{repository}", "git@x:{repository}"),
+    "GITOPS_NOTIFY": ("sh -c 'two words'", ("sh", "-c", "two words")),
     "GITOPS_LOG_FORMAT": ("json", "json"),
 }
 
@@ -101,6 +102,7 @@ class TestSources:
             "sync_timeout": 600,
             "clone": (),
             "clone_url": "https://github.com/{repository}.git",
+            "notify": (),
             "log_format": "text",
         }
 
@@ -169,6 +171,8 @@ class TestBadValues:
             ("GITOPS_CLONE_URL", "{owner}/{repository}", "no other braces"),
             ("GITOPS_CLONE_URL", "{repository}}", "no other braces"),
             ("GITOPS_CLONE_URL", "{{repository}}", "no other braces"),
+            ("GITOPS_NOTIFY", "no-such-program x", "there is no program `no-such-program`"),
+            ("GITOPS_NOTIFY", "sh 'x", "No closing quotation"),
             ("GITOPS_LOG_FORMAT", "JSON", "neither"),
         ],
     )

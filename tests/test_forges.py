@@ -585,5 +585,5 @@ def test_a_claim_counts_even_if_it_says_nothing() -> None:
 def test_the_log_tells_the_forge(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
     host.deliver("GitLab", push_of_gitlab())
     (line,) = capfd.readouterr().err.splitlines()
-    assert 'event="Push Hook" http=202 secret="line 2" forge=GitLab' in line
+    assert f'event="Push Hook" commit={"2" * 40} http=202 secret="line 2" forge=GitLab' in line
     assert SECRET not in line

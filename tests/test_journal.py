@@ -20,7 +20,7 @@ import pytest
 from disks import fill, small_disk
 
 from gitops_hook import journal as module
-from gitops_hook.journal import Commit, Delivery, Journal, JournalError, JournalReader, JournalTooNew, Run
+from gitops_hook.journal import Commit, Delivery, Journal, JournalError, JournalReader, JournalTooNew, Run, Told
 
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -116,6 +116,14 @@ class TestClaims:
         assert (claim.deliveries, claim.newest and claim.newest.guid) == (2, "b")
         assert [journal.deliveries(guid)[0].run for guid in "abc"] == [claim.run.id, claim.run.id, 0]
 
+    def test_a_claim_tells_which_deliveries_no_run_has_served_before(self, journal: Journal):
+        journal.record(delivery("a"))
+        first = run_to_the_end(journal, settled=False)
+        journal.record(delivery("b"))
+        claim = journal.start("acme/site", "retry")
+        assert claim
+        assert [(served.guid, served.run) for served in claim.served] == [("a", first.id), ("b", 0)]
+
     def test_a_run_without_deliveries_claims_none(self, journal: Journal):
         claim = journal.start("acme/site", "sweep")
         assert claim
@@ -163,13 +171,14 @@ class TestClaims:
         done = run_to_the_end(journal, "acme/other")
         claim = journal.start("acme/site", "push")
         assert claim
-        assert journal.interrupt() == 1
+        (died,) = journal.interrupt()
         interrupted = journal.run(claim.run.id)
         assert interrupted
         assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
+        assert (died.run, died.newest and died.newest.guid) == (interrupted, "g")
         assert journal.run(done.id) == done
         assert journal.owed() == ["acme/site"]
-        assert journal.interrupt() == 0
+        assert journal.interrupt() == []
 
     def test_giving_up_touches_one_repository(self, journal: Journal):
         for name in ("acme/site", "acme/other"):
@@ -249,6 +258,26 @@ class TestRetention:
         journal.log_path(1).parent.rmdir()
         with pytest.raises(JournalError, match="runs"):
             journal.prune()
+
+
+class TestTold:
+    def test_what_was_told_is_kept_by_repository_case_aside_until_it_is_taken_back(
+        self, journal: Journal, tmp_path: Path
+    ):
+        for told in (
+            Told("acme/site", "dirty", 1.5, 2.5),
+            Told("acme/other", "failed", 3, 4),
+            Told("Acme/Site", "diverged", 1.5, 5),
+        ):
+            journal.tell(told)
+        journal.close()
+        with closing(Journal(tmp_path)) as again:
+            assert again.told() == {
+                "acme/site": Told("Acme/Site", "diverged", 1.5, 5),
+                "acme/other": Told("acme/other", "failed", 3, 4),
+            }
+            again.untell("ACME/SITE")
+            assert list(again.told()) == ["acme/other"]
 
 
 class TestPasts:
@@ -357,6 +386,16 @@ class TestSchema:
                 assert journal.owed() == ["acme/site"]
         assert query(tmp_path, "SELECT text FROM notes") == [("one",), ("one, two",)]
         assert query(tmp_path, "PRAGMA user_version") == [(len(steps),)]
+
+    def test_a_journal_from_before_notices_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        step = next(number for number, step in enumerate(module._MIGRATIONS) if "CREATE TABLE told" in step)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:step])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(Journal(tmp_path)) as journal:
+            assert journal.told() == {}
+            assert journal.deliveries("kept")[0].owed
 
     def test_a_journal_of_the_first_layout_is_read_on_with_what_it_does_not_know(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,7 @@ FLOORS = {
     "cli": 6,
     "daemon": 5,
     "dashboard": 4, "actions": 4, "reports": 4,
-    "app": 3, "pages": 3, "doctor": 3, "migration": 3,
+    "app": 3, "pages": 3, "doctor": 3, "instruments": 3, "migration": 3, "notices": 3,
     "commits": 2, "dispatcher": 2, "overview": 2,
     "journal": 1,
 }  # fmt: skip

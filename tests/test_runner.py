@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,17 @@ import pytest
 from disks import fill, small_disk
 
 from gitops_hook import runner as module
-from gitops_hook.runner import HEAD_BYTES, TAIL_BYTES, BoundedLog, Result, Runner, Task, judge, read_log
+from gitops_hook.runner import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    BoundedLog,
+    Result,
+    Runner,
+    Task,
+    judge,
+    last_lines,
+    read_log,
+)
 
 SOURCE = Path(__file__).resolve().parent.parent
 TASK = Task("acme/site", 1)
@@ -107,6 +118,9 @@ class TestJudging:
     )
     def test_beyond_the_limit_it_is_timeout_that_speaks(self, status: int, outcome: str):
         assert judge(status, {}, timed_out=True).outcome == outcome
+
+    def test_no_credential_is_said(self):
+        assert judge(0, {"message": "https://ada:hidden@host/ is here"}).message == "https://***@host/ is here"
 
     def test_what_was_said_comes_escaped_and_bounded(self):
         result = judge(0, {"before": "a\x1b[31m", "after": "\u202eb", "message": "x" * 5000})
@@ -336,6 +350,17 @@ def numbers(start: int, size: int) -> bytes:
     return text[start - first * 16 :][:size]
 
 
+class TestLastLines:
+    def test_they_are_few_and_bounded_and_plain(self, tmp_path: Path):
+        path = tmp_path / "1.log"
+        path.write_bytes(b"".join(b"\x1b[31mline %d\x1b[0m\r\n\n" % number for number in range(50)) + b"\xff\x07end")
+        assert last_lines(path) == "\n".join([*(f"line {number}" for number in range(41, 50)), "\ufffdend"])
+        path.write_text("é" * 100_000)
+        assert 0 < len(last_lines(path).encode()) <= 1500
+        path.write_text("")
+        assert last_lines(path) == last_lines(tmp_path / "none") == ""
+
+
 class TestBoundedLog:
     @pytest.mark.parametrize("size", [0, 1, HEAD_BYTES + TAIL_BYTES, HEAD_BYTES + 2 * TAIL_BYTES])
     def test_what_fits_is_kept_whole(self, tmp_path: Path, size: int):
@@ -392,6 +417,20 @@ class TestBoundedLog:
         assert result.outcome == "updated"
         assert len(head) + dropped + len(tail) == size
         assert largest <= 2 * (HEAD_BYTES + 2 * TAIL_BYTES + (64 << 10))
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+    def test_no_credential_in_a_url_is_kept_however_it_is_cut(self, tmp_path: Path, size: int):
+        text = (
+            b"pip install git+https://ada:hidden@host/x\xff\nHTTPS://hidden@host https://host/ssh://git@host:22\nhttps"
+        )
+        with BoundedLog(tmp_path / "1.log") as log:
+            for start in range(0, len(text), size):
+                os.write(log.pipe, text[start : start + size])
+                # What was written must have been read before more is, or the pipe would join it.
+                while select.select([log._output], [], [], 0)[0]:
+                    time.sleep(0.0005)
+        kept = (tmp_path / "1.log").read_bytes()
+        assert kept == text.replace(b"ada:hidden", b"***").replace(b"hidden", b"***")
 
     def test_it_is_read_while_it_grows(self, tmp_path: Path):
         with BoundedLog(tmp_path / "1.log") as log:
