@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from disks import fill, small_disk
+from test_app import full_disk
 
 from gitops_hook import journal as module
 from gitops_hook.journal import Commit, Delivery, Journal, JournalError, JournalReader, JournalTooNew, Run, Told
@@ -175,6 +176,7 @@ class TestClaims:
         interrupted = journal.run(claim.run.id)
         assert interrupted
         assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
+        assert interrupted.message == "The daemon died while this run was in hand; what it owed is done again."
         assert (died.run, died.newest and died.newest.guid) == (interrupted, "g")
         assert journal.run(done.id) == done
         assert journal.owed() == ["acme/site"]
@@ -346,10 +348,28 @@ class TestBounds:
         journal.prune()
         assert [run for run in (1, 2, 3) if journal.log_path(run).exists()] == [2, 3]
 
-    def test_a_hundred_runs_are_told_unless_more_are_asked_for(self, journal: Journal):
-        for _ in range(102):
-            journal.start("acme/site", "sweep")
+    def test_what_is_told_at_once_is_bounded_unless_more_is_asked_for(self, journal: Journal, tmp_path: Path):
+        last = [journal.start("acme/site", "sweep") for _ in range(126)][-1]
+        assert last
+        rows = [("g", time.time(), last.run.id)] * 1001
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.executemany(
+                "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher, run)"
+                " VALUES (?, 'push', ?, 'acme/site', '', '', '', '', ?)",
+                rows,
+            )
         assert [len(journal.runs()), len(journal.runs("acme/site")), len(journal.runs(limit=101))] == [100, 100, 101]
+        assert journal.runs(limit=1) == [last.run]
+        assert [len(journal.deliveries("g")), len(journal.deliveries("g", 1001))] == [1000, 1001]
+        served = journal.served(last.run.id)
+        assert (served.number, len(served.deliveries)) == (1001, 100)
+        assert [len(past.history) for past in journal.pasts()] == [30]
+        assert journal.owed_counts() == [("acme/site", 1001)]
+
+    def test_whether_a_commit_is_known(self, journal: Journal):
+        run = run_to_the_end(journal)
+        journal.remember(run.id, [Commit("a" * 40, "Ada", "Say hello", 1.0)], 1)
+        assert [journal.knows_commit(letter * 40) for letter in "ab"] == [True, False]
 
 
 class TestSchema:
@@ -592,6 +612,22 @@ class TestFaults:
         with pytest.raises(JournalError, match=f"^{tmp_path / 'runs'}: ") as caught:
             Journal(tmp_path)
         assert caught.value.status == 74
+
+    def test_a_reader_sends_who_is_too_early_to_the_daemon(self, journal: Journal, tmp_path: Path):
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+            connection.execute("PRAGMA user_version = 1")
+        with pytest.raises(JournalError) as caught:
+            JournalReader(tmp_path).owed()
+        told = f"{tmp_path / 'journal.db'} is an earlier version's; restart the daemon, which migrates it"
+        assert str(caught.value) == told
+
+    def test_a_probe_is_a_write(self, journal: Journal, tmp_path: Path):
+        journal.record(delivery())
+        with full_disk(tmp_path):
+            journal.probe()
+            assert journal.fault
+        journal.probe()
+        assert journal.fault is None
 
     def test_a_look_that_fails_names_the_file(self, tmp_path: Path):
         with pytest.raises(JournalError, match=f"^{tmp_path / 'journal.db'}: "):
