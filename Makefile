@@ -35,7 +35,8 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage fuzz bench lint install uninstall dist deb clean
+.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage fuzz mutation bench lint \
+    install uninstall dist deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +62,9 @@ coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
 	$(LINT)/bin/coverage run -m pytest -q -n auto --ignore tests/engine $(ARGS)
 	$(LINT)/bin/coverage combine -q
 	$(LINT)/bin/coverage report --fail-under=95
+
+mutation: .venv-mutation/.ready ## whether the tests notice small faults in three modules; ARGS='--jobs 8 journal'
+	nice .venv-mutation/bin/python tests/mutation.py $(ARGS)
 
 test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of its own; needs root and systemd-nspawn
 	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
@@ -172,6 +176,12 @@ $(BROWSER)/.ready: tests/requirements.txt Makefile
 	$(PYTHON) -m venv $(BROWSER)
 	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
 	    'playwright>=1.40' 'axe-core-python>=0.1'
+	@touch $@
+
+# Mutmut 3 wraps functions, so it leaves out what stands outside of them: the tables, patterns and SQL that matter most.
+.venv-mutation/.ready: tests/requirements.txt
+	$(PYTHON) -m venv .venv-mutation
+	.venv-mutation/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt 'mutmut==2.5.1'
 	@touch $@
 
 $(LINT)/.ready: tests/requirements.txt Makefile

@@ -20,7 +20,18 @@ from webtest import TestApp
 from gitops_hook.app import WebhookApp
 from gitops_hook.journal import Journal
 from gitops_hook.repository import Checkouts
-from gitops_hook.webhook import FORGES, TOLERANCE, Refused, Secrets, Token, _field_of_form, claimed, signing_key
+from gitops_hook.webhook import (
+    FORGES,
+    TOLERANCE,
+    Move,
+    Refused,
+    Secrets,
+    Token,
+    _field_of_form,
+    claimed,
+    parse,
+    signing_key,
+)
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
@@ -541,6 +552,44 @@ BAD_CHANGES: dict[str, Any] = {
 def test_a_change_that_is_none_is_refused(host: Host, guid: str, bad: Any) -> None:
     assert host.deliver("Bitbucket", push_of_bitbucket(change("main"), bad), guid=guid).status_int == 400
     assert host.journal.deliveries(guid) == []
+
+
+def parsed(name: str, event: str, payload: Any) -> Any:
+    (forge,) = (forge for forge in FORGES if forge.name == name)
+    sent = {"CONTENT_TYPE": JSON, "HTTP_" + forge.event.upper().replace("-", "_"): event}
+    return parse(forge, sent if event else {"CONTENT_TYPE": JSON}, json.dumps(payload).encode())
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ({**push_of_bitbucket(), "push": {}}, "the push has no list `changes`"),
+        (push_of_bitbucket(change("main\n")), "the push has no well-formed `name`"),
+        (push_of_bitbucket(change("main", old="x")), "the push has no well-formed `hash`"),
+        (push_of_bitbucket(change("main", new="x")), "the push has no well-formed `hash`"),
+    ],
+)
+def test_a_refusal_of_changes_says_why(payload: Any, reason: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parsed("Bitbucket", "repo:push", payload)
+    assert (caught.value.status, caught.value.reason) == (400, reason)
+
+
+def test_what_a_change_does_not_say_is_empty() -> None:
+    event = parsed("Bitbucket", "repo:push", push_of_bitbucket(change("main", new=None), change("new", old=None)))
+    assert event.moves == [Move("refs/heads/main", OLD, "", True), Move("refs/heads/new", "", NEW, False)]
+
+
+def test_who_pushed_is_told_by_the_next_best_name() -> None:
+    gitlab, bitbucket = push_of_gitlab(), push_of_bitbucket()
+    del gitlab["user_username"], bitbucket["actor"]["nickname"]
+    pushes = parsed("GitLab", "Push Hook", gitlab), parsed("Bitbucket", "repo:push", bitbucket)
+    assert [event.pusher for event in pushes] == ["Ada Lovelace"] * 2
+
+
+def test_without_an_event_nothing_is_read() -> None:
+    with pytest.raises(Refused, match="there is no X-Event-Key header"):
+        parsed("Bitbucket", "", push_of_bitbucket())
 
 
 # -- whose request is it? -------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from disks import fill, small_disk
+from test_app import full_disk
 
 from gitops_hook import journal as module
 from gitops_hook.journal import (
@@ -94,6 +95,9 @@ class TestDeliveries:
         for number in range(20):
             journal.record(delivery("same", received=float(-number)))
         assert [read.received for read in journal.deliveries("same")] == [float(-number) for number in range(20)]
+
+    def test_of_a_delivery_little_need_be_said(self):
+        assert Delivery("g", "push", 1.0, "acme/site", "refs/heads/main")[5:] == ("", "", "", 0, 0, True)
 
     def test_a_redelivery_is_a_row_of_its_own(self, journal: Journal):
         journal.record(delivery("twice"))
@@ -192,6 +196,7 @@ class TestClaims:
         interrupted = journal.run(claim.run.id)
         assert interrupted
         assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
+        assert interrupted.message == "The daemon died while this run was in hand; what it owed is done again."
         assert (died.run, died.newest and died.newest.guid) == (interrupted, "g")
         assert journal.run(done.id) == done
         assert journal.owed() == ["acme/site"]
@@ -393,6 +398,56 @@ class TestPasts:
         assert served == (2, first[0].received, first)
         assert journal.served(claim.run.id).deliveries == first + second
         assert journal.served(77) == (0, None, [])
+
+
+class TestBounds:
+    """What is kept, and for how long, to the row, the byte and (nearly) the second."""
+
+    def test_rows_are_kept_for_ninety_days(self, journal: Journal):
+        for guid, age in (("older", 30), ("younger", -30)):
+            journal.record(delivery(guid, received=time.time() - 90 * 86400 - age))
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("older", "younger") if journal.deliveries(guid)] == ["younger"]
+
+    def test_a_hundred_thousand_rows_are_kept(self, journal: Journal, tmp_path: Path):
+        for guid in ("first", "second", "last"):
+            journal.record(delivery(guid))
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.execute("UPDATE deliveries SET id = 100001 WHERE guid = 'last'")
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("first", "second", "last") if journal.deliveries(guid)] == ["second", "last"]
+
+    def test_a_gibibyte_of_logs_is_kept(self, journal: Journal):
+        for run, size in ((1, 1), (2, (1 << 30) - 1), (3, 1)):
+            with journal.log_path(run).open("wb") as file:
+                file.truncate(size)  # a hole, which takes no disk
+        journal.prune()
+        assert [run for run in (1, 2, 3) if journal.log_path(run).exists()] == [2, 3]
+
+    def test_what_is_told_at_once_is_bounded_unless_more_is_asked_for(self, journal: Journal, tmp_path: Path):
+        last = [journal.start("acme/site", "sweep") for _ in range(126)][-1]
+        assert last
+        rows = [("g", time.time(), last.run.id)] * 1001
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.executemany(
+                "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher, run)"
+                " VALUES (?, 'push', ?, 'acme/site', '', '', '', '', ?)",
+                rows,
+            )
+        assert [len(journal.runs()), len(journal.runs("acme/site")), len(journal.runs(limit=101))] == [100, 100, 101]
+        assert journal.runs(limit=1) == [last.run]
+        assert [len(journal.deliveries("g")), len(journal.deliveries("g", 1001))] == [1000, 1001]
+        served = journal.served(last.run.id)
+        assert (served.number, len(served.deliveries)) == (1001, 100)
+        assert [len(past.history) for past in journal.pasts()] == [30]
+        assert journal.owed_counts() == [("acme/site", 1001)]
+
+    def test_whether_a_commit_is_known(self, journal: Journal):
+        run = run_to_the_end(journal)
+        journal.remember(run.id, [Commit("a" * 40, "Ada", "Say hello", 1.0)], 1)
+        assert [journal.knows_commit(letter * 40) for letter in "ab"] == [True, False]
 
 
 class TestSchema:
@@ -641,12 +696,47 @@ class TestFaults:
             journal.probe()
             assert journal.fault is None
 
+    def test_a_fault_names_the_file_and_ends_a_command_with_74(self, tmp_path: Path):
+        (tmp_path / "runs").write_text("")
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'runs'}: ") as caught:
+            Journal(tmp_path)
+        assert caught.value.status == 74
+
+    def test_a_reader_sends_who_is_too_early_to_the_daemon(self, journal: Journal, tmp_path: Path):
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+            connection.execute("PRAGMA user_version = 1")
+        with pytest.raises(JournalError) as caught:
+            JournalReader(tmp_path).owed()
+        told = f"{tmp_path / 'journal.db'} is an earlier version's; restart the daemon, which migrates it"
+        assert str(caught.value) == told
+
+    def test_a_probe_is_a_write(self, journal: Journal, tmp_path: Path):
+        journal.record(delivery())
+        with full_disk(tmp_path):
+            journal.probe()
+            assert journal.fault
+        journal.probe()
+        assert journal.fault is None
+
+    def test_a_look_that_fails_names_the_file(self, tmp_path: Path):
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'journal.db'}: "):
+            JournalReader(tmp_path).owed()
+
+    def test_after_damage_that_took_all_the_first_run_is_the_first(self, tmp_path: Path):
+        (tmp_path / "journal.db").write_bytes(b"noise" * 1000)
+        with closing(Journal(tmp_path)) as journal:
+            assert run_to_the_end(journal).id == 1
+
 
 class TestClosing:
+    def test_its_thread_has_a_name_and_keeps_no_process_alive(self, journal: Journal):
+        (writer,) = (thread for thread in threading.enumerate() if thread.name == "journal")
+        assert writer.daemon
+
     def test_closing_twice_and_using_it_afterwards(self, journal: Journal):
         journal.close()
         journal.close()
-        with pytest.raises(JournalError, match="closed"):
+        with pytest.raises(JournalError, match=r"^the journal is closed$"):
             journal.record(delivery())
         journal.probe()
 

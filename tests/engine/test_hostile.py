@@ -96,7 +96,7 @@ def test_filters_and_drivers_that_a_tree_names_do_not_run(synced: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ext::touch {ran}% /acme/site", "--upload-pack=touch {ran};x/acme/site", "-u{ran}/acme/site"]
+    "url", ["ext::touch {ran} x/acme/site", "--upload-pack=touch {ran};x/acme/site", "-u{ran}/acme/site"]
 )
 def test_an_origin_that_is_an_option_or_a_command_runs_nothing(synced: Site, url: str) -> None:
     """Even where the host allows every protocol."""
@@ -207,7 +207,8 @@ def test_a_tree_cannot_hold_what_passes_for_a_repository(synced: Site, name: str
     for folder in ("refs/heads", "refs/tags"):  # git keeps no empty ones, and knows no repository without them
         (hostile / folder).mkdir(parents=True, exist_ok=True)
         (hostile / folder / "kept").touch()
-    git("config", "core.protectNTFS", "false", cwd=synced.upstream.work)  # nor would git add `.git:` and so on
+    for place in (synced.upstream.work, synced.path):  # git would not add `.git:`, nor check it out
+        git("config", "core.protectNTFS", "false", cwd=place)
     synced.upstream.commit()
     synced.run()
     (synced.path / ".git").rename(synced.folder / "aside")
