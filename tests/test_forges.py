@@ -460,7 +460,9 @@ def test_of_several_signatures_one_has_to_hold(host: Host) -> None:
     assert host.post(body, {**sent, "webhook-signature": several}).status_int == 202
 
 
-@pytest.mark.parametrize("secret", ["whsec_", "whsec_====", "whsec_é", "whsec_a", "whsec", "", "hunter2"])
+@pytest.mark.parametrize(
+    "secret", ["whsec_", "whsec_====", "whsec_é", "whsec_a", "whsec_AA!AA", "whsec", "", "hunter2"]
+)
 def test_a_secret_that_holds_no_key_signs_nothing(secret: str) -> None:
     """An empty key is everybody's."""
     assert signing_key(secret.encode()) is None
@@ -624,6 +626,12 @@ def test_who_claims_to_be_two_is_refused_whatever_is_proven(host: Host, guid: st
     assert answer.status_int == 401
     assert answer.json["reason"].startswith("the request claims to come from ")
     assert host.journal.deliveries(guid) == []
+
+
+def test_the_two_that_are_claimed_are_named() -> None:
+    with pytest.raises(Refused) as caught:
+        claimed({"HTTP_X_GITLAB_EVENT": "Push Hook", "HTTP_X_EVENT_KEY": "repo:push"})
+    assert caught.value.reason == "the request claims to come from GitLab and from Bitbucket"
 
 
 def test_a_claim_counts_even_if_it_says_nothing() -> None:
