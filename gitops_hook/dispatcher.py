@@ -8,8 +8,8 @@ Rules:
 3. A run starts after it has its place under the cap, and claims what is owed as it starts: the pushes that came while
    it waited collapse into one run.
 4. Places go to whoever has waited longest, so that no busy repository keeps the others out.
-5. A run that settled nothing (the remote out of reach, no process to be had) is tried again, later each time; a push
-   cuts that wait short.
+5. A run that settled nothing (the remote out of reach, the script killed, no process to be had) is tried again, later
+   each time; a push cuts that wait short.
 6. A worker never dies of an exception: its repository would be dead until the next start.
 """
 
@@ -50,6 +50,9 @@ _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
 
 #: Outcomes that leave the checkout where upstream is, or where the operator wants it.
 _GOOD = {"updated", "unchanged", "cloned", "paused"}
+#: Outcomes of accidents, which say nothing of what was pushed: the remote was out of reach, or the script was killed,
+#: by whomever, or could not be started.
+_UNSETTLED = {"unreachable", "interrupted"}
 
 
 class Wake(NamedTuple):
@@ -312,7 +315,7 @@ class Dispatcher:
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
             result = result._replace(outcome="interrupted", message=_ENDED_BY_US)
         ended = run._replace(ended=time.time(), **result._asdict())
-        settled = not (result.outcome == "unreachable" or result.exit is None or result.message == _ENDED_BY_US)
+        settled = result.outcome not in _UNSETTLED
         if ended.outcome not in _GOOD:
             self.failure = ended
         self._record(ended, settled=settled)

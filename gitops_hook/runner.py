@@ -3,7 +3,7 @@
 Rules:
 
 1. The script runs in a process group of its own, under a limit: ``timeout(1)`` ends the whole group, ``setpriv(1)``
-   has that done when the daemon dies, however it dies.
+   has that done when the daemon dies, however it dies. A run that did not end by itself leaves nothing of its group.
 2. It inherits nothing by accident: an environment of named variables only, no descriptor but its output, standard
    input from /dev/null. The webhook's secret is in none of them.
 3. The exit status is the judge; the result file may only refine what the status allows (`judge`).
@@ -107,21 +107,23 @@ class Runner:
             *(str(self._script), task.repository.rpartition("/")[2]),
         ]
         started = time.monotonic()
+        environment = {**self._environment, **_context(task, result_file)}
         with self._in_hand(), BoundedLog(log_path) as output:
             status = subprocess.run(
                 command,
-                env={**self._environment, **_context(task, result_file)},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output.pipe,
                 stderr=subprocess.STDOUT,
                 check=False,
             ).returncode
         timed_out = time.monotonic() - started >= limit
-        try:
-            return judge(status, _read_result(result_file), timed_out=timed_out)
-        finally:
-            with suppress(OSError):
-                result_file.unlink()
+        result = judge(status, _read_result(result_file), timed_out=timed_out)
+        if result.outcome in ("timed-out", "interrupted"):
+            _end_remains({name: environment[name] for name in ("GITOPS_ROOT", "GITOPS_RUN")})
+        with suppress(OSError):
+            result_file.unlink()
+        return result
 
     def terminate(self) -> None:
         """End every run in hand: TERM for its whole group, KILL after a grace. It does not wait for them."""
@@ -205,6 +207,20 @@ def _children(thread: int) -> list[int]:
         return [int(pid) for pid in Path(f"/proc/self/task/{thread}/children").read_text().split()]
     except OSError:
         return []
+
+
+def _end_remains(environment: Mapping[str, str]) -> None:
+    """Kill what is left of a run's group when its leader, timeout(1), is gone: it goes on without the script's lock.
+
+    Its processes are known by what they have of the run's `environment`. One in a group of its own was meant to stay.
+    """
+    ours = {f"{name}={value}".encode() for name, value in environment.items()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if ours <= set((process / "environ").read_bytes().split(b"\0")):
+                group = os.getpgid(int(process.name))
+                if not Path(f"/proc/{group}").exists():
+                    os.killpg(group, signal.SIGKILL)
 
 
 class BoundedLog:

@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from harness import until
 
 from gitops_hook import dispatcher as module
 from gitops_hook import runner
@@ -25,14 +26,6 @@ GATED = 'echo "+ $1" >>$0.notes; read -r _ <$0.gate; echo "- $1" >>$0.notes'
 BRIEF = 'echo "+ $1" >>$0.notes; sleep 0.01; echo "- $1" >>$0.notes'
 #: The same, but the first three wait for one another.
 THREE_AT_ONCE = BRIEF.replace("sleep 0.01", "until (($(grep -c ^+ $0.notes) >= 3)); do sleep 0.01; done")
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    """Wait for what nobody announces."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what or "it never came"
-        time.sleep(0.003)
 
 
 class Stage:
@@ -223,6 +216,13 @@ class TestStep:
         stage.record()
         assert stage.dispatcher(f"exit {status}").step("acme/site", "push") is settled
         assert stage.journal.owed() == ([] if settled else ["acme/site"])
+
+    @pytest.mark.parametrize("signal", ["KILL", "TERM", "INT"])
+    def test_a_script_that_was_killed_owes_still(self, stage: Stage, signal: str):
+        stage.record()
+        assert stage.dispatcher(f"kill -{signal} $$").step("acme/site", "push") is False
+        assert [run.outcome for run in stage.runs()] == ["interrupted"]
+        assert stage.journal.owed() == ["acme/site"]
 
     def test_what_cannot_start_is_owed_and_says_why(self, stage: Stage):
         stage.record()
