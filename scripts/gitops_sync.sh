@@ -49,7 +49,9 @@ finish() {
     done
     printf '%s: %s\n' "$outcome" "$message"
     if [[ ${GITOPS_RESULT:-} ]]; then
-        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" >"$GITOPS_RESULT"
+        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" >"$GITOPS_RESULT" ||
+            # Not heard, a 0 is taken for "updated", which may be better than the truth.
+            [[ $outcome == updated ]] || ((EXIT[$outcome])) || outcome=failed
     fi
     exit "${EXIT[$outcome]}"
 }

@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,18 @@ def until(condition: Callable[[], object], what: str = "", timeout: float = 20) 
         time.sleep(0.003)
 
 
-def burst(port: int, pushes: list[Any], connections: int = 16) -> Counter[int]:
+def burst(
+    port: int, pushes: list[Any], connections: int = 16, guids: Sequence[str | None] | None = None
+) -> Counter[int]:
     """Deliver pushes as fast as they can be sent, without waiting for answers; how often there was which status."""
+    guids = guids or [None] * len(pushes)
     with ExitStack() as stack:
         forge = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(connections)]
         for number, channel in enumerate(forge):
             requests = []
-            for payload in pushes[number::connections]:
+            for payload, guid in zip(pushes[number::connections], guids[number::connections]):
                 body = json.dumps(payload).encode()
-                requests.append(raw_delivery(body, headers(body)))
+                requests.append(raw_delivery(body, headers(body, guid=guid)))
             requests[-1] = requests[-1].replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
             channel.sendall(b"".join(requests))
         answers = b"".join(channel.makefile("rb").read() for channel in forge)

@@ -14,28 +14,11 @@ from contextlib import ExitStack
 from http.client import HTTPException
 from typing import Any
 
-from harness import WEBHOOK, headers, processes_of, push
+from harness import burst, processes_of, push
 from scratch import Upstream, git
 
 #: How often the daemon is killed. Continuous integration asks for more than a person who waits for his tests.
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "8"))
-
-
-def burst(port: int, pushes: list[Any], connections: int = 16) -> Counter[int]:
-    """Deliver pushes as fast as they can be sent, without waiting for answers; how often there was which status."""
-    with ExitStack() as stack:
-        forge = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(connections)]
-        for number, channel in enumerate(forge):
-            requests = []
-            for payload in pushes[number::connections]:
-                body = json.dumps(payload).encode()
-                fields = {"Host": "forge", "Content-Length": len(body), **headers(body)}
-                head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-                requests.append(f"POST {WEBHOOK} HTTP/1.1\r\n{head}".encode() + b"\r\n" + body)
-            requests[-1] = requests[-1].replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-            channel.sendall(b"".join(requests))
-        answers = b"".join(channel.makefile("rb").read() for channel in forge)
-    return Counter(map(int, re.findall(rb"HTTP/1\.1 (\d+) ", answers)))
 
 
 def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, start_daemon, script):

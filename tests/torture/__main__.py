@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Callable
 
 from torture.account import Account
+from torture.faults import disks, journals, limits
 from torture.kills import kill_at_random_moments
+from torture.power import cut_the_power, fail_writes, move_the_clock
+from torture.storms import deliveries, everyone, misbehaving_deploys
 
 Ordeal = Callable[[Path, Account], None]
 
@@ -25,6 +28,15 @@ def ordeals(short: bool, seed: int) -> dict[str, Ordeal]:
     """What is done, by name; the short form does less of the same."""
     return {
         "kills": lambda folder, account: kill_at_random_moments(folder, account, 50 if short else 500, seed),
+        "power cuts": lambda folder, account: cut_the_power(folder, account, 10 if short else 200, seed),
+        "failing writes": lambda folder, account: fail_writes(folder, account, 3 if short else 12),
+        "disks": lambda folder, account: disks(folder, account, 2 if short else 20, seed),
+        "journals": lambda folder, account: journals(folder, account, 1 if short else 8),
+        "limits": lambda folder, account: limits(folder, account, 2 if short else 10),
+        "storms of deliveries": lambda folder, account: deliveries(folder, account, short),
+        "misbehaving deploys": lambda folder, account: misbehaving_deploys(folder, account, 1 if short else 3),
+        "everyone at once": lambda folder, account: everyone(folder, account, 5 if short else 30),
+        "clock": lambda folder, account: move_the_clock(folder, account, 4 if short else 20),
     }
 
 
@@ -41,6 +53,7 @@ def main() -> int:
                  f"Python {platform.python_version()}, seed {options.seed}\n")  # fmt: skip
     account.tell(f"{'fault':79} {'tried':>8} {'held':>7}")
     top = Path(tempfile.mkdtemp(prefix="gitops-hook-torture-"))
+    top.chmod(0o755)  # one ordeal is another user's
     for name, ordeal in ordeals(options.short, options.seed).items():
         if options.only in name:
             endure(name, ordeal, top, account)

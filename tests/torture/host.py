@@ -87,7 +87,7 @@ class Host:
     def _lay_out(self, deploy: str) -> None:
         """The forge's names for its one history, and a checkout of each."""
         template = self.folder / "template"
-        git("clone", "--quiet", "--no-hardlinks", self._history, template, cwd=self.folder)
+        git("clone", "--quiet", "--no-hardlinks", "--template=", self._history, template, cwd=self.folder)
         git("config", "gitops.deploy", deploy, cwd=template)
         config = (template / ".git/config").read_text()
         (self.folder / "forge/acme").mkdir(parents=True)
@@ -130,9 +130,31 @@ class Host:
         until(lambda: self.deliver_all() == {202}, "deliveries are not accepted again", timeout)
         until(self.is_idle, "what is owed is not done", timeout)
 
+    def recovers(self) -> bool:
+        """Whether, after a fault, a push to every repository is accepted, and every checkout comes to stand at it."""
+        try:
+            self.settle()
+        except AssertionError:
+            return False
+        return all(self.stands(repository) == [self.commits[self.number]] * 2 for repository in self.repositories)
+
+    def stands(self, repository: str) -> list[str]:
+        """Where the checkout's branch is, and what counts as deployed there."""
+        return [_ref(self.root / repository, ref) for ref in ("refs/heads/main", "refs/gitops/deployed")]
+
     def is_idle(self) -> bool:
         """Whether nothing is owed and nothing in hand."""
         return self.daemon.query(_UNDONE) == [(0,)]
+
+    def is_idle_but_for_the_last(self) -> bool:
+        """Whether nothing is owed to any repository but the last, which honest deliveries go to."""
+        last = self.repositories[-1]
+        undone = "SELECT repository FROM deliveries WHERE owed UNION SELECT repository FROM runs WHERE outcome IS NULL"
+        return {name for (name,) in self.daemon.query(undone)} <= {last}
+
+    def has_ended(self) -> bool:
+        """Whether nothing is in hand; what is owed may wait for another try."""
+        return self.daemon.query("SELECT count(*) FROM runs WHERE outcome IS NULL") == [(0,)]
 
     def judge(self, *, clock_moved: bool = False) -> list[str]:
         """Hold the journal against what is true, for promises 1 to 3; returns the deliveries that were not served."""
@@ -170,23 +192,29 @@ class Host:
 
     def _judge_outcomes(self) -> None:
         """A run that ended well left its checkout at a commit no older than any that it was told of, and deployed."""
-        deployed = {repository: {commit for what, commit in self.noted(repository) if what == "end"}
-                    for repository in self.repositories}  # fmt: skip
-        newest: dict[int, int] = {}
+        deployed = {
+            repository: {self._place[commit] for what, commit in self.noted(repository) if what == "end"}
+            for repository in self.repositories
+        }
+        told_of: dict[int, int] = {}
         for run, guid in self.daemon.query("SELECT run, guid FROM deliveries WHERE run IS NOT NULL"):
             _, number = self.acknowledged.get(guid, ("", 0))
-            newest[run] = max(number, newest.get(run, 0))
+            told_of[run] = max(number, told_of.get(run, 0))
         for run, repository, outcome, after in self.daemon.query(
             f"SELECT id, repository, outcome, after FROM runs WHERE outcome IN {_GOOD}"
         ):
-            true = self._place.get(after, -1) >= newest.get(run, 0) and after in deployed.get(repository, ())
-            self.account.promises[3].check(true, f"run {run} of {repository} said {outcome} at {after}, in {self.folder}")
+            # Where the disk was too full to say which commit, the newest that was ever deployed must do.
+            place = self._place[after] if after else max(deployed[repository], default=-1)
+            self.account.promises[3].check(
+                place in deployed[repository] and place >= told_of.get(run, 0),
+                f"run {run} of {repository} said {outcome} at {after}, in {self.folder}",
+            )
 
     def _judge_checkouts(self) -> None:
         """In the end every checkout stands at the last push, and says that this is deployed."""
         wanted = self.commits[self.number]
         for repository in self.repositories:
-            stands = [_ref(self.root / repository, ref) for ref in ("refs/heads/main", "refs/gitops/deployed")]
+            stands = self.stands(repository)
             self.account.promises[3].check(stands == [wanted] * 2, f"{repository} stands at {stands}, not {wanted}")
 
 
