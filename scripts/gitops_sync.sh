@@ -650,15 +650,16 @@ settle_unfinished() {
 # of what upstream has, and goes; one that holds anything else is a person's later work, and is put beside.
 # False: it was cut short itself, or the disk is full, and it is to be done again.
 put_back() {
-    local from=$1 to=$2 path aside paths gone=()
+    local from=$1 to=$2 path aside changes i gone=()
     # The index, if the dead run came to write it; else git may refuse. But one that was killed has not refused.
     git read-tree -i -m "$to" "$from" 2>/dev/null || (($? <= 128)) || return
-    mapfile -d '' -t paths < <(
-        git diff --name-only -z --no-renames --ignore-submodules=all "$from" "$to"
+    mapfile -d '' -t changes < <(
+        git diff --name-status -z --no-renames --ignore-submodules=all "$from" "$to"
         printf '%s\0' "$?"
     )
-    [[ ${paths[-1]} == 0 ]] || return
-    for path in "${paths[@]::${#paths[@]}-1}"; do
+    [[ ${changes[-1]} == 0 ]] || return
+    for ((i = 0; i + 1 < ${#changes[@]}; i += 2)); do
+        path=${changes[i + 1]}
         if [[ ! -L $path && (-d $path || ! -e $path) ]]; then
             : # to be written below, or in the way of that
         elif begins "$path" "$to"; then
@@ -671,13 +672,20 @@ put_back() {
             mv -- "$path" "$aside" || continue
             kept+="; '$path' was changed since a run died here, and is kept as '$aside'"
         fi
-        gone+=("$path")
+        [[ ${changes[i]} == A ]] || gone+=("$path")
     done
     # Twice, if need be: a disk that is full to the last page may say so once more than it is.
-    ((${#gone[@]} == 0)) || restore || restore --force || (($? <= 128)) # 1: some are not in the index, for they are new
+    ((${#gone[@]} == 0)) || restore || restore --force || is_restored
 }
 
 restore() { printf '%s\0' "${gone[@]}" | git checkout-index --quiet "$@" -z --stdin; }
+
+# Or does the index lack what could not be restored? Then a person has come and staged its deletion.
+is_restored() {
+    for path in "${gone[@]}"; do
+        is_like "$path" "$from" || ! git ls-files --error-unmatch -- ":(top,literal)$path" &>/dev/null || return
+    done
+}
 
 # What a file or a link holds, and how it compares with the file of that name in a commit.
 shown() { if [[ -L $1 ]]; then readlink --no-newline -- "$1"; else cat -- "$1"; fi; }

@@ -100,6 +100,7 @@ def burst(
 ) -> Counter[int]:
     """Deliver pushes as fast as they can be sent, without waiting for answers; how often there was which status."""
     guids = guids or [None] * len(pushes)
+    connections = min(connections, len(pushes))
     with ExitStack() as stack:
         forge = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(connections)]
         for number, channel in enumerate(forge):

@@ -602,14 +602,18 @@ def test_a_deploy_that_ignores_term_keeps_the_lock_while_it_lives(synced: Site, 
     assert run.wait(20) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("victim", ["read-tree", "diff", "checkout-index"])
-def test_killed_while_it_undoes_what_a_killed_run_began(synced: Site, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "fate"),
+    [("read-tree", "kill -KILL $$"), ("diff", "kill -KILL $$"), ("checkout-index", "kill -KILL $$"),
+     ("checkout-index", "exit 1")],
+)  # fmt: skip
+def test_what_a_killed_run_began_is_undone_though_that_is_cut_short_too(synced: Site, victim: str, fate: str) -> None:
     synced.upstream.commit({"a": "1\n", "README": "2\n"})
     path = tool(
         synced,
         "for word; do\n"
         '  [[ $VICTIM || $word != switch ]] || { "$real" read-tree -m -u HEAD origin/main; kill -KILL 0; }\n'
-        '  [[ $word != "$VICTIM" ]] || kill -KILL $$\n'
+        f'  [[ $word != "$VICTIM" ]] || {fate}\n'
         "done",
     )
     synced.start(PATH=path, VICTIM="").wait()

@@ -177,7 +177,6 @@ def limits(folder: Path, account: Account, rounds: int) -> None:
     """No descriptor, no process, no memory to be had for a while."""
     (folder / "usual").mkdir()
     with Host(folder / "usual", account, deploy=f'[[ ! -e "$GITOPS_ROOT/hungry" ]] || {_HUNGRY} || exit\n{DEPLOY}') as host:
-        until(host.is_idle, timeout=60)
         with _line(account, "out of descriptors (RLIMIT_NOFILE)") as line:
             for _ in range(rounds):
                 line.check(*_without_descriptors(host))
@@ -224,7 +223,6 @@ def _without_processes(folder: Path, account: Account, line: Line, rounds: int) 
         line.skipped = "another user can run no Python here"
         return
     with Host(folder, account, owner=_NOBODY, launcher=[*user, python]) as host:
-        until(host.is_idle, timeout=60)
         daemon = host.daemon.process.pid
 
         def allow(processes: str) -> None:

@@ -41,6 +41,8 @@ _GOOD = ("updated", "unchanged", "cloned")
 #: What is owed or in hand.
 _UNDONE = "SELECT (SELECT count(*) FROM deliveries WHERE owed) + (SELECT count(*) FROM runs WHERE outcome IS NULL)"
 
+_SWEPT = "SELECT DISTINCT repository FROM runs WHERE outcome IS NOT NULL"
+
 
 class Host:
     """A daemon over real checkouts of `repositories`, each at the first of `commits` and noting its deploys.
@@ -77,6 +79,7 @@ class Host:
         if owner:
             subprocess.run(["chown", "-R", f"{owner}:{owner}", folder], check=True)
         self.daemon = Daemon(folder, launcher=launcher, **(settings or {}))
+        until(lambda: len(self.daemon.query(_SWEPT)) == len(self.repositories), "the first sweep does not end", 600)
 
     def __enter__(self) -> Host:
         return self

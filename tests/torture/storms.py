@@ -38,7 +38,6 @@ def deliveries(folder: Path, account: Account, short: bool) -> None:
     count, repositories = (2000, 20) if short else (10_000, 100)
     many = 50 if short else 1000
     with Host(folder, account, many + 1) as host:
-        until(host.is_idle, "the first sweep does not end", 600)
         for name, names, pushes, connections in (
             (f"{count:,} deliveries over {repositories} repositories, 64 connections", repositories, count, 64),
             (f"{many:,} repositories pushed at once, 64 connections", many, many, 64),
@@ -67,7 +66,6 @@ def misbehaving_deploys(folder: Path, account: Account, rounds: int) -> None:
     """Deploys that misbehave, all at once, and a repository beside them that does not."""
     names = [f"bad{number}" for number in range(len(_MISBEHAVIOUR))]
     with Host(folder, account, [*names, "honest"]) as host:
-        until(host.is_idle, timeout=60)
         lines = {name: account.fault(f"a deploy that {name}") for name in _MISBEHAVIOUR}
         for _ in range(rounds):
             for repository, (what, _, limit) in zip(host.repositories, _MISBEHAVIOUR.values()):
