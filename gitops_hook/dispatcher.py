@@ -36,7 +36,7 @@ _IDLE = 1.0
 #: The first and the longest wait before another try, in seconds. The longest is what a polling timer would take.
 _FIRST_WAIT = 5.0
 _LONGEST_WAIT = 900.0
-#: Seconds between tries to write down how a run ended, while the journal cannot be written.
+#: Seconds between tries to write down that a run begins or how it ended, while the journal cannot be written.
 _JOURNAL_WAIT = 1.0
 #: So many runs in a row that the daemon's own shutdown had to end are no accident: the deploy restarts the daemon and
 #: waits for it. Going on would restart it for ever.
@@ -274,11 +274,20 @@ class Dispatcher:
         with self._places.one() as granted:
             if not granted or self._stopping.is_set():
                 return True  # the journal remembers
-            try:
-                claim = self._journal.start(repository, trigger, if_owed=trigger == "push")
-            except JournalError:
-                return False
+            claim = self._begin(repository, trigger)
             return self._run(claim)[1] if claim else True
+
+    def _begin(self, repository: str, trigger: str) -> Claim | None:
+        """Begin a run, however long the journal takes to be writable; None where none is due, or at the end.
+
+        The place is kept meanwhile, for nobody else can begin one either.
+        """
+        while True:
+            try:
+                return self._journal.start(repository, trigger, if_owed=trigger == "push")
+            except JournalError:
+                if self._stopping.wait(_JOURNAL_WAIT):
+                    return None
 
     def run_now(self, repository: str, trigger: str) -> Run:
         """Run `repository` in the caller's thread, as soon as there is a place; returns how it ended.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 from harness import until
 
 from gitops_hook import dispatcher as module
-from gitops_hook import runner
+from gitops_hook import journal, runner
 from gitops_hook.dispatcher import Dispatcher, Places, _Worker
 from gitops_hook.journal import Claim, Delivery, Journal, Run
 from gitops_hook.repository import Checkouts
@@ -365,6 +366,22 @@ class TestRetry:
         logs.mkdir()
         until(lambda: not stage.journal.owed())
         assert stage.runs()[-1].outcome == "updated"
+
+    def test_what_a_journal_that_fails_holds_up_runs_once_it_heals(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
+        monkeypatch.setattr(module, "_JOURNAL_WAIT", 0.01)
+        monkeypatch.setattr(journal, "_BUSY_MS", 20)
+        stage.journal.close()
+        stage.journal = Journal(stage.folder / "state")
+        dispatcher = stage.dispatcher("exit 0")
+        stage.record()
+        with closing(sqlite3.connect(stage.folder / "state/journal.db", isolation_level=None)) as neighbour:
+            neighbour.execute("BEGIN IMMEDIATE")
+            dispatcher.wake("acme/site")
+            until(lambda: stage.journal.fault)
+        assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
 
     def test_a_journal_that_fails_while_a_run_ends_has_it_once_it_heals(
         self, tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
