@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 from torture.account import Account
+from torture.clients import clients
 from torture.faults import disks, journals, limits
 from torture.kills import kill_at_random_moments
 from torture.power import cut_the_power, fail_writes, move_the_clock
@@ -36,6 +37,7 @@ def ordeals(short: bool, seed: int) -> dict[str, Ordeal]:
         "storms of deliveries": lambda folder, account: deliveries(folder, account, short),
         "misbehaving deploys": lambda folder, account: misbehaving_deploys(folder, account, 1 if short else 3),
         "everyone at once": lambda folder, account: everyone(folder, account, 5 if short else 30),
+        "clients": lambda folder, account: clients(folder, account, short),
         "clock": lambda folder, account: move_the_clock(folder, account, 4 if short else 20),
     }
 

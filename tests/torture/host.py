@@ -28,7 +28,7 @@ from torture.account import Account
 #: Notes that it begins, that another is on the way, and that it ends. Whether another is on the way the kernel says:
 #: the lock is held by this shell alone and goes with it, however it dies.
 DEPLOY = """\
-notes=$GITOPS_ROOT/../notes/${GITOPS_REPOSITORY#*/}
+notes=$GITOPS_ROOT/../notes/${PWD##*/}
 exec 8>>"$notes.lock"
 flock --nonblock --conflict-exit-code 99 8
 [[ $? != 99 ]] || echo "overlap $GITOPS_AFTER" >>"$notes"
@@ -207,9 +207,10 @@ class Host:
             f"SELECT id, repository, outcome, after FROM runs WHERE outcome IN {_GOOD}"
         ):
             # Where the disk was too full to say which commit, the newest that was ever deployed must do.
-            place = self._place[after] if after else max(deployed[repository], default=-1)
+            places = deployed[repository.lower()]
+            place = self._place[after] if after else max(places, default=-1)
             self.account.promises[3].check(
-                place in deployed[repository] and place >= told_of.get(run, 0),
+                place in places and place >= told_of.get(run, 0),
                 f"run {run} of {repository} said {outcome} at {after}, in {self.folder}",
             )
 
