@@ -6,16 +6,20 @@ _gitops_hook() {
     local settings='--root --state'
     local -A flags=(
         [serve]="$settings --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
-            --max-syncs --sync-timeout --clone --clone-url --log-format"
+            --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format"
         [status]="$settings --json"
         [runs]="$settings --json --delivery --number"
         [logs]="$settings --follow"
-        [sync]="$settings --json --all"
+        [sync]="$settings --json --all --audit"
         [pause]=$settings
         [resume]=$settings
         [add]="$settings --branch --deploy --url"
         [send]="$settings --json --branch --timeout"
         [migrate]="$settings --unit --dry-run --undo --remove"
+        [register]="$settings --token-file --api-url --json --org --all --url --dry-run --timeout"
+        [unregister]="$settings --token-file --api-url --json --org --all --url --dry-run"
+        [hooks]="$settings --token-file --api-url --json --org --all --url"
+        [audit]="$settings --token-file --api-url --json --redeliver"
         [doctor]="$settings --json"
     )
     COMPREPLY=()
@@ -24,14 +28,15 @@ _gitops_hook() {
     done
     case $before in
         --root | --state) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
-        --webhook-secret-file | --sync-script) mapfile -t COMPREPLY < <(compgen -f -- "$current") && return ;;
+        --webhook-secret-file | --token-file | --sync-script | --notify) mapfile -t COMPREPLY < <(compgen -f -- "$current") && return ;;
+        --report) mapfile -t COMPREPLY < <(compgen -W 'status deployment' -- "$current") && return ;;
         --log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$current") && return ;;
     esac
     if [[ ! $command ]]; then
         mapfile -t COMPREPLY < <(compgen -W "${!flags[*]} --help --version" -- "$current")
     elif [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "${flags[$command]} --help" -- "$current")
-    elif [[ $command == @(status|runs|logs|sync|pause|resume|send) ]]; then
+    elif [[ $command == @(status|runs|logs|sync|pause|resume|send|register|unregister|hooks|audit) ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(_gitops_hook_repositories)" -- "$current")
     fi
 }

@@ -1,4 +1,6 @@
-"""What the command line does: sync, pause, resume, add, send. It all works while the daemon is down, but `send`.
+"""What the command line does: sync, pause, resume, add, send, register, audit.
+
+It all works while the daemon is down, but what waits for the daemon: `send`, and `register` for its ping.
 
 Rules:
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -21,12 +24,14 @@ from hashlib import sha256
 from hmac import new as hmac
 from pathlib import Path
 
-from gitops_hook.app import WEBHOOK
 from gitops_hook.config import Failure, Settings, read_secrets
 from gitops_hook.dispatcher import Dispatcher
+from gitops_hook.github import ApiError, Client, is_at, read_token
+from gitops_hook.hooks import Hooks, Missed, Registration
 from gitops_hook.journal import JournalReader, Run
-from gitops_hook.repository import Checkout, Checkouts, is_valid
+from gitops_hook.repository import Checkout, Checkouts, is_valid, may_clone, name_in_url
 from gitops_hook.runner import OUTCOMES
+from gitops_hook.webhook import WEBHOOK
 
 #: Exit statuses by outcome: the script's own, and for what is not its, those that a shell would give.
 EXIT_OF_OUTCOME = {outcome: status for status, outcomes in OUTCOMES.items() for outcome in outcomes}
@@ -34,6 +39,8 @@ EXIT_OF_OUTCOME.update({"failed": 1, "timed-out": 124, "interrupted": 130})
 #: The outcomes from the best to the worst: what can heal by itself, what waits for a person, what is broken.
 _WORSE = (0, 75, 130, 65, 66, 64, 77, 71, 70, 124, 1)
 
+#: Seconds of silence after which a person wonders what is going on.
+_LONG = 10
 #: Seconds between looks at the journal.
 _LOOK = 0.1
 
@@ -136,6 +143,87 @@ def wait_for(journal: JournalReader, guid: str, timeout: float) -> Run | None:
                 return run
         time.sleep(_LOOK)
     return None
+
+
+def client(settings: Settings) -> Client:
+    """Whoever asks GitHub, with the token that is set; raises `Failure` where there is none."""
+    token = read_token(settings.token_file)
+    if not token:
+        where = settings.token_file or "the file that GITHUB_TOKEN_FILE names"
+        raise Failure(78, f"there is no token for GitHub's API: write one to {where}; docs/github.md tells of it")
+    return Client(settings.api_url, token, sleep=_wait)
+
+
+def _wait(seconds: float) -> None:
+    """Sleep, and say so where a person would wonder."""
+    if seconds > _LONG:
+        print(f"GitHub's rate limit: waiting for {seconds:.0f} s", file=sys.stderr)
+    time.sleep(seconds)
+
+
+def at_forge(settings: Settings) -> tuple[list[str], list[str]]:
+    """The checkouts under the root whose origin is at the forge, as that calls them; and the names of the others."""
+    checkouts, there, elsewhere = Checkouts(settings.root), [], []
+    for name in checkouts:
+        checkout = checkouts.find(name)
+        origin = checkout.settings.get("origin", "") if checkout else ""
+        called = (name_in_url(origin) or "") if is_at(settings.api_url, origin) else ""
+        if "/" in called:
+            there.append(called)
+        else:
+            elsewhere.append(name)
+    return there, elsewhere
+
+
+def register(
+    act: Callable[[str], Registration], targets: Sequence[str], tell: Callable[[int, Registration], None]
+) -> bool:
+    """Have `act` see to each of `targets`; returns whether all is well.
+
+    It ends early where the next would meet the same: the forge cannot be asked, or its pings do not arrive.
+    """
+    well = True
+    for number, target in enumerate(targets, 1):
+        again = True
+        try:
+            done = act(target)
+        except ApiError as error:
+            done = Registration(target, "failed", trouble=str(error))
+            again = error.http not in (0, 401) and error.again is None
+        tell(number, done)
+        well = well and not done.trouble
+        if done.trouble and (done.change != "failed" or not again):
+            break
+    return well
+
+
+def audit(
+    hooks: Hooks, settings: Settings, only: Sequence[str], *, redeliver: bool, tell: Callable[[str], None]
+) -> list[Missed]:
+    """The pushes that did not arrive, of all hooks that ever have reached us, or of `only` some repositories.
+
+    `tell` hears of each hook that could not be asked about.
+    """
+    checkouts, wanted = Checkouts(settings.root), {name.lower() for name in only}
+    missed: list[Missed] = []
+
+    def is_kept(name: str) -> bool:
+        if wanted and name.lower() not in wanted:
+            return False
+        return checkouts.find(name) is not None or may_clone(name, settings.clone)
+
+    for hook in hooks.known():
+        if wanted and "/" in hook.target and hook.target.lower() not in wanted:
+            continue
+        try:
+            missed += hooks.missed(hook, is_kept, redeliver=redeliver)
+        except ApiError as error:
+            tell(f"hook {hook.hook} of {hook.target} cannot be asked about: {error}")
+            if error.http == 404:
+                tell(f"if there is no such hook any more: gitops-hook unregister {hook.target}")
+            if error.http in (0, 401):
+                break  # nor can the others
+    return missed
 
 
 def _git(path: Path, *arguments: str) -> None:

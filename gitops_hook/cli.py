@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gitops_hook import __version__
 from gitops_hook.config import OPTIONS, ConfigError, Failure, Settings, load, unit_environment
+from gitops_hook.logs import escape
 from gitops_hook.timers import UNIT
 
 if TYPE_CHECKING:
+    from gitops_hook.github import Client
+    from gitops_hook.hooks import Hooks, Listed, Registration
     from gitops_hook.journal import JournalReader, Run
     from gitops_hook.repository import Checkout, Checkouts
 
@@ -136,9 +139,13 @@ def _sync(given: argparse.Namespace) -> int:
     if bool(given.repository) == given.all:
         raise Failure(EX_USAGE, "give repositories, or --all")
     settings = _settings(given)
+    client = _client_if_any(settings) if given.audit else None
     _become_owner(settings)
     names = list(_checkouts(settings)) if given.all else given.repository
-    return _sync_now(settings, names, as_json=given.json)
+    status = _sync_now(settings, names, as_json=given.json)
+    if client:
+        _audit_after(settings, client, as_json=given.json)
+    return status
 
 
 def _pause(given: argparse.Namespace) -> int:
@@ -164,7 +171,7 @@ def _resume(given: argparse.Namespace) -> int:
 
 def _add(given: argparse.Namespace) -> int:
     from gitops_hook import actions
-    from gitops_hook.app import WEBHOOK
+    from gitops_hook.webhook import WEBHOOK
 
     settings = _settings(given)
     _become_owner(settings)
@@ -180,7 +187,8 @@ def _add(given: argparse.Namespace) -> int:
         f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy hands to {settings.listen}\n"
         "  Content type  application/json\n"
         "  Secret        the newest line of the secrets file\n"
-        "  Events        just the push event"
+        "  Events        just the push event\n"
+        f"Or, with a token: gitops-hook register {' '.join(given.repository)} --url https://<this host>"
     )
     return status
 
@@ -234,7 +242,9 @@ def _send(given: argparse.Namespace) -> int:
 def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int:
     """Sync each of `names`, a progress line on a terminal meanwhile; returns the exit status of the worst outcome."""
     from gitops_hook import actions, logs, reports
-    from gitops_hook.dispatcher import Dispatcher
+    from gitops_hook.answers import Answers
+    from gitops_hook.commits import Commits
+    from gitops_hook.dispatcher import Dispatcher, Witness
     from gitops_hook.journal import Journal
     from gitops_hook.repository import is_valid, may_clone
 
@@ -248,19 +258,16 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
 
     def tell(number: int, run: Run) -> None:
         runs.append(run)
-        if sys.stderr.isatty():
-            end = "\n" if number == len(names) else ""
-            print(
-                f"\r\033[K{number} of {len(names)}  {run.repository} {run.outcome}",
-                end=end,
-                file=sys.stderr,
-                flush=True,
-            )
+        _progress(number, len(names), f"{run.repository} {run.outcome}")
 
     try:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with closing(Journal(settings.state, mends=False)) as journal:
-            dispatcher = Dispatcher.by(settings, os.environ, journal, _checkouts(settings))
+            checkouts = _checkouts(settings)
+            witnesses: list[Witness] = [Commits(journal, checkouts)]
+            if settings.report:
+                witnesses.append(Answers(journal))  # it leaves rows that the daemon sends
+            dispatcher = Dispatcher.by(settings, os.environ, journal, checkouts, witnesses)
             status = actions.sync(dispatcher, names, settings.max_syncs, tell)
     except OSError as error:
         raise Failure(EX_NOPERM, f"{error.filename}: {error.strerror}") from error
@@ -270,12 +277,164 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
     return status
 
 
+# -- at the forge --------------------------------------------------------------------------------------------------
+
+
+def _register(given: argparse.Namespace) -> int:
+    settings, hooks = _hooks_at_forge(given)
+    return _at_each(given, settings, lambda target: hooks.register(target, dry_run=given.dry_run))
+
+
+def _unregister(given: argparse.Namespace) -> int:
+    from gitops_hook import logs
+    from gitops_hook.journal import Journal
+
+    settings, hooks = _hooks_at_forge(given)
+    logs.mute()  # what there is to say is said below
+    with closing(Journal(settings.state, mends=False)) as journal:
+
+        def unregister(target: str) -> Registration:
+            done = hooks.unregister(target, dry_run=given.dry_run)
+            if not given.dry_run:  # even where it was gone already, so that no audit asks about it any more
+                journal.forget(target, hooks.url)
+            return done
+
+        return _at_each(given, settings, unregister)
+
+
+def _at_each(given: argparse.Namespace, settings: Settings, act: Callable[[str], Registration]) -> int:
+    """Have `act` see to each target that was given, and tell what came of it, as it comes."""
+    from gitops_hook import actions, reports
+
+    targets = _targets(given, settings)
+    count = 0
+
+    def tell(number: int, done: Registration) -> None:
+        nonlocal count
+        count = number
+        _make_room()
+        reports.show_registration(done, as_json=given.json, dry_run=given.dry_run)
+        _progress(number, len(targets), done.target)
+
+    well = actions.register(act, targets, tell)
+    if count < len(targets):
+        rest = len(targets) - count
+        _tell(f"{rest} more were not tried; once that is mended, give the command again")
+    return 0 if well else EX_UNAVAILABLE
+
+
+def _hooks(given: argparse.Namespace) -> int:
+    from gitops_hook import reports
+    from gitops_hook.github import ApiError
+
+    settings, hooks = _hooks_at_forge(given, needs_url=False)
+    targets, status = _targets(given, settings, all_by_default=True), 0
+    found: list[Listed] = []
+    for number, target in enumerate(targets, 1):
+        _progress(number, len(targets), target)
+        try:
+            found += hooks.listed(target)
+        except ApiError as error:
+            _tell(f"{target}: {error}")
+            status = EX_UNAVAILABLE
+            if error.http in (0, 401):
+                break
+    reports.show_hooks(found, as_json=given.json)
+    return status
+
+
+def _audit(given: argparse.Namespace) -> int:
+    from gitops_hook import actions, reports
+
+    settings, hooks = _hooks_at_forge(given, needs_url=False)
+    if not hooks.known():
+        raise Failure(EX_NOINPUT, "no webhook has reached this host yet, so there is none to ask about: "
+                                  "gitops-hook register")  # fmt: skip
+    troubles: list[str] = []
+    missed = actions.audit(hooks, settings, given.repository, redeliver=given.redeliver, tell=troubles.append)
+    reports.show_missed(missed, as_json=given.json)
+    for trouble in troubles:
+        _tell(trouble)
+    return EX_UNAVAILABLE if troubles else int(any(push.then == "missed" for push in missed))
+
+
+def _client_if_any(settings: Settings) -> Client | None:
+    """Whoever asks GitHub, where there is a token that can be read; what cannot be is told."""
+    from gitops_hook import actions, github
+
+    try:
+        return actions.client(settings) if github.read_token(settings.token_file) else None
+    except Failure as failure:
+        _tell(str(failure))
+        return None
+
+
+def _audit_after(settings: Settings, client: Client, *, as_json: bool) -> None:
+    """After a sweep, ask for what it could not make up for; a forge that cannot be asked is no fault of the sweep."""
+    from gitops_hook import actions, reports
+    from gitops_hook.hooks import Hooks
+
+    hooks = Hooks(client, _reader(settings), b"")
+    reports.show_missed(actions.audit(hooks, settings, (), redeliver=True, tell=_tell), as_json=as_json)
+
+
+def _tell(trouble: str) -> None:
+    print(f"gitops-hook: {escape(trouble)}", file=sys.stderr)
+
+
+def _hooks_at_forge(given: argparse.Namespace, *, needs_url: bool = True) -> tuple[Settings, Hooks]:
+    """The settings, and the webhooks as one who has secret and token; what root alone may read is read first."""
+    from gitops_hook import actions
+    from gitops_hook.hooks import Hooks
+
+    settings = _settings(given)
+    client, secret = actions.client(settings), actions.newest_secret(settings)
+    _become_owner(settings)
+    hooks = Hooks(client, _reader(settings), secret, getattr(given, "url", ""), timeout=getattr(given, "timeout", 0))
+    if needs_url and not hooks.url:
+        raise Failure(EX_USAGE, "give --url, where GitHub reaches this host: https://hooks.example.org")
+    return settings, hooks
+
+
+def _targets(given: argparse.Namespace, settings: Settings, *, all_by_default: bool = False) -> list[str]:
+    """The repositories, or the organisation, whose webhooks are meant."""
+    from gitops_hook import actions
+    from gitops_hook.github import web_url
+    from gitops_hook.repository import is_valid
+
+    names: list[str] = given.repository + ([given.org] if given.org else [])
+    if (bool(given.repository) + bool(given.org) + given.all) > 1 or not (names or given.all or all_by_default):
+        raise Failure(EX_USAGE, "give repositories, or --org, or --all")
+    for name in names:
+        if not is_valid(name) or ("/" in name) == bool(given.org):
+            raise Failure(EX_USAGE, f"`{name}` is not {'an organisation' if given.org else 'OWNER/NAME'}")
+    if names:
+        return names
+    there, elsewhere = actions.at_forge(settings)
+    if elsewhere:
+        _tell(f"not at {web_url(settings.api_url)}, so left out: {', '.join(elsewhere)}")
+    return there
+
+
 # -- what they share -----------------------------------------------------------------------------------------------
 
 
 def _settings(given: argparse.Namespace) -> Settings:
     """The settings that the daemon has: those of its unit, of our own environment, and flags."""
     return load({**unit_environment(), **os.environ}, _flags(given))
+
+
+def _progress(number: int, total: int, what: str) -> None:
+    """On a terminal, one line that tells how far we are."""
+    if sys.stderr.isatty():
+        end = "\n" if number == total else ""
+        print(f"\r\033[K{number} of {total}  {what}", end=end, file=sys.stderr, flush=True)
+
+
+def _make_room() -> None:
+    """Take the line of progress away, for one that stays."""
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _flags(given: argparse.Namespace) -> dict[str, str]:
@@ -346,7 +505,7 @@ def _parser() -> _Parser:
 
     runs = command("runs", _runs, "show the newest runs, or those that served a delivery")
     runs.add_argument("repository", nargs="?", metavar="REPO")
-    runs.add_argument("--delivery", metavar="GUID", help="what became of the push with this X-GitHub-Delivery")
+    runs.add_argument("--delivery", metavar="GUID", help="what became of the push that the forge numbers so")
     runs.add_argument("-n", "--number", type=int, default=20, metavar="COUNT", help="how many at most [20]")
 
     logs = command("logs", _logs, "print the output of a run, or of a repository's newest one")
@@ -356,6 +515,9 @@ def _parser() -> _Parser:
     sync = command("sync", _sync, "sync repositories now; ends with the status of the worst outcome")
     sync.add_argument("repository", nargs="*", metavar="REPO")
     sync.add_argument("--all", action="store_true", help="every checkout under the root")
+    sync.add_argument(
+        "--audit", action="store_true", help="then have GitHub deliver again what it missed, where there is a token"
+    )
 
     pause = command("pause", _pause, "let nothing move in a checkout")
     pause.add_argument("repository", nargs="+", metavar="REPO")
@@ -389,13 +551,40 @@ def _parser() -> _Parser:
         printing.add_argument("--json", action="store_true", help="an object a line, for programs")
     for asking in (status, runs, logs, sync, pause, resume, add, send, migrate, doctor):
         _add_settings(asking, {"root", "state"})
+    _add_forge_commands(command)
     return parser
+
+
+def _add_forge_commands(command: Callable[..., _Parser]) -> None:
+    """The words of what is done at GitHub."""
+    register = command("register", _register, "have GitHub's webhooks made and mended, and see that they reach us")
+    unregister = command("unregister", _unregister, "take our webhooks away from GitHub")
+    hooks = command("hooks", _hooks, "show the webhooks that GitHub has, and which of them are ours and right")
+    for asked in (register, unregister, hooks):
+        asked.add_argument("repository", nargs="*", metavar="OWNER/NAME")
+        asked.add_argument("--org", default="", metavar="ORG", help="the one webhook of an organisation")
+        asked.add_argument("--all", action="store_true", help="every checkout whose origin is at GitHub")
+        asked.add_argument("--url", default="", help="where GitHub reaches this host [where its newest ping went]")
+    for asked in (register, unregister):
+        asked.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    register.add_argument(
+        "--timeout", type=int, default=30, metavar="SECONDS", help="how long to wait for each ping [30]"
+    )
+
+    audit = command("audit", _audit, "show the pushes that GitHub could not deliver, and why", _ON_AUDIT)
+    audit.add_argument("repository", nargs="*", metavar="REPO")
+    audit.add_argument("--redeliver", action="store_true", help="have those delivered again that nothing made up for")
+
+    for asking in (register, unregister, hooks, audit):
+        asking.add_argument("--json", action="store_true", help="an object a line, for programs")
+        _add_settings(asking, {"root", "state", "token_file", "api_url"})
 
 
 _ON_SECRETS = (
     "The secret itself stands in GITHUB_WEBHOOK_SECRET or in the file; it is no option, "
     "for options are open to every user of the host."
 )
+_ON_AUDIT = "It ends with 1 if a push was missed that no run has made up for and nobody has asked for again."
 _ON_LEVELS = "It ends with 0 if all is well, 1 if there is a warning, 2 if there is a failure."
 
 

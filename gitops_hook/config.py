@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 from zipimport import zipimporter
 
 from gitops_hook.logs import log
@@ -67,7 +69,7 @@ def unit_environment() -> dict[str, str]:
 def read_environment(path: Path) -> dict[str, str]:
     """The variables that a file for systemd's ``EnvironmentFile=`` sets; none where there is no such file."""
     try:
-        lines = path.read_text().splitlines()
+        lines = os.fsdecode(path.read_bytes()).split("\n")  # as systemd: bytes, and no other end of a line
     except OSError:
         return {}
     pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))
@@ -109,6 +111,11 @@ class Settings(NamedTuple):
     sync_timeout: int
     clone: tuple[str, ...]
     clone_url: str
+    token_file: Path | None
+    api_url: str
+    report: str
+    public_url: str
+    notify: tuple[str, ...]
     log_format: str
 
 
@@ -178,15 +185,49 @@ def _clone_url(text: str) -> str:
     return text
 
 
+def _command(text: str) -> tuple[str, ...]:
+    words = tuple(shlex.split(text))
+    if words and not shutil.which(words[0]):
+        raise ValueError(f"there is no program `{words[0]}`")
+    return words
+
+
 def _log_format(text: str) -> str:
     if text not in ("text", "json"):
         raise ValueError("it is neither `text` nor `json`")
     return text
 
 
-def _credential(environ: Mapping[str, str]) -> str:
-    path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "webhook-secret")  # noqa: PTH118
-    return path if os.path.isfile(path) else ""  # noqa: PTH113 - that of a Path raises where a folder is closed
+def _api_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
+        raise ValueError("it must begin with https://, for the token goes there")
+    return _base_url(text)
+
+
+def _base_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        raise ValueError("it is not a plain http or https URL")
+    return text.rstrip("/")
+
+
+def _optional_base_url(text: str) -> str:
+    return _base_url(text) if text else ""
+
+
+def _report(text: str) -> str:
+    if text not in ("", "status", "deployment"):
+        raise ValueError("it is neither empty nor `status` nor `deployment`")
+    return text
+
+
+def _credential(name: str) -> Callable[[Mapping[str, str]], str]:
+    def path_in(environ: Mapping[str, str]) -> str:
+        path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), name)  # noqa: PTH118
+        return path if os.path.isfile(path) else ""  # noqa: PTH113 - that of a Path raises where a folder is closed
+
+    return path_in
 
 
 def _state(environ: Mapping[str, str]) -> str:
@@ -261,7 +302,7 @@ OPTIONS = (
     Option(
         "GITHUB_WEBHOOK_SECRET_FILE",
         _optional_path,
-        _credential,
+        _credential("webhook-secret"),
         "`$CREDENTIALS_DIRECTORY/webhook-secret` if there",
         "file of secrets, one a line, newest first, all valid; read again when it changes",
     ),
@@ -306,6 +347,32 @@ OPTIONS = (
         "GITOPS_CLONE", _patterns, "", "patterns such as `acme/*`: a push from a match that has no checkout clones it"
     ),
     _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "where clones come from"),
+    Option(
+        "GITHUB_TOKEN_FILE",
+        _optional_path,
+        _credential("github-token"),
+        "`$CREDENTIALS_DIRECTORY/github-token` if there",
+        "file of the token for GitHub's API; read again for each use",
+    ),
+    _fixed(
+        "GITHUB_API_URL",
+        _api_url,
+        "https://api.github.com",
+        "GitHub's API; at an Enterprise server `https://HOST/api/v3`",
+    ),
+    _fixed(
+        "GITOPS_REPORT",
+        _report,
+        "",
+        "`status` or `deployment`: how GitHub is told, on the commit, what came of each run",
+    ),
+    _fixed("GITOPS_PUBLIC_URL", _optional_base_url, "", "where the page is reached, for links to its runs from GitHub"),
+    _fixed(
+        "GITOPS_NOTIFY",
+        _command,
+        "",
+        "command that is told when a repository starts to fail, daily while it does, and when it is well again",
+    ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
 )
 
@@ -313,6 +380,9 @@ OPTIONS = (
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
     "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT",
+    # And into that of the command that is told.
+    "GITOPS_NOTICE", "GITOPS_SUMMARY", "GITOPS_HOST", "GITOPS_OUTCOME", "GITOPS_PREVIOUS", "GITOPS_SINCE",
+    "GITOPS_COMMIT", "GITOPS_MESSAGE", "GITOPS_OUTPUT",
 }  # fmt: skip
 
 

@@ -26,21 +26,27 @@ from pathlib import Path
 from typing import Any
 
 from gitops_hook import __version__
-from gitops_hook.app import WebhookApp
+from gitops_hook.answers import Answers, Sender
+from gitops_hook.app import RESULTS, WebhookApp
+from gitops_hook.commits import Commits
 from gitops_hook.config import Address, Failure, SecretSource, Settings
 from gitops_hook.dashboard import Dashboard
-from gitops_hook.dispatcher import Dispatcher
+from gitops_hook.dispatcher import Dispatcher, Witness
+from gitops_hook.instruments import Instruments
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
+from gitops_hook.notices import Notices
 from gitops_hook.proxies import behind
 from gitops_hook.repository import Checkouts
-from gitops_hook.runner import GRACE
+from gitops_hook.runner import GRACE, inherited
 from gitops_hook.server import Application, Server
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 
 #: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
 REQUESTS_DEADLINE = 5.0
 RUNS_DEADLINE = 60.0
+#: Seconds that a notice in hand has after all that: most take less, and one that does not is told by the next daemon.
+NOTICE_DEADLINE = 5.0
 #: Seconds between looks at what is owed, and between prunings of the journal.
 _REMIND = 60.0
 _PRUNE = 3600.0
@@ -102,20 +108,42 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        dispatcher = Dispatcher.by(settings, environ, journal, checkouts)
-        webhook = WebhookApp(secrets.current, checkouts, journal, dispatcher.wake, settings.clone)
+        instruments = Instruments(journal, checkouts, RESULTS)
+        witnesses: list[Witness] = [instruments, Commits(journal, checkouts)]
+        notices = None
+        if settings.notify:
+            notices = Notices(journal, checkouts, settings.notify, inherited(environ, settings.root))
+            witnesses.append(notices)
+        sender = Sender(settings, journal, checkouts) if settings.report else None
+        if sender:
+            answers = Answers(journal, sender.wake)
+            answers.catch_up()
+            witnesses.append(answers)
+        dispatcher = Dispatcher.by(settings, environ, journal, checkouts, witnesses)
+        webhook = WebhookApp(
+            secrets.current, checkouts, journal, dispatcher.wake, settings.clone, count=instruments.answered
+        )
         app = behind(webhook, settings.trusted_proxies)
-        servers = _serve_both(settings, environ, app, Dashboard(journal, checkouts))
+        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, instruments.exposition)
+        servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
+        if sender:
+            sender.start()
+            stack.callback(sender.stop, REQUESTS_DEADLINE)
         for server in servers:
             threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
             address = _describe(server.server_address)
             log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
         notify(environ, "READY=1")
-        status = _Housekeeping(servers, dispatcher, journal, checkouts, environ).stay(words, interval)
+        if notices:
+            notices.start()
+        housekeeping = _Housekeeping(servers, dispatcher, journal, checkouts, environ, notices=notices)
+        status = housekeeping.stay(words, interval)
         notify(environ, "STOPPING=1")
         _stop(words, servers, dispatcher)
-    log.info("stopped", status=status)
+        if notices:
+            notices.stop(NOTICE_DEADLINE)
+    log.info("stopped", exit=status)
     return status
 
 
@@ -129,7 +157,10 @@ class _Housekeeping:
         journal: Journal,
         checkouts: Checkouts,
         environ: MutableMapping[str, str],
+        *,
+        notices: Notices | None,
     ) -> None:
+        self._notices = notices
         self._servers = servers
         self._dispatcher = dispatcher
         self._journal = journal
@@ -153,6 +184,8 @@ class _Housekeeping:
         every(_PRUNE, self._prune)
         every(_REMIND, self._count)
         every(_STATUS, self._tell_status)
+        if self._notices:
+            every(_REMIND, self._notices.look)
         if watchdog:
             every(watchdog, self._feed_watchdog)
         while True:
@@ -205,9 +238,11 @@ class _Housekeeping:
         now = time.monotonic()
         stuck = [_describe(server.server_address) for server in self._servers if now - server.turned > _TURN]
         overdue = self._dispatcher.overdue()
-        if stuck or overdue:
-            log.error("the watchdog is not fed", not_accepting=stuck or None, runs_that_hang=overdue or None)
-        else:
+        for address in stuck:
+            log.error("no connection is accepted any more, so the watchdog is not fed", address=address)
+        for run in overdue:
+            log.error("a run hangs past its limit, so the watchdog is not fed", run=run)
+        if not stuck and not overdue:
             notify(self._environ, "WATCHDOG=1")
 
 

@@ -29,7 +29,7 @@ from gitops_hook.config import Settings
 from gitops_hook.journal import Claim, Journal, JournalError, Run
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
-from gitops_hook.runner import GRACE, Result, Runner, Task
+from gitops_hook.runner import GRACE, Result, Runner, Task, last_lines
 
 #: Seconds that a worker waits for more work before it goes: a thread is cheap to start, and a sweep needs many.
 _IDLE = 1.0
@@ -43,7 +43,8 @@ _JOURNAL_WAIT = 1.0
 _RESTART_LOOP = 3
 #: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
 _OVERDUE = 30.0
-_ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
+#: What is said of a run that our shutdown ended.
+ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
 
 #: What `gitops.timeout` may be, in seconds; anything else is as if it were not set.
 _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
@@ -53,6 +54,11 @@ _GOOD = {"updated", "unchanged", "cloned", "paused"}
 #: Outcomes of accidents, which say nothing of what was pushed: the remote was out of reach, or the script was killed,
 #: by whomever, or could not be started.
 _UNSETTLED = {"unreachable", "interrupted"}
+
+
+def is_settled(run: Run) -> bool:
+    """Whether a run has settled its matter, well or not; if not, it is done again, soon or at the next start."""
+    return run.outcome not in _UNSETTLED
 
 
 class Wake(NamedTuple):
@@ -135,8 +141,10 @@ class Dispatcher:
         clone: Sequence[str] = (),
         clone_url: str = "",
         witnesses: Sequence[Witness] = (),
+        clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """`clock` tells seconds, from whenever; what is written down is told by the journal's own."""
         self._journal = journal
         self._checkouts = checkouts
         self._runner = runner
@@ -145,6 +153,7 @@ class Dispatcher:
         self._clone = clone
         self._clone_url = clone_url
         self._witnesses = witnesses
+        self._clock = clock
         self._jitter = jitter
         self._places = Places(max_syncs)
         self._stopping = threading.Event()
@@ -156,7 +165,7 @@ class Dispatcher:
         self._lock = threading.Lock()
         #: The last run that did not go well, since the start.
         self.failure: Run | None = None
-        # The runs of the script in hand, and the time on the monotonic clock when each must be over. Written by their
+        # The runs of the script in hand, and the time on the clock when each must be over. Written by their
         # workers, looked at by anyone; each step is whole, so no lock is needed.
         self._due: dict[int, float] = {}
 
@@ -187,9 +196,8 @@ class Dispatcher:
         What is owed goes first and may take every place; the look at all checkouts keeps to half of them, so that a
         push on a host with many never waits behind it.
         """
-        interrupted = self._journal.interrupt()
-        if interrupted:
-            log.warning("runs were interrupted when the daemon died; what they owed is done again", runs=interrupted)
+        for died in self._journal.interrupt():
+            _tell_end(died.run, died)
         owed = [repository for repository in self._journal.owed() if not self._restarts_us(repository)]
         if owed:
             log.info("deliveries are owed from before", repositories=len(owed))
@@ -264,7 +272,7 @@ class Dispatcher:
 
     def overdue(self) -> list[int]:
         """The runs that go on though nothing lets a script live so long: their workers hang, in code of ours."""
-        now = time.monotonic()
+        now = self._clock()
         return [run for run, due in self._due.copy().items() if due < now]
 
     # -- what workers do --------------------------------------------------------------------------------------------
@@ -312,6 +320,7 @@ class Dispatcher:
             delivery=newest.guid if newest else "",
             deliveries=claim.deliveries,
         )
+        _tell_beginning(claim)
         self._tell_witnesses(lambda witness: witness.began(claim, task))
         try:
             result = self._execute(task, run)
@@ -322,13 +331,15 @@ class Dispatcher:
             result = Result("interrupted", None, message="A fault of the daemon's own; its log has the traceback.")
         # A script may answer TERM with a status of its own. That is not how it would have ended.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=_ENDED_BY_US)
-        ended = run._replace(ended=time.time(), **result._asdict())
-        settled = result.outcome not in _UNSETTLED
+            result = result._replace(outcome="interrupted", message=ENDED_BY_US)
+        ended = run._replace(ended=self._journal.now(), **result._asdict())
+        settled = is_settled(ended)
         if ended.outcome not in _GOOD:
             self.failure = ended
         self._record(ended, settled=settled)
-        _tell(ended, claim.deliveries, task)
+        _tell_end(ended, claim, "" if ended.outcome in _GOOD else last_lines(self._journal.log_path(run.id)))
+        if settled:
+            _tell_sharers(claim, ended)
         self._tell_witnesses(lambda witness: witness.ended(ended, claim, task))
         return ended, settled
 
@@ -349,7 +360,7 @@ class Dispatcher:
             limit = int(own) if _TIMEOUT.fullmatch(own) else limit
         elif may_clone(run.repository, self._clone):
             task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
-        self._due[run.id] = time.monotonic() + limit + GRACE + _OVERDUE
+        self._due[run.id] = self._clock() + limit + GRACE + _OVERDUE
         try:
             return self._runner.run(task, self._journal.log_path(run.id), limit)
         finally:
@@ -371,7 +382,7 @@ class Dispatcher:
         """
         try:
             last = self._journal.runs(repository, _RESTART_LOOP)
-            if len(last) < _RESTART_LOOP or not all(run.message == _ENDED_BY_US for run in last):
+            if len(last) < _RESTART_LOOP or not all(run.message == ENDED_BY_US for run in last):
                 return False
             if self._journal.settle(repository):
                 return False
@@ -420,6 +431,8 @@ class _Worker:
         self._dispatcher = dispatcher
         #: How many tries in a row have settled nothing.
         self._failures = 0
+        #: When the next try is due, or when this worker has been idle for long enough, on the dispatcher's clock.
+        self.due = dispatcher._clock() + self._patience()
 
     def _work(self) -> None:
         while self.turn():
@@ -427,7 +440,7 @@ class _Worker:
 
     def turn(self) -> bool:
         """Wait for a wake-up, or until a try is due, and act on it; returns whether there is to be another turn."""
-        wakes = self._wait(self._patience())
+        wakes = self._wait()
         if any(wake.trigger == "stop" for wake in wakes):
             return False
         if not wakes and not self._failures:
@@ -446,6 +459,7 @@ class _Worker:
         except Exception:
             log.exception("a worker met a fault of our own", repository=self.repository)
         self._failures = 0 if settled else self._failures + 1
+        self.due = self._dispatcher._clock() + self._patience()
         return True
 
     def _patience(self) -> float:
@@ -455,18 +469,33 @@ class _Worker:
         wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(self._failures - 1, 10))
         return wait * (0.75 + self._dispatcher._jitter() / 2)
 
-    def _wait(self, patience: float) -> list[Wake]:
-        """Every wake-up in the queue once there is one; none if there was none for `patience` seconds."""
+    def _wait(self) -> list[Wake]:
+        """Every wake-up in the queue once there is one; none if there was none until it is due to look."""
         wakes = []
         with suppress(queue.Empty):
-            wakes.append(self.queue.get(timeout=patience))
+            wakes.append(self.queue.get(timeout=max(0.0, self.due - self._dispatcher._clock())))
             while True:
                 wakes.append(self.queue.get_nowait())
         return wakes
 
 
-def _tell(run: Run, deliveries: int, task: Task) -> None:
-    tell = log.info if run.outcome in _GOOD else log.warning if run.outcome == "unreachable" else log.error
+def _tell_beginning(claim: Claim) -> None:
+    run, newest = claim.run, claim.newest
+    log.info(
+        "run started",
+        repository=run.repository,
+        run=run.id,
+        trigger=run.trigger,
+        delivery=newest.guid if newest else None,
+        deliveries=claim.deliveries or None,
+    )
+    _tell_sharers(claim)
+
+
+def _tell_end(run: Run, claim: Claim, output: str = "") -> None:
+    """Tell how a run ended: what is done again by itself needs an eye, any other failure a person."""
+    tell = log.info if run.outcome in _GOOD else log.error if is_settled(run) else log.warning
+    newest = claim.newest
     assert run.ended
     tell(
         f"run {run.outcome}",
@@ -474,10 +503,32 @@ def _tell(run: Run, deliveries: int, task: Task) -> None:
         run=run.id,
         outcome=run.outcome,
         trigger=run.trigger,
-        delivery=task.delivery or None,
-        deliveries=deliveries or None,
+        delivery=newest.guid if newest else None,
+        deliveries=claim.deliveries or None,
         commit=run.after or None,
         exit=run.exit or None,
         ms=round((run.ended - run.started) * 1000),
         reason=run.message or None,
+        output=output or None,
     )
+
+
+def _tell_sharers(claim: Claim, ended: Run | None = None) -> None:
+    """Name the deliveries that share a run with the newest, whose lines are the run's own: as it starts, as it settles.
+
+    A line each, so that whoever looks for a GUID finds its story; and only by the first run that serves it and by the
+    one that settles it, so that a thousand which wait for a remote are not told again at every try.
+    """
+    for delivery in claim.served[:-1]:
+        if ended and ended.ended:
+            log.info(
+                "delivery settled",
+                repository=ended.repository,
+                run=ended.id,
+                outcome=ended.outcome,
+                delivery=delivery.guid,
+                commit=ended.after or None,
+                ms=round((ended.ended - delivery.received) * 1000),
+            )
+        elif not delivery.run:
+            log.info("delivery taken up", repository=claim.run.repository, run=claim.run.id, delivery=delivery.guid)

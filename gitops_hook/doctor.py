@@ -30,9 +30,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gitops_hook import timers
-from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, ConfigError, Settings, read_secrets
+from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, ConfigError, Failure, Settings, read_secrets
+from gitops_hook.github import ApiError, Client, read_token
 from gitops_hook.repository import Checkout, Checkouts, name_in_url
 from gitops_hook.runner import inherited
+from gitops_hook.webhook import signing_key
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 #: Exit statuses by the worst level, as monitoring plugins have them, so that this can serve as one.
@@ -161,18 +163,51 @@ def _secret(settings: Settings) -> Said:
 
 
 def _judge_secrets(secrets: list[bytes], where: str, path: Path) -> Said:
-    short = [number for number, secret in enumerate(secrets, 1) if len(secret) < _SECRET_BYTES]
+    short = _lines(secrets, lambda secret: len(secret) < _SECRET_BYTES)
+    garbled = _lines(secrets, lambda secret: secret.startswith(b"whsec_") and not signing_key(secret))
     if not secrets:
         yield _failure(f"{where} holds no secret", _new_secret(path))
     elif short:
-        lines = ", ".join(map(str, short))
-        yield _failure(f"{where} holds a secret of less than {_SECRET_BYTES} bytes (line {lines})", _new_secret(path))
+        yield _failure(f"{where} holds a secret of less than {_SECRET_BYTES} bytes (line {short})", _new_secret(path))
+    elif garbled:
+        yield _warning(f"{where} holds a signing token that is not whole (line {garbled})", f"sudoedit {_q(path)}")
     else:
         yield _ok(f"{where} holds {len(secrets)}, long enough")
 
 
+def _lines(secrets: list[bytes], is_such: Callable[[bytes], bool]) -> str:
+    return ", ".join(str(number) for number, secret in enumerate(secrets, 1) if is_such(secret))
+
+
 def _new_secret(path: Path) -> str:
     return f"sudo sh -c 'umask 077 && openssl rand -hex 20 > {_q(path)}' && sudo systemctl restart gitops-hook"
+
+
+def _token(settings: Settings) -> Said:
+    """Whether GitHub takes the token, where there is one, and no other user can read it."""
+    path = settings.token_file
+    cure = f"sudoedit {_q(path or ENVIRONMENT_FILE.with_name('github-token'))}"
+    try:
+        token = read_token(path)
+        if not path or not token:
+            if settings.report:
+                yield _failure("GITOPS_REPORT is set, but there is no token for GitHub", cure)
+            return
+        if path.stat().st_mode & 0o007:
+            yield _failure(f"{path} is open to every user of this host", f"sudo chmod o= {_q(path)}")
+        rate = Client(settings.api_url, token, patience=0, tries=1).call("GET", "/rate_limit")  # it counts for nothing
+    except ApiError as error:
+        yield _failure(str(error), cure) if error.again is None else _warning(str(error), "gitops-hook doctor")
+    except Failure as failure:
+        is_closed = isinstance(failure.__context__, PermissionError)
+        yield (
+            _warning(f"{failure}, so it was not looked at", "sudo gitops-hook doctor")
+            if is_closed
+            else _failure(str(failure), cure)
+        )
+    else:
+        left = rate.headers.get("x-ratelimit-remaining")
+        yield _ok(f"{settings.api_url} takes the token" + (f"; {left} requests are left in this hour" if left else ""))
 
 
 def _timers(settings: Settings) -> Said:
@@ -409,7 +444,12 @@ def _program(command: str) -> str:
 
 
 #: The checks, by the names that they are told by; in the order in which they are told.
-BY_CALLER: Mapping[str, Callable[[Settings], Said]] = {"secret": _secret, "timers": _timers, "clock": _clock}
+BY_CALLER: Mapping[str, Callable[[Settings], Said]] = {
+    "secret": _secret,
+    "token": _token,
+    "timers": _timers,
+    "clock": _clock,
+}
 BY_SERVICE: Mapping[str, Callable[[Settings], Said]] = {
     "user": _user,
     "state": partial(_writable, lambda settings: settings.state),

@@ -55,6 +55,7 @@ def parse_head(head: bytes) -> Request:
 
     Raises `Refused`: 505 for another major version, 431 for too many lines, 400 for everything else.
     """
+    refuse_bare_line_feeds(head)
     request_line, *lines = head.decode("latin-1").split("\r\n")
     environ, version = _parse_request_line(request_line)
     if len(lines) > MAX_LINES:
@@ -80,6 +81,12 @@ def parse_head(head: bytes) -> Request:
         keep_alive=modern and "close" not in connection,
         expects_continue=modern and environ.get("HTTP_EXPECT", "").lower() == "100-continue",
     )
+
+
+def refuse_bare_line_feeds(head: bytes | bytearray) -> None:
+    """Raise `Refused` (400) where a line ends in a line feed alone; it takes no whole head to see that."""
+    if head.count(b"\n") > head.count(b"\r\n"):
+        raise _bad("a line does not end in CR LF")
 
 
 @lru_cache(maxsize=256)  # the same few from every forge

@@ -1,4 +1,4 @@
-"""The journal: which deliveries were accepted, which runs served them, what is still owed.
+"""The journal: which deliveries were accepted, which runs served them, what is still owed, what a forge is told.
 
 Rules:
 
@@ -10,7 +10,7 @@ Rules:
 4. A fault of the disk is an answer (`JournalError`), and the next piece of work simply tries again. A damaged file is
    set aside, never deleted.
 5. This is the only module that knows SQL, and the only one that knows how the state folder is laid out:
-   ``journal.db`` and ``runs/<id>.log``.
+   ``journal.db``, ``runs/<id>.log``, and ``runs/notice.log`` of the last notice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -65,12 +65,71 @@ _MIGRATIONS = (
     CREATE INDEX deliveries_by_guid ON deliveries (guid);
     CREATE INDEX deliveries_by_run ON deliveries (run) WHERE run IS NOT NULL;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN fetched REAL;
+    ALTER TABLE runs ADD COLUMN deployed REAL;
+    ALTER TABLE runs ADD COLUMN healthy REAL;
+    ALTER TABLE runs ADD COLUMN brought INTEGER;
+    CREATE TABLE commits (  -- where a run left its checkout, and below that what else it brought, newest first
+        run INTEGER NOT NULL REFERENCES runs,
+        position INTEGER NOT NULL,
+        id TEXT NOT NULL,
+        author TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        time REAL NOT NULL,
+        PRIMARY KEY (run, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX commits_by_id ON commits (id);
+    CREATE TRIGGER commits_go_with_their_run AFTER DELETE ON runs BEGIN DELETE FROM commits WHERE run = old.id; END;
+    -- What the overview shows of each repository, found without a look at the rows themselves.
+    DROP INDEX runs_by_repository;
+    CREATE INDEX runs_by_repository ON runs (repository, id, outcome, started, ended);
+    CREATE INDEX runs_in_sync ON runs (repository, ended) WHERE outcome IN ('updated', 'unchanged', 'cloned');
+    CREATE INDEX runs_with_commit ON runs (repository, id, after) WHERE after > '';
+    """,
+    """
+    CREATE TABLE told (  -- that somebody was told: this repository fails, for this reason
+        repository TEXT PRIMARY KEY COLLATE NOCASE,
+        outcome TEXT NOT NULL,
+        since REAL NOT NULL,
+        at REAL NOT NULL
+    );
+    """,
+    """
+    CREATE TABLE pings (
+        hook INTEGER PRIMARY KEY,
+        target TEXT NOT NULL COLLATE NOCASE,
+        url TEXT NOT NULL,
+        guid TEXT NOT NULL,
+        received REAL NOT NULL,
+        signed TEXT NOT NULL
+    );
+    CREATE TABLE reports (
+        repository TEXT NOT NULL COLLATE NOCASE,
+        commit_id TEXT NOT NULL,
+        run INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        description TEXT NOT NULL,
+        changed REAL NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
+        due REAL,  -- when to send it; none once it was sent
+        tries INTEGER NOT NULL DEFAULT 0,
+        deployment INTEGER NOT NULL DEFAULT 0,  -- the forge's id of it; 0 while there is none
+        PRIMARY KEY (repository, commit_id)
+    );
+    CREATE INDEX reports_due ON reports (due) WHERE due IS NOT NULL;
+    """,
 )
+
+#: What is said of a run that was in hand when its daemon died.
+DIED = "The daemon died while this run was in hand; what it owed is done again."
 
 #: How long rows are kept, and how many at most: a quarter of a year for an operator's questions, and a journal
 #: that stays in the tens of megabytes.
 KEEP_SECONDS = 90 * 86400
 KEEP_ROWS = 100_000
+#: How long an answer to a commit is worth sending: who pushed has long looked elsewhere. In seconds.
+KEEP_REPORTS = 3 * 86400
 #: What all logs together may take. Most runs print a few hundred bytes; this bounds those that print a megabyte.
 KEEP_LOG_BYTES = 1 << 30
 
@@ -78,6 +137,21 @@ KEEP_LOG_BYTES = 1 << 30
 _BATCH = 100
 #: How long to wait, in milliseconds, for another process that holds the file (a person with the sqlite3 shell).
 _BUSY_MS = 5000
+
+
+#: Above every id.
+_BEYOND = 2**62
+
+#: Every repository that ever ran: one step along the index for each, where DISTINCT would read all of it.
+_EVERY_NAME = """names (name) AS (
+    SELECT min(repository) FROM runs
+    UNION ALL SELECT (SELECT min(repository) FROM runs WHERE repository > name) FROM names WHERE name IS NOT NULL
+)"""
+_POSITION = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDER BY id DESC LIMIT 1)"
+_LAST_COMMITS = f"""
+    SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_POSITION} FROM names) GROUP BY id
+"""
+_HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
 
 
 class JournalError(Failure):
@@ -107,6 +181,40 @@ class Delivery(NamedTuple):
     owed: bool = True
 
 
+class Arrival(NamedTuple):
+    """The newest ping of one webhook: the proof that it reaches us, and that its secret is ours.
+
+    `hook` is the forge's id, `target` the repository or organisation that it belongs to, `url` where the forge sends;
+    `signed` tells the secret by its `webhook.fingerprint`.
+    """
+
+    hook: int
+    target: str
+    url: str
+    guid: str
+    received: float
+    signed: str
+
+
+class Report(NamedTuple):
+    """What the forge is to be told of a commit: ``pending``, ``success`` or ``failure``, and a sentence.
+
+    A newer report on the same commit takes the place of this one and counts `version` up. `tries` have failed so far;
+    `deployment` is the forge's id of the deployment made for the commit, or 0.
+    """
+
+    repository: str
+    commit: str
+    run: int
+    state: str
+    description: str
+    changed: float = 0.0
+    version: int = 1
+    due: float | None = None
+    tries: int = 0
+    deployment: int = 0
+
+
 class Run(NamedTuple):
     """One run of the script, in hand while `outcome` is None. Times are in seconds since the epoch."""
 
@@ -120,22 +228,92 @@ class Run(NamedTuple):
     before: str | None = None
     after: str | None = None
     message: str | None = None
+    #: When steps were over, those that came to pass: upstream asked, the deploy made, its health check passed.
+    fetched: float | None = None
+    deployed: float | None = None
+    healthy: float | None = None
+    #: How many commits it brought; None while that is not known.
+    brought: int | None = None
+
+
+class Commit(NamedTuple):
+    """A commit, as far as it is shown. `time` is its committer's, in seconds since the epoch."""
+
+    id: str
+    author: str
+    subject: str
+    time: float
+
+
+class Served(NamedTuple):
+    """The deliveries that a run serves: how many, when the first was received, and the oldest of them."""
+
+    number: int
+    received: float | None
+    deliveries: Sequence[Delivery]
+
+
+class Past(NamedTuple):
+    """What is remembered of one repository."""
+
+    newest: Run
+    #: When a run last left the checkout where upstream was, in seconds since the epoch.
+    confirmed: float | None
+    #: Where a run last left the checkout; author and subject are empty where they are not known.
+    commit: Commit | None
+    #: Its last runs, newest first: outcome (None in hand), started, ended.
+    history: Sequence[tuple[str | None, float, float | None]]
+
+
+_NEWEST = f"""
+    SELECT {", ".join(f"runs.{field}" for field in Run._fields)},
+        (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ('updated', 'unchanged', 'cloned')),
+        {_POSITION}
+    FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)
+"""
 
 
 class Claim(NamedTuple):
-    """A run that has begun, and what it serves: how many deliveries, and the newest of them."""
+    """A run that has begun, and the deliveries that it serves, oldest first, as they were before it claimed them.
+
+    So the `run` of a delivery is 0 where this run is the first to serve it.
+    """
 
     run: Run
-    deliveries: int
-    newest: Delivery | None
+    served: tuple[Delivery, ...] = ()
+
+    @property
+    def deliveries(self) -> int:
+        """How many it serves."""
+        return len(self.served)
+
+    @property
+    def newest(self) -> Delivery | None:
+        """The one that came last."""
+        return self.served[-1] if self.served else None
+
+
+class Told(NamedTuple):
+    """What the operator was last told of a repository that fails: why, since when, and when that was said."""
+
+    repository: str
+    outcome: str
+    since: float
+    at: float
 
 
 class _Work(Generic[T]):
     """A piece of work on its way through the writing thread: rows to insert, or something else to do."""
 
-    def __init__(self, do: Callable[[sqlite3.Connection], T] | None = None, delivery: Delivery | None = None) -> None:
+    def __init__(
+        self,
+        do: Callable[[sqlite3.Connection], T] | None = None,
+        delivery: Delivery | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         self.do = do
         self.delivery = delivery
+        self._then = then  # for one who does not wait: called when it is finished
         self.result: T | None = None
         self._error: Exception | None = None
         # A bare lock is the cheapest event there is: taken now, released by `finish`, taken again by `wait`.
@@ -145,6 +323,8 @@ class _Work(Generic[T]):
     def finish(self, error: Exception | None = None) -> None:
         self._error = error
         self._done.release()
+        if self._then:
+            self._then()
 
     def wait(self) -> T:
         self._done.acquire()
@@ -167,41 +347,104 @@ class JournalReader:
 
     def run(self, run: int) -> Run | None:
         """The run of that id."""
-        rows = self._query("SELECT * FROM runs WHERE id = ?", run)
-        return Run(*rows[0]) if rows else None
+        return next(iter(self._runs("id = ?", run)), None)
 
-    def runs(self, repository: str | None = None, limit: int = 100) -> list[Run]:
-        """The newest runs, of one repository or of all, newest first."""
+    def runs(self, repository: str | None = None, limit: int = 100, before: int | None = None) -> list[Run]:
+        """The newest runs, of one repository or of all, newest first; those below the id `before`, if given."""
+        bound = _BEYOND if before is None else before
         if repository is None:
-            rows = self._query("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
-        else:
-            rows = self._query("SELECT * FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?", repository, limit)
-        return [Run(*row) for row in rows]
+            return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
+        return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
 
-    def deliveries(self, guid: str) -> list[Delivery]:
+    def commits(self, runs: Sequence[int]) -> dict[int, list[Commit]]:
+        """Where each run left its checkout, and below that what else it brought, newest first, as far as it is kept.
+
+        Of 999 runs at the most: so many values older versions of SQLite take.
+        """
+        marks = ", ".join("?" * len(runs))
+        found: dict[int, list[Commit]] = {}
+        for run, *commit in self._query(
+            f"SELECT run, id, author, subject, time FROM commits WHERE run IN ({marks}) ORDER BY run, position", *runs
+        ):
+            found.setdefault(run, []).append(Commit(*commit))
+        return found
+
+    def knows_commit(self, commit: str) -> bool:
+        """Whether the author and the subject of a commit are known."""
+        return bool(self._query("SELECT 1 FROM commits WHERE id = ? LIMIT 1", commit))
+
+    def deliveries(self, guid: str, limit: int = 1000) -> list[Delivery]:
         """What came of a delivery, once for each time that it came, oldest first."""
         with self._reading() as connection:
-            return _deliveries(connection, "guid = ? ORDER BY id", guid)
+            return _deliveries(connection, "guid = ? ORDER BY id LIMIT ?", guid, limit)
 
-    def log_path(self, run: int) -> Path:
-        """Where the output of a run is kept."""
+    def served(self, run: int, limit: int = 100) -> Served:
+        """The deliveries that a run has claimed and no later one has claimed again; the oldest `limit` as rows."""
+        with self._reading() as connection:
+            ((count, first),) = connection.execute(
+                "SELECT count(*), min(received) FROM deliveries WHERE run = ?", (run,)
+            )
+            return Served(count, first, _deliveries(connection, "run = ? ORDER BY id LIMIT ?", run, limit))
+
+    def log_path(self, run: int | str) -> Path:
+        """Where the output of a run is kept, or of what else leaves some, by its name."""
         return self._logs / f"{run}.log"
 
-    def newest_runs(self) -> list[Run]:
-        """The newest run of each repository."""
-        return [
-            Run(*row)
-            for row in self._query("SELECT * FROM runs WHERE id IN (SELECT max(id) FROM runs GROUP BY repository)")
-        ]
+    def pasts(self, repository: str | None = None, length: int = 30) -> list[Past]:
+        """The past of each repository that ever ran, or of one; `length` is how many runs of it are in its history.
 
-    def confirmations(self) -> list[tuple[str, float]]:
-        """Each repository, and when a run last left it where upstream was, in seconds since the epoch."""
-        good = "('updated', 'unchanged', 'cloned')"
-        return self._query(f"SELECT repository, max(ended) FROM runs WHERE outcome IN {good} GROUP BY repository")
+        Its parts are of one moment. With 1,000 repositories and 100,000 runs this takes 0.1 s.
+        """
+        names, values = (_EVERY_NAME, ()) if repository is None else ("names (name) AS (SELECT ?)", (repository,))
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            known = {
+                commit.id: commit
+                for commit in map(Commit._make, connection.execute(f"WITH RECURSIVE {names} {_LAST_COMMITS}", values))
+            }
+            rows = connection.execute(f"WITH RECURSIVE {names} {_NEWEST}", values).fetchall()
+            return [
+                Past(
+                    Run._make(run),
+                    confirmed,
+                    known.get(position) or (Commit(position, "", "", 0.0) if position else None),
+                    connection.execute(_HISTORY, (run[1], length)).fetchall(),
+                )
+                for *run, confirmed, position in rows
+            ]
 
     def owed_counts(self) -> list[tuple[str, int]]:
         """Each repository that deliveries are owed to, and how many."""
         return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
+
+    def arrivals(self) -> list[Arrival]:
+        """The newest ping of each webhook, by the ids of the hooks."""
+        return [Arrival(*row) for row in self._query("SELECT * FROM pings ORDER BY hook")]
+
+    def is_confirmed_since(self, repository: str, moment: float) -> bool:
+        """Whether a run that began after `moment` (seconds since the epoch) left `repository` where it should be."""
+        good = "('updated', 'unchanged', 'cloned', 'paused')"
+        sql = f"SELECT 1 FROM runs WHERE repository = ? AND started > ? AND outcome IN {good} LIMIT 1"
+        return bool(self._query(sql, repository, moment))
+
+    def reports_due(self, moment: float, limit: int = 100) -> list[Report]:
+        """What the forge is to be told by `moment` (seconds since the epoch), what is due longest first."""
+        sql = "SELECT * FROM reports WHERE due <= ? ORDER BY due LIMIT ?"
+        return [Report(*row) for row in self._query(sql, moment, limit)]
+
+    def reports_begun(self) -> list[Report]:
+        """What was said or is to be said to be pending, of which there may be more to tell by now."""
+        return [Report(*row) for row in self._query("SELECT * FROM reports WHERE state = 'pending'")]
+
+    def next_report(self) -> float | None:
+        """When the next report is due, in seconds since the epoch."""
+        ((due,),) = self._query("SELECT min(due) FROM reports WHERE due IS NOT NULL")
+        return cast("float | None", due)
+
+    def told(self) -> dict[str, Told]:
+        """What was told of the repositories that fail, by their names in lower case."""
+        rows = [Told(*row) for row in self._query("SELECT repository, outcome, since, at FROM told")]
+        return {told.repository.lower(): told for told in rows}
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -209,11 +452,17 @@ class JournalReader:
         uri = f"file:{_uri(self._path)}?mode=ro"
         try:
             with closing(sqlite3.connect(uri, timeout=_BUSY_MS / 1000, uri=True)) as connection:
+                ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+                if 0 < version < len(_MIGRATIONS):
+                    raise JournalError(f"{self._path} is an earlier version's; restart the daemon, which migrates it")
                 yield connection
         except sqlite3.Error as error:
             if _is_damage(error):
                 self._doubt(error)
             raise JournalError(f"{self._path}: {error}") from error
+
+    def _runs(self, where: str, *values: object) -> list[Run]:
+        return [Run(*row) for row in self._query(f"SELECT {', '.join(Run._fields)} FROM runs WHERE {where}", *values)]
 
     def _query(self, sql: str, *values: object) -> list[Any]:
         with self._reading() as connection:
@@ -226,12 +475,14 @@ class JournalReader:
 class Journal(JournalReader):
     """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
 
-    def __init__(self, folder: Path, *, mends: bool = True) -> None:
+    def __init__(self, folder: Path, *, mends: bool = True, now: Callable[[], float] = time.time) -> None:
         """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides.
 
         `mends` says that a damaged file may be set aside: for the daemon alone, for it knows that no other has it open.
+        `now` is the time in seconds since the epoch that rows are written by.
         """
         super().__init__(folder)
+        self.now = now
         self._mends = mends
         #: Why the last write failed, or None if it did not.
         self.fault: str | None = None
@@ -253,23 +504,31 @@ class Journal(JournalReader):
         """Commit an accepted delivery; it is owed from now on."""
         self._submit(_Work(delivery=delivery))
 
+    def arrive(self, arrival: Arrival) -> None:
+        """Commit a webhook's ping, in the place of its last one."""
+        sql = "INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)"
+        self._submit(_Work(lambda connection: connection.execute(sql, arrival)))
+
+    def forget(self, target: str, url: str) -> None:
+        """Forget the webhooks of `target` that sent to `url`: they are no more."""
+        sql = "DELETE FROM pings WHERE target = ? AND url = ?"
+        self._submit(_Work(lambda connection: connection.execute(sql, (target, url))))
+
     def start(self, repository: str, trigger: str, *, if_owed: bool = False) -> Claim | None:
         """Begin a run: it claims every owed delivery of `repository`. With `if_owed`, None where there is none."""
 
         def work(connection: sqlite3.Connection) -> Claim | None:
-            if if_owed and not _deliveries(connection, "repository = ? AND owed LIMIT 1", repository):
+            served = _deliveries(connection, "repository = ? AND owed ORDER BY id", repository)
+            if if_owed and not served:
                 return None
-            started = time.time()
+            started = self.now()
             run = connection.execute(
                 "INSERT INTO runs (repository, trigger, started) VALUES (?, ?, ?)", (repository, trigger, started)
             ).lastrowid
             assert run is not None
             self._newest_run = run
-            claimed = connection.execute(
-                "UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository)
-            ).rowcount
-            newest = _deliveries(connection, "run = ? ORDER BY id DESC LIMIT 1", run)
-            return Claim(Run(run, repository, trigger, started), claimed, newest[0] if newest else None)
+            connection.execute("UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository))
+            return Claim(Run(run, repository, trigger, started), tuple(served))
 
         return self._submit(_Work(work))
 
@@ -278,26 +537,40 @@ class Journal(JournalReader):
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "UPDATE runs SET ended = ?, outcome = ?, exit = ?, before = ?, after = ?, message = ? WHERE id = ?",
-                (run.ended, run.outcome, run.exit, run.before, run.after, run.message, run.id),
+                f"UPDATE runs SET {', '.join(f'{field} = ?' for field in Run._fields[4:])} WHERE id = ?",
+                (*run[4:], run.id),
             )
             if settled:
                 connection.execute("UPDATE deliveries SET owed = 0 WHERE run = ?", (run.id,))
 
         self._submit(_Work(work))
 
-    def interrupt(self) -> int:
-        """At the start: whatever run was in hand has died with its daemon. Returns how many there were."""
-        return self._submit(
-            _Work(
-                lambda connection: (
-                    connection.execute(
-                        "UPDATE runs SET outcome = 'interrupted', ended = ?, message = ? WHERE outcome IS NULL",
-                        (time.time(), "The daemon died while this run was in hand; what it owed is done again."),
-                    ).rowcount
-                )
+    def remember(self, run: int, commits: Sequence[Commit], brought: int) -> None:
+        """Keep where a run left its checkout, and below that what else it brought: `brought` commits in all."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT OR REPLACE INTO commits (run, position, id, author, subject, time) VALUES (?, ?, ?, ?, ?, ?)",
+                [(run, position, *commit) for position, commit in enumerate(commits)],
             )
-        )
+            connection.execute("UPDATE runs SET brought = ? WHERE id = ?", (brought, run))
+
+        self._submit(_Work(work))
+
+    def interrupt(self) -> list[Claim]:
+        """At the start: whatever run was in hand has died with its daemon. Returns those runs, as they stand now."""
+
+        def work(connection: sqlite3.Connection) -> list[Claim]:
+            rows = connection.execute(f"SELECT {', '.join(Run._fields)} FROM runs WHERE outcome IS NULL")
+            in_hand = [Run(*row) for row in rows]
+            died = [run._replace(outcome="interrupted", ended=self.now(), message=DIED) for run in in_hand]
+            connection.executemany(
+                "UPDATE runs SET outcome = ?, ended = ?, message = ? WHERE id = ?",
+                [(run.outcome, run.ended, run.message, run.id) for run in died],
+            )
+            return [Claim(run, tuple(_deliveries(connection, "run = ? AND owed ORDER BY id", run.id))) for run in died]
+
+        return self._submit(_Work(work))
 
     def settle(self, repository: str) -> bool:
         """Give up what runs have tried for `repository`; returns whether anything that none has tried is owed."""
@@ -310,6 +583,61 @@ class Journal(JournalReader):
 
         return self._submit(_Work(work))
 
+    def report(self, *reports: Report, then: Callable[[], None] | None = None) -> None:
+        """Write down what the forge is to be told, in the place of what it was not told yet of the same commits.
+
+        With `then` the caller does not wait: that is called, by the writing thread, once it is done or has failed.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT INTO reports (repository, commit_id, run, state, description, changed, due)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository, commit_id) DO UPDATE SET run = excluded.run,"
+                " state = excluded.state, description = excluded.description, changed = excluded.changed,"
+                " due = excluded.due, tries = 0, version = version + 1",
+                [(*report[:6], report.changed) for report in reports],
+            )
+
+        if then:
+            self._hand_in(_Work(work, then=then))
+        else:
+            self._submit(_Work(work))
+
+    def reported(self, report: Report, *, over: bool) -> None:
+        """The forge was told, or never will be; `over` says that nothing more is to be told of the commit.
+
+        What has come in its place since is left alone.
+        """
+        sql = "DELETE FROM reports" if over else "UPDATE reports SET due = NULL"
+        self._change_report(report, f"{sql} WHERE repository = ? AND commit_id = ? AND version = ?")
+
+    def postpone(self, report: Report, due: float) -> None:
+        """The forge could not be told; try again at `due`, unless something newer has come in its place."""
+        where = "WHERE repository = ? AND commit_id = ? AND version = ?"
+        self._change_report(report, f"UPDATE reports SET due = ?, tries = tries + 1 {where}", due)
+
+    def deployed(self, report: Report, deployment: int) -> None:
+        """The forge has made this deployment for the commit; whatever is told of it next belongs to that."""
+        sql = "UPDATE reports SET deployment = ? WHERE repository = ? AND commit_id = ?"
+        key = (deployment, report.repository, report.commit)
+        self._submit(_Work(lambda connection: connection.execute(sql, key)))
+
+    def _change_report(self, report: Report, sql: str, *values: object) -> None:
+        key = (*values, report.repository, report.commit, report.version)
+        self._submit(_Work(lambda connection: connection.execute(sql, key)))
+
+    def tell(self, told: Told) -> None:
+        """Record what the operator was told of a repository."""
+        self._submit(
+            _Work(lambda connection: connection.execute("INSERT OR REPLACE INTO told VALUES (?, ?, ?, ?)", told))
+        )
+
+    def untell(self, repository: str) -> None:
+        """Forget it: the repository is well, and the operator knows."""
+        self._submit(
+            _Work(lambda connection: connection.execute("DELETE FROM told WHERE repository = ?", (repository,)))
+        )
+
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
         with suppress(JournalError):
@@ -317,7 +645,7 @@ class Journal(JournalReader):
 
     def prune(self) -> None:
         """Drop what is too old or too much: rows that nothing owes, and logs."""
-        horizon = time.time() - KEEP_SECONDS
+        horizon = self.now() - KEEP_SECONDS
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
@@ -329,6 +657,11 @@ class Journal(JournalReader):
                 "DELETE FROM runs WHERE outcome IS NOT NULL AND (ended < ? OR id <= (SELECT max(id) FROM runs) - ?)"
                 " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.run = runs.id)",
                 (horizon, KEEP_ROWS),
+            )
+            connection.execute("DELETE FROM reports WHERE changed < ?", (self.now() - KEEP_REPORTS,))
+            connection.execute(
+                "DELETE FROM pings WHERE hook IN (SELECT hook FROM pings ORDER BY received DESC LIMIT -1 OFFSET ?)",
+                (KEEP_ROWS,),
             )
 
         self._submit(_Work(work))
@@ -348,11 +681,14 @@ class Journal(JournalReader):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _submit(self, work: _Work[T]) -> T:
+        self._hand_in(work)
+        return work.wait()
+
+    def _hand_in(self, work: _Work[Any]) -> None:
         with self._lock:
             if self._closed:
                 raise JournalError("the journal is closed")
             self._work.put(work)
-        return work.wait()
 
     def _write(self) -> None:
         """The writing thread. It must never die: every caller waits for it."""
@@ -467,7 +803,7 @@ class Journal(JournalReader):
         log.error(
             "THE JOURNAL IS DAMAGED and was set aside; a new one is begun, and every checkout is synced",
             reason=reason,
-            kept=aside,
+            file=aside,
         )
 
     def _doubt(self, damage: sqlite3.Error) -> None:

@@ -3,9 +3,10 @@ r"""Log lines: one line per fact, a sentence and its fields, on standard error.
 Rules:
 
 1. A line is a short sentence followed by ``key=value`` fields that are called the same everywhere: delivery,
-   repository, run, outcome, commit, ms, reason.
+   repository, run, outcome, commit, ms, reason. docs/monitoring.md lists them all.
 2. No text from outside can break a line or paint a terminal: control characters leave as ``\n``, ``\x1b``, …
-3. Under systemd a line begins with its priority, ``<N>`` (sd-daemon(3)), and leaves the time to the journal.
+3. No credential in a URL gets into a line (`redact`), wherever the text came from.
+4. Under systemd a line begins with its priority, ``<N>`` (sd-daemon(3)), and leaves the time to the journal.
 """
 
 from __future__ import annotations
@@ -25,6 +26,25 @@ _PRIORITIES = {"error": 3, "warning": 4, "info": 6}
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 #: What needs no quotes: printable ASCII without spaces, quotes, backslashes.
 _BARE = re.compile(r"[!#-\[\]-~]+")
+#: What may be a user and a password in a URL. It begins with three fixed characters, which a search finds fast, and
+#: ends before the next slash, so that no text takes longer than its length.
+_USERINFO = re.compile(r"""://([^\x00-\x20/"'<>]+)@""")
+
+
+def redact(text: str) -> str:
+    """`text` without credentials in URLs: ``https://ada:secret@host`` leaves as ``https://***@host``.
+
+    A token may stand alone before the ``@`` of an http URL. In others a name does, such as ssh's ``git``, which is no
+    secret; there only what follows its colon goes.
+    """
+    return _USERINFO.sub(_hide, text) if "://" in text else text
+
+
+def _hide(match: re.Match[str]) -> str:
+    user, colon, _ = match[1].partition(":")
+    if match.string[max(0, match.start() - 5) : match.start()].lower().endswith(("http", "https")):
+        return "://***@"
+    return f"://{user}:***@" if colon else match[0]
 
 
 def escape(text: str) -> str:
@@ -53,13 +73,18 @@ class Log:
 
 
 def _emit(level: str, sentence: str, fields: Mapping[str, object]) -> None:
-    known = {key: value for key, value in fields.items() if value is not None}
-    line = _format(level, sentence, known)
+    known = {key: _plain(value) for key, value in fields.items() if value is not None}
+    line = _format(level, redact(sentence), known)
     if not line:
         return
     with suppress(OSError):  # nobody reads; the work goes on
         # One write for a line: a pipe takes up to 4 KiB of it whole, so threads need no lock.
         os.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _plain(value: object) -> object:
+    """A field's value as it may be shown: a number or a truth as it is, all else as text without credentials."""
+    return value if isinstance(value, (int, float)) else redact(str(value))
 
 
 def _as_text(level: str, sentence: str, fields: Mapping[str, object]) -> str:
@@ -77,7 +102,7 @@ def _as_journal_text(level: str, sentence: str, fields: Mapping[str, object]) ->
 
 def _as_json(level: str, sentence: str, fields: Mapping[str, object]) -> str:
     # ASCII, so every control character is escaped.
-    return json.dumps({"time": _now(), "level": level, "message": sentence, **fields}, default=str)
+    return json.dumps({"time": _now(), "level": level, "message": sentence, **fields})
 
 
 _format = _as_timed_text

@@ -1,16 +1,22 @@
 """What an operator asks first: where each repository stands, and what needs a person.
 
-The answer is put together from the journal and the checkouts as they are; nothing is kept here.
+Rules:
+
+1. The answer is put together from the journal and the checkouts as they are; nothing is kept here.
+2. How a state or an outcome is to be taken, and how long ago something was, is said here once, for the page, the JSON
+   and the command line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gitops_hook.journal import JournalReader, Run
-from gitops_hook.repository import Checkouts
+from gitops_hook.journal import Commit, JournalReader, Past, Run
+from gitops_hook.repository import Checkout, Checkouts
 
 #: Where a repository can stand, what needs a person first.
 STATES = (
@@ -34,6 +40,41 @@ _STATE_OF_OUTCOME = {
     "rolled-back": "rolled back",
 }
 
+#: What stands for the outcome of a run that has none yet.
+IN_HAND = "in hand"
+
+#: How a word is to be taken: all is well (good), it goes on by itself (wait), nothing happens, as is wanted (rest).
+#: Any other outcome or state is for a person to see to (bad).
+_TONES = {
+    **dict.fromkeys(("in sync", "updated", "cloned", "unchanged"), "good"),
+    **dict.fromkeys(("waiting to retry", "syncing", "queued", "unreachable", "interrupted", IN_HAND), "wait"),
+    **dict.fromkeys(("paused", "never synced"), "rest"),
+}
+
+
+def tone(word: str | None) -> str:
+    """How a state, or an outcome (None: in hand), is to be taken: ``good``, ``wait``, ``rest`` or ``bad``."""
+    return _TONES.get(word or IN_HAND, "bad")
+
+
+def span(seconds: float) -> str:
+    """A time span as a person tells it: ``82 ms``, ``1.5 s``, ``40 s``, ``119 min``, ``3 d``."""
+    seconds = max(0.0, seconds)
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+
+def age(moment: float | None) -> str:
+    """How long ago `moment` (seconds since the epoch) was, in seconds at the finest; ``never`` for None."""
+    if moment is None:
+        return "never"
+    seconds = max(0, int(time.time() - moment))
+    return f"{seconds} s" if seconds < 120 else span(seconds)
+
 
 class Standing(NamedTuple):
     """Where one repository stands."""
@@ -47,25 +88,47 @@ class Standing(NamedTuple):
     confirmed: float | None
     #: Deliveries that no run has settled yet.
     owed: int
+    #: Where a run last left the checkout.
+    commit: Commit | None = None
+    #: Its last runs, newest first: outcome (None in hand), started, ended.
+    history: Sequence[tuple[str | None, float, float | None]] = ()
+
+    @property
+    def cure(self) -> str | None:
+        """What the newest run has to say, where it did not go well and a person or time must see to it."""
+        told = self.run and self.run.message
+        return told if told and self.state in ("needs you", "rolled back", "waiting to retry") else None
 
 
 def standings(journal: JournalReader, checkouts: Checkouts, only: Iterable[str] = ()) -> list[Standing]:
     """Where each repository stands that has a checkout or a run, or each of `only`; what needs a person comes first."""
-    newest = {run.repository.lower(): run for run in journal.newest_runs()}
-    confirmed = {name.lower(): when for name, when in journal.confirmations()}
+    wanted = {name.lower(): name for name in only}
+    remembered = [past for name in wanted.values() for past in journal.pasts(name)] if wanted else journal.pasts()
+    pasts = {past.newest.repository.lower(): past for past in remembered}
     owed = {name.lower(): count for name, count in journal.owed_counts()}
-    names = {run.repository.lower(): run.repository for run in newest.values()}
-    names.update((name.lower(), name) for name in checkouts)
-    wanted = {name.lower(): name for name in only} or names
-    found = []
-    for key, name in wanted.items():
-        checkout = checkouts.find(name)
-        run, owes = newest.get(key), owed.get(key, 0)
-        paused = checkout is not None and _is_true(checkout.settings.get("paused", ""))
-        state = _state(run, owes, paused=paused)
-        path = checkout.path if checkout else None
-        found.append(Standing(names.get(key, name), state, path, run, confirmed.get(key), owes))
+    names = {key: past.newest.repository for key, past in pasts.items()}
+    if not wanted:
+        names.update((name.lower(), name) for name in checkouts)
+    found = [
+        _standing(names.get(key, name), checkouts.find(name), pasts.get(key), owed.get(key, 0))
+        for key, name in (wanted or names).items()
+    ]
     return sorted(found, key=lambda standing: (STATES.index(standing.state), standing.repository.lower()))
+
+
+def _standing(name: str, checkout: Checkout | None, past: Past | None, owed: int) -> Standing:
+    paused = checkout is not None and _is_true(checkout.settings.get("paused", ""))
+    run = past.newest if past else None
+    return Standing(
+        repository=name,
+        state=_state(run, owed, paused=paused),
+        path=checkout.path if checkout else None,
+        run=run,
+        confirmed=past.confirmed if past else None,
+        owed=owed,
+        commit=past.commit if past else None,
+        history=past.history if past else (),
+    )
 
 
 def _state(run: Run | None, owed: int, *, paused: bool) -> str:
@@ -81,3 +144,50 @@ def _state(run: Run | None, owed: int, *, paused: bool) -> str:
 def _is_true(value: str) -> bool:
     """Whether git takes a boolean setting for true (git-config(1))."""
     return value.lower() in ("true", "yes", "on", "1")
+
+
+class InForce(NamedTuple):
+    """A setting of one repository, as it is in force."""
+
+    name: str
+    #: Its value; None where there is none, and then `origin` says what that means.
+    value: str | None
+    origin: str
+
+
+#: Settings of a checkout, and what is in force where it does not have them (docs/sync.md): a value, or what it means
+#: that there is none.
+SETTINGS: Mapping[str, tuple[str | None, str]] = {
+    "branch": (None, "upstream's default branch"),
+    "deploy": (None, "moving the tree is the deploy"),
+    "health": (None, "no check"),
+    "healthTimeout": ("30", "default, in seconds"),
+    "paths": (None, "any change is deployed"),
+    "verify": ("false", "default"),
+    "submodules": ("false", "default"),
+    "paused": ("false", "default"),
+    "diverged": ("refuse", "default"),
+    "dirty": ("refuse", "default"),
+    "environment": (None, "the host's name"),
+    "timeout": (None, "the daemon's GITOPS_SYNC_TIMEOUT, in seconds"),
+}
+
+#: What stands between the scheme and the host of a URL may be a password.
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def settings_in_force(checkout: Checkout, sync_timeout: int) -> list[InForce]:
+    """Every setting of the repository in `checkout`, and where each comes from; no password in a URL is among them."""
+    own = dict(checkout.settings)
+    found = [_in_force("origin", own.pop("origin", None), checkout, (None, "the checkout has no remote called origin"))]
+    for name, (default, meaning) in SETTINGS.items():
+        fallback = (str(sync_timeout), meaning) if name == "timeout" else (default, meaning)
+        found.append(_in_force(name, own.pop(name.lower(), None), checkout, fallback))
+    unknown = [InForce(name, value, "not a setting of gitops-hook: is it mistyped?") for name, value in own.items()]
+    return [setting._replace(value=_CREDENTIALS.sub("", setting.value or "") or None) for setting in found + unknown]
+
+
+def _in_force(name: str, own: str | None, checkout: Checkout, fallback: tuple[str | None, str]) -> InForce:
+    if own is None:
+        return InForce(name, *fallback)
+    return InForce(name, own, checkout.origins.get(name.lower(), "the checkout's git config"))

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
+
+if TYPE_CHECKING:  # the server is much to load for a command that reads its settings
+    from gitops_hook.server import Application
 
 Network = Union[IPv4Network, IPv6Network]
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 #: More proxies than stand in a row anywhere; a head may hold thousands of addresses.
 _MOST = 20

@@ -10,38 +10,38 @@ import json
 import os
 import sys
 import time
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from gitops_hook.doctor import Finding
+from gitops_hook.hooks import Listed, Missed, Registration
 from gitops_hook.journal import JournalReader, Run
 from gitops_hook.logs import escape
-from gitops_hook.overview import Standing
+from gitops_hook.overview import IN_HAND, Standing, age, span, tone
+from gitops_hook.runner import read_log
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"
 _COLOURS = {
-    "needs you": _RED,
-    "rolled back": _RED,
-    "waiting to retry": _YELLOW,
-    "queued": _YELLOW,
-    "syncing": _YELLOW,
-    "paused": _DIM,
-    "never synced": _DIM,
-    "in sync": _GREEN,
-    "updated": _GREEN,
-    "unchanged": _GREEN,
-    "cloned": _GREEN,
-    "unreachable": _YELLOW,
-    "interrupted": _YELLOW,
-    "in hand": _YELLOW,
+    "good": _GREEN,
+    "wait": _YELLOW,
+    "rest": _DIM,
+    "bad": _RED,
     "ok": _GREEN,
     "warning": _YELLOW,
     "failure": _RED,
+    "right": _GREEN,
+    "unproven": _YELLOW,
+    "foreign": _DIM,
+    "repaired": _GREEN,
+    "redelivered": _YELLOW,
 }
 
 #: Seconds between looks at a log that still grows.
 _LOOK = 0.2
+#: Bytes of a log in memory at once.
+_PART = 1 << 20
 
 
 def show_standings(standings: Sequence[Standing], *, as_json: bool) -> None:
@@ -56,6 +56,8 @@ def show_standings(standings: Sequence[Standing], *, as_json: bool) -> None:
                     "confirmed": standing.confirmed,
                     "owed": standing.owed,
                     "run": standing.run._asdict() if standing.run else None,
+                    "commit": standing.commit._asdict() if standing.commit else None,
+                    "cure": standing.cure,
                 }
             )
         return
@@ -65,12 +67,12 @@ def show_standings(standings: Sequence[Standing], *, as_json: bool) -> None:
     rows = []
     for standing in standings:
         run = standing.run
-        commit = run.after[:10] if run and run.after else ""
-        rows.append([standing.repository, standing.state, commit, _ago(standing.confirmed), _last(run)])
+        commit = standing.commit.id[:10] if standing.commit else ""
+        rows.append([standing.repository, standing.state, commit, age(standing.confirmed), _last(run)])
     _print_table(["repository", "state", "commit", "in sync", "last run"], rows, coloured=1)
     for standing in standings:
-        if standing.run and standing.run.message and standing.state in ("needs you", "rolled back", "waiting to retry"):
-            print(f"\n{standing.run.message}")
+        if standing.cure:
+            print(f"\n{standing.cure}")
 
 
 def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
@@ -84,8 +86,8 @@ def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
             str(run.id),
             run.repository,
             _when(run.started),
-            run.outcome or "in hand",
-            "" if run.ended is None else f"{run.ended - run.started:.1f} s",
+            run.outcome or IN_HAND,
+            "" if run.ended is None else span(run.ended - run.started),
             run.trigger,
             f"{(run.before or '')[:7]}..{(run.after or '')[:7]}" if run.before != run.after else (run.after or "")[:7],
         ]
@@ -109,10 +111,60 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
             print(f"         {escape(finding.cure)}")
 
 
+def show_registration(done: Registration, *, as_json: bool, dry_run: bool) -> None:
+    """What was done at one repository or organisation, or would be."""
+    if as_json:
+        _print_json(done._asdict())
+        return
+    told = done.change if not dry_run or done.change == "unchanged" else f"would be {done.change}"
+    told += f" ({', '.join(done.amiss)})" if done.amiss else f" (hook {done.hook})" if done.hook else ""
+    told += f", and is called {done.moved} by now" if done.moved else ""
+    told += f"; {done.trouble}" if done.trouble else ""
+    print(escape(f"{done.target}: {told}"), flush=True)
+
+
+def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
+    """A row for each webhook that the forge has."""
+    if as_json:
+        for hook in hooks:
+            _print_json(hook._asdict())
+        return
+    rows = [
+        [
+            hook.target,
+            str(hook.hook),
+            hook.standing,
+            ", ".join(hook.amiss),
+            ", ".join(hook.events),
+            "" if hook.last is None else _when(hook.last),
+            hook.status,
+            hook.url,
+        ]
+        for hook in hooks
+    ]
+    head = ["repository", "hook", "standing", "wrong", "events", "last delivery", "status", "url"]
+    _print_table(head, rows, coloured=2)
+
+
+def show_missed(missed: Sequence[Missed], *, as_json: bool) -> None:
+    """A row for each push that the forge could not deliver; below them, why."""
+    if as_json:
+        for push in missed:
+            _print_json(push._asdict())
+        return
+    if not missed:
+        print("No push of the last three days was missed.")
+        return
+    rows = [[push.repository, _when(push.delivered), push.guid, push.then] for push in missed]
+    _print_table(["repository", "delivered", "delivery", "then"], rows, coloured=3)
+    for reason in dict.fromkeys(push.reason for push in missed):
+        print(f"\n{escape(reason)}")
+
+
 def show_messages(runs: Iterable[Run]) -> None:
     """What the runs have to say that did not end well."""
     for run in runs:
-        if run.message and _COLOURS.get(run.outcome or "") != _GREEN:
+        if run.message and tone(run.outcome) != "good":
             print(f"\n{run.message}")
 
 
@@ -120,9 +172,10 @@ def show_log(journal: JournalReader, run: Run, *, follow: bool, out: TextIO | No
     """What a run has printed; with `follow`, what it goes on printing until it has ended."""
     out = out or sys.stdout
     path, offset = journal.log_path(run.id), 0
+    decoder = getincrementaldecoder("utf-8")("replace")  # a look may end within a character
     while True:
         ended = not follow or _has_ended(journal, run.id)  # asked before the last look, so that nothing is missed
-        offset = _copy(path, offset, out)
+        offset = _copy(path, offset, decoder, out)
         if ended:
             return
         time.sleep(_LOOK)
@@ -133,21 +186,15 @@ def _has_ended(journal: JournalReader, run: int) -> bool:
     return known is None or known.outcome is not None
 
 
-def _copy(path: Path, offset: int, out: TextIO) -> int:
-    """Print what the file holds from `offset` on; returns the offset behind it."""
-    try:
-        with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) < offset:  # written anew without its middle
-                out.write("\n[a part of the output is left out]\n")
-                offset = file.tell()
-            file.seek(offset)
-            text = file.read().decode("utf-8", "replace")
-            offset = file.tell()
-    except FileNotFoundError:
-        return offset
-    out.write(text if not out.isatty() else "\n".join(escape(line) for line in text.split("\n")))
-    out.flush()
-    return offset
+def _copy(path: Path, offset: int, decoder: IncrementalDecoder, out: TextIO) -> int:
+    """Print what the log holds from `offset` on; returns the offset behind it."""
+    while True:
+        part = read_log(path, offset, _PART)
+        if not part.content:
+            return offset
+        text, offset = decoder.decode(part.content), part.offset
+        out.write(text if not out.isatty() else "\n".join(escape(line) for line in text.split("\n")))
+        out.flush()
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int) -> None:
@@ -157,7 +204,7 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured
     for number, row in enumerate(cells):
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
         if paint:
-            colour = _DIM if number == 0 else _COLOURS.get(row[coloured], _RED)
+            colour = _COLOURS["rest" if number == 0 else tone(row[coloured])]
             padded[coloured] = colour + padded[coloured] + _PLAIN
         print("  ".join(padded).rstrip())
 
@@ -173,18 +220,8 @@ def _print_json(row: object) -> None:
 def _last(run: Run | None) -> str:
     if not run:
         return ""
-    return f"{run.id} {run.outcome}, {_ago(run.ended)} ago" if run.outcome else f"{run.id} since {_ago(run.started)}"
+    return f"{run.id} {run.outcome}, {age(run.ended)} ago" if run.outcome else f"{run.id} since {age(run.started)}"
 
 
 def _when(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
-
-
-def _ago(moment: float | None) -> str:
-    if moment is None:
-        return "never"
-    seconds = max(0, int(time.time() - moment))
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"

@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 #: One part of a name. 100 characters is what GitHub and Gitea allow, and well under what a file system does.
@@ -29,6 +30,9 @@ _NOT_A_PART = {".", "..", ".git"}
 _URL_HOST = re.compile(r"\A[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
 #: The last one or two parts of a clone URL's path, in any form that git takes (https, ssh, scp-like, a path).
 _URL_TAIL = re.compile(r"(?:^|[/:])(?:([^/:]+)/)?([^/:]+?)(?:\.git)?/*\Z")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REMOTE = "refs/remotes/origin"
 
 #: Settings that have git read another file (git-config(1), "Includes").
 _INCLUDE = re.compile(r"include(if\..*)?\.path", re.DOTALL)
@@ -69,6 +73,8 @@ class Checkout(NamedTuple):
     repository: str
     path: Path
     settings: Mapping[str, str]
+    #: The file that each setting stands in, by its name.
+    origins: Mapping[str, str] = MappingProxyType({})
 
 
 class _Stamp(NamedTuple):
@@ -137,24 +143,23 @@ class Checkouts:
         """The repositories that have a checkout; one that lies in no owner's folder is called as its origin is."""
         for path in _folders(self.root):
             if is_checkout(path):
-                yield _name_by_origin(path)
+                yield self._name_by_origin(path)
             else:
                 for nested in filter(is_checkout, _folders(path)):
                     yield f"{path.name}/{nested.name}"
 
+    def _name_by_origin(self, path: Path) -> str:
+        """What the checkout at `path` is called by its origin, if that agrees with its folder's name."""
+        try:
+            checkout = self.find(path.name)
+        except OSError:  # no process to be had; its run will say so
+            checkout = None
+        name = name_in_url(checkout.settings.get("origin", "") if checkout else "") or ""
+        return name if name.rpartition("/")[2].lower() == path.name.lower() else path.name
+
     def count(self) -> int:
         """How many checkouts there are; unlike a look at each, this reads nothing but folders."""
         return sum(1 if is_checkout(path) else sum(map(is_checkout, _folders(path))) for path in _folders(self.root))
-
-
-def _name_by_origin(path: Path) -> str:
-    """What the checkout at `path` is called by its origin, if that agrees with its folder's name."""
-    try:
-        origin = _read(path.name, path).checkout.settings.get("origin", "")
-    except OSError:  # no process to be had; its run will say so
-        origin = ""
-    name = name_in_url(origin) or ""
-    return name if name.rpartition("/")[2].lower() == path.name.lower() else path.name
 
 
 def at(path: Path) -> Checkout:
@@ -172,7 +177,8 @@ def _folders(path: Path) -> list[Path]:
     """The folders in `path` whose names could be a repository's, sorted; none if it cannot be read."""
     try:
         with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if is_valid(entry.name) and entry.is_dir())
+            names = sorted(entry.name for entry in entries if is_valid(entry.name) and entry.is_dir())
+            return [path / name for name in names]
     except OSError:
         return []
 
@@ -180,17 +186,22 @@ def _folders(path: Path) -> list[Path]:
 def _descend(root: Path, parts: Sequence[str]) -> Path | None:
     """The checkout at `root`/`parts`, exact or else case aside; None if there is no such folder or no git in it."""
     exact = root.joinpath(*parts)
-    if is_checkout(exact):
+    if _stands(exact, root):
         return exact
     paths = [root]
     for part in parts:
         paths = [child for path in paths for child in _folders(path) if child.name.lower() == part.lower()]
-    return next(filter(is_checkout, paths), None)
+    return next((path for path in paths if _stands(path, root)), None)
+
+
+def _stands(path: Path, root: Path) -> bool:
+    """Whether `path` is a checkout, and none that another's tree holds: a submodule, or what a link in it leads to."""
+    return is_checkout(path) and (path.parent == root or not is_checkout(path.parent))
 
 
 def _read(repository: str, path: Path) -> _Known:
     """Have git read the config of the checkout at `path`."""
-    config = _config_file(path)
+    config = _git_folders(path)[1] / "config"
     # Stamps are taken before a file is read where that can be: a change in between is seen at the next look.
     began = time.time_ns()
     stamps = [_Stamp.of(str(file)) for file in (config, path / ".git") if not file.is_dir()]
@@ -201,28 +212,77 @@ def _read(repository: str, path: Path) -> _Known:
         stderr=subprocess.DEVNULL,
         check=False,
     )
-    settings = {}
+    settings: dict[str, str] = {}
+    origins: dict[str, str] = {}
     fields = os.fsdecode(listing.stdout).split("\0")
     for origin, entry in zip(fields[::2], fields[1::2]):
-        key, _, value = entry.partition("\n")
-        if key == "remote.origin.url":
-            settings["origin"] = value
-        elif key.startswith("gitops."):
-            settings[key[len("gitops.") :]] = value
+        key, equals, value = entry.partition("\n")
+        name = "origin" if key == "remote.origin.url" else key[len("gitops.") :] if key.startswith("gitops.") else ""
+        if name:
+            if name == "paths" and name in settings:  # the one that may be given several times
+                value = f"{settings[name]} {value}"
+            settings[name], origins[name] = value if equals else "true", origin[len("file:") :]
         elif _INCLUDE.fullmatch(key):  # whether it is there and in force or not: it may come to be
             folder = os.path.dirname(origin[len("file:") :])  # noqa: PTH120 - as git takes it
             stamps.append(_Stamp.of(os.path.join(folder, os.path.expanduser(value))))  # noqa: PTH111, PTH118
     if listing.returncode or any(stamp.ctime_ns > began - _TICK_NS for stamp in stamps):
         stamps = []
-    return _Known(Checkout(repository, path, settings), stamps)
+    return _Known(Checkout(repository, path, settings, origins), stamps)
 
 
-def _config_file(checkout: Path) -> Path:
-    """The file that holds the checkout's own git config; a linked worktree shares its main repository's."""
-    git = checkout / ".git"
+def _git_folders(checkout: Path) -> tuple[Path, Path]:
+    """The checkout's own git folder and the one that holds what it shares: for all but a linked worktree, the same."""
+    own = checkout / ".git"
+    if own.is_dir():
+        return own, own
     try:
-        git = checkout / git.read_text().partition("gitdir:")[2].strip()
-        git = git / (git / "commondir").read_text().strip()
+        own = checkout / own.read_text().partition("gitdir:")[2].strip()
+        return own, own / (own / "commondir").read_text().strip()
     except (OSError, UnicodeDecodeError):
-        pass  # A folder, as in most checkouts; or a submodule's, which has no common folder.
-    return git / "config"
+        return own, own  # a submodule's, which has no common folder
+
+
+class Position(NamedTuple):
+    """Where a checkout stands, as commit ids: what was last deployed with success, and what upstream was last seen at.
+
+    None is what has not come to pass yet, or cannot be told without git.
+    """
+
+    deployed: str | None
+    upstream: str | None
+
+
+def position(checkout: Checkout) -> Position:
+    """Read off the refs as files, which takes no process; at most a fifth of a millisecond."""
+    own, common = _git_folders(checkout.path)
+    branch = checkout.settings.get("branch") or ""
+    if not branch:
+        branch = (_first_line(common / _REMOTE / "HEAD") or "").partition(f"ref: {_REMOTE}/")[2]
+    deployed = "refs/gitops/deployed" if own == common else "refs/worktree/gitops/deployed"
+    upstream = f"{_REMOTE}/{branch}"
+    return Position(_ref(own, deployed), _ref(common, upstream) if branch else None)
+
+
+def _ref(folder: Path, name: str) -> str | None:
+    """The commit id of a ref, from its own file or else from the packed ones."""
+    line = _first_line(folder / name)
+    if line is None:
+        packed = _packed_refs(folder)
+        end = packed.find(f" {name}\n")
+        line = packed[packed.rfind("\n", 0, end) + 1 : end] if end >= 0 else ""
+    return line if _COMMIT.fullmatch(line) else None
+
+
+def _packed_refs(folder: Path) -> str:
+    try:
+        return (folder / "packed-refs").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline(1000).strip()
+    except (OSError, ValueError):  # the latter for a name that no file can have
+        return None

@@ -9,23 +9,26 @@ Rules:
 3. The exit status is the judge; the result file may only refine what the status allows (`judge`).
 4. Output flows through a pipe into a file that never grows beyond its bound: the beginning and the end are kept,
    the middle is dropped while it runs (`BoundedLog`). Reading the file is always possible, and tells what is missing.
+5. No credential in a URL gets into that file, nor into a message: both are shown to people, and copied to others.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from gitops_hook.logs import escape, log
+from gitops_hook.logs import escape, log, redact
 
 #: Exit statuses of the script and the outcomes that each allows (sysexits(3)); the first is what a script means that
 #: says no more.
@@ -39,6 +42,12 @@ OUTCOMES: Mapping[int, tuple[str, ...]] = {
     75: ("unreachable",),
     77: ("denied",),
 }
+#: All of them, and those that are not the script's to choose.
+EVERY_OUTCOME = (*chain.from_iterable(OUTCOMES.values()), "failed", "timed-out", "interrupted")
+
+#: The steps of a run whose ends the script tells, in their order.
+STEPS = ("fetched", "deployed", "healthy")
+_MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 
 #: What a script and its deploy commands may see of the daemon's environment: who and where they are, how to reach
 #: the network, and what git and ssh were told. Names, not patterns of secrets to hide, for those are never complete.
@@ -59,6 +68,15 @@ _CHUNK = 64 << 10
 #: What is still read of a pipe after the script has ended: all that it can hold, and no more, for a process that a
 #: deploy left behind may go on writing for ever.
 _AFTERMATH = 1 << 20
+#: What a failure's own log entry shows of the output: enough for a compiler's last words, and little enough that the
+#: whole line stays below the 4 KiB that a pipe takes at once.
+_LAST_LINES = 10
+_LAST_BYTES = 1500
+
+#: The beginning of a URL at the end of what has been read, which may go on with a credential. Beyond 4 KiB it does not.
+_UNFINISHED = re.compile(rb"""(?i:\b(?:h|ht|htt|https?)|(?:\bhttps?)?(?::|:/|://[^\x00-\x20/"'<>]{0,4096}))\Z""")
+#: What paints a terminal or moves its cursor (ECMA-48: control sequences), and what else is not to be read.
+_PAINT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class Task(NamedTuple):
@@ -83,6 +101,17 @@ class Result(NamedTuple):
     before: str = ""
     after: str = ""
     message: str = ""
+    #: When steps were over, those that came to pass, in seconds since the epoch.
+    fetched: float | None = None
+    deployed: float | None = None
+    healthy: float | None = None
+
+
+class LogPart(NamedTuple):
+    """A part of a run's output. `offset` counts the bytes of all that was printed, up to the end of this part."""
+
+    content: bytes
+    offset: int
 
 
 class Runner:
@@ -101,29 +130,22 @@ class Runner:
         Raises OSError where it could not be started at all, for want of descriptors, processes or disk.
         """
         result_file = log_path.with_suffix(".result")
-        command = [
-            *("setpriv", "--pdeathsig", "TERM"),
-            *("timeout", f"--kill-after={GRACE}", str(limit)),
-            *(str(self._script), task.repository.rpartition("/")[2]),
-        ]
-        started = time.monotonic()
+        command = [str(self._script), task.repository.rpartition("/")[2]]
         environment = {**self._environment, **_context(task, result_file)}
-        with self._in_hand(), BoundedLog(log_path) as output:
-            status = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output.pipe,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
+        began, started = time.time(), time.monotonic()
+        with self._in_hand():
+            status = confined(command, environment, log_path, limit)
         timed_out = time.monotonic() - started >= limit
-        result = judge(status, _read_result(result_file), timed_out=timed_out)
-        if result.outcome in ("timed-out", "interrupted"):
-            _end_remains({name: environment[name] for name in ("GITOPS_ROOT", "GITOPS_RUN")})
+        said = _read_result(result_file)
         with suppress(OSError):
             result_file.unlink()
-        return result
+        result = judge(status, said, timed_out=timed_out)
+        if result.outcome in ("timed-out", "interrupted"):
+            _end_remains({name: environment[name] for name in ("GITOPS_ROOT", "GITOPS_RUN")})
+        moments = _moments(said, began, time.time())
+        return result._replace(
+            fetched=moments.get("fetched"), deployed=moments.get("deployed"), healthy=moments.get("healthy")
+        )
 
     def terminate(self) -> None:
         """End every run in hand: TERM for its whole group, KILL after a grace. It does not wait for them."""
@@ -148,6 +170,25 @@ class Runner:
                 self._threads.discard(thread)
 
 
+def confined(
+    command: Sequence[str], environment: Mapping[str, str], log_path: Path, limit: int, stdin: int = subprocess.DEVNULL
+) -> int:
+    """Run `command` in a process group of its own, `limit` seconds at most, its output in `log_path`.
+
+    Returns its exit status, that of timeout(1) where the limit ended it, or less than 0 for a signal. Raises OSError
+    where it could not be started at all.
+    """
+    with BoundedLog(log_path) as output:
+        return subprocess.run(
+            ["setpriv", "--pdeathsig", "TERM", "timeout", f"--kill-after={GRACE}", str(limit), *command],
+            env=environment,
+            stdin=stdin,
+            stdout=output.pipe,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+
+
 def inherited(environ: Mapping[str, str], root: Path) -> dict[str, str]:
     """What of `environ` a script may see, and the root that it is to work under."""
     return {**{name: environ[name] for name in _INHERITED if name in environ}, "GITOPS_ROOT": str(root)}
@@ -168,8 +209,30 @@ def judge(status: int, said: Mapping[str, str], *, timed_out: bool = False) -> R
         outcome = "interrupted"
     else:
         outcome = "failed"
-    before, after, message = (escape(said.get(key, ""))[:1000] for key in ("before", "after", "message"))
+    before, after, message = (escape(redact(said.get(key, "")))[:1000] for key in ("before", "after", "message"))
     return Result(outcome, status, before, after, message)
+
+
+def last_lines(path: Path) -> str:
+    """The last lines of a run's output, without colours and controls: `_LAST_LINES` or `_LAST_BYTES` at most."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(file.seek(0, os.SEEK_END), 4 * _LAST_BYTES), os.SEEK_END)
+            text = _PAINT.sub("", file.read().decode("utf-8", "replace"))
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+    return "\n".join(lines[-_LAST_LINES:]).encode()[-_LAST_BYTES:].decode("utf-8", "ignore")
+
+
+def _moments(said: Mapping[str, str], began: float, ended: float) -> dict[str, float]:
+    """When steps were over, by the script's word, as far as that can be: within the run, or at most its second off.
+
+    An old bash tells whole seconds, which may lie before the beginning.
+    """
+    told = {step: said[step] for step in STEPS if _MOMENT.fullmatch(said.get(step, ""))}
+    moments = {step: float(moment) for step, moment in told.items()}
+    return {step: min(max(at, began), ended) for step, at in moments.items() if began - 1 <= at <= ended + 1}
 
 
 def _context(task: Task, result_file: Path) -> dict[str, str]:
@@ -235,6 +298,7 @@ class BoundedLog:
         self._path = path
         self._size = 0
         self._dropped = 0
+        self._held = b""
         self._fault: OSError | None = None
 
     def __enter__(self) -> BoundedLog:
@@ -257,7 +321,7 @@ class BoundedLog:
         self._reader.join()
         self._opened.close()
         if self._fault:
-            log.warning("output of a run is lost", file=self._path, reason=self._fault)
+            log.warning("output of a run is lost", run=self._path.stem, file=self._path, reason=self._fault)
 
     def _read(self) -> None:
         """Keep what comes until nobody can write any more, or until the run is over and the pipe is empty."""
@@ -270,11 +334,19 @@ class BoundedLog:
             if self._output in ready:
                 chunk = os.read(self._output, _CHUNK)
                 if not chunk:
-                    return
-                self._keep(chunk)
+                    return self._keep(redacted(self._held))
+                self._keep(self._fit(chunk))
                 aftermath += len(chunk) if self._over in ready else 0
             if self._over in ready and (self._output not in ready or aftermath > _AFTERMATH):
-                return
+                return self._keep(redacted(self._held))
+
+    def _fit(self, chunk: bytes) -> bytes:
+        """What of the output so far is fit to be kept: a URL that is cut in two is held back until its rest comes."""
+        output = self._held + chunk
+        unfinished = _UNFINISHED.search(output, max(0, len(output) - 5000))
+        end = unfinished.start() if unfinished else len(output)
+        self._held = output[end:]
+        return redacted(output[:end])
 
     def _keep(self, chunk: bytes) -> None:
         if self._fault:
@@ -310,6 +382,34 @@ class BoundedLog:
         self._size = len(head) + len(note) + len(tail)
 
 
+def read_log(path: Path, offset: int, size: int) -> LogPart:
+    """What a run printed from `offset` on, some `size` bytes at most; nothing where its log is not there (any more).
+
+    An offset counts the bytes that were printed, kept or not, so who follows a log sees none of them twice. Where the
+    middle was dropped meanwhile, he gets the line that says so, and what comes behind it.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(HEAD_BYTES)
+            note = _NOTE.match(file.read(_LONGEST_NOTE))
+            if note and offset >= HEAD_BYTES:
+                kept_from = HEAD_BYTES + int(note[1])
+                start = max(offset, kept_from)
+                file.seek(HEAD_BYTES + len(note[0]) + start - kept_from)
+                content = file.read(size)
+                return LogPart((note[0] if offset < kept_from else b"") + content, start + len(content))
+            file.seek(offset)
+            content = file.read(min(size, HEAD_BYTES - offset) if note else size)
+            return LogPart(content, offset + len(content))
+    except OSError:
+        return LogPart(b"", offset)
+
+
+def redacted(output: bytes) -> bytes:
+    """`redact` for bytes, which need not be text."""
+    return redact(output.decode("latin-1")).encode("latin-1") if b"://" in output else output
+
+
 def _pipe(opened: ExitStack) -> tuple[int, int]:
     """A pipe whose ends `opened` closes."""
     ends = os.pipe()
@@ -321,3 +421,7 @@ def _pipe(opened: ExitStack) -> tuple[int, int]:
 def _note(dropped: int) -> bytes:
     """The line that stands where the middle was."""
     return b"\n[gitops-hook left out %d bytes here]\n" % dropped
+
+
+_NOTE = re.compile(re.escape(_note(0)).replace(b"0", b"([0-9]{1,18})"))
+_LONGEST_NOTE = len(_note(10**18 - 1))

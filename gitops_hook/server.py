@@ -283,18 +283,18 @@ class _Connection(BaseRequestHandler):
         while True:
             if self.received.startswith(b"\r\n"):  # some clients end a body so; RFC 9112 (2.2) has us overlook one
                 del self.received[:2]
-            if self.idle and self.received:
+            if self.idle and self.received and self.received != b"\r":  # which may be half of those
                 self.idle = False
                 self._be_patient(self.server.limits.request)
             end = self.received.find(b"\r\n\r\n")
-            if (len(self.received) if end < 0 else end) > self.server.limits.head:
+            head = bytes(self.received if end < 0 else self.received[:end])
+            if len(head) > self.server.limits.head:
                 raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
+            if head.count(b"\n") > head.count(b"\r\n"):
+                raise Refused(HTTPStatus.BAD_REQUEST, "a line does not end in CR LF")
             if end >= 0:
-                head = bytes(self.received[:end])
                 del self.received[: end + 4]
                 return head
-            if self.received.count(b"\n") > self.received.count(b"\r\n"):
-                raise Refused(HTTPStatus.BAD_REQUEST, "a line does not end in CR LF")
             more = self.receive()
             if not more:
                 if self.idle:

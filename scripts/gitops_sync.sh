@@ -49,11 +49,21 @@ finish() {
     done
     printf '%s: %s\n' "$outcome" "$message"
     if [[ ${GITOPS_RESULT:-} ]]; then
-        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" >"$GITOPS_RESULT" ||
+        printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" "${steps[@]}" \
+            >"$GITOPS_RESULT" ||
             # Not heard, a 0 is taken for "updated", which may be better than the truth.
             [[ $outcome == updated ]] || ((EXIT[$outcome])) || outcome=failed
     fi
     exit "${EXIT[$outcome]}"
+}
+
+# done_with STEP: note when it was over, in seconds since the epoch, for whoever gave GITOPS_RESULT. It costs no process:
+# bash knows microseconds from 5.0 on, with whatever sign the locale puts before them, and earlier whole seconds.
+done_with() {
+    local at=${EPOCHREALTIME:-}
+    at=${at//[!0-9]/}
+    if [[ $at ]]; then at=${at::-6}.${at: -6}; else printf -v at '%(%s)T' -1; fi
+    steps+=("$1" "$at")
 }
 
 # ------------------------------------------------------------------------------------------------- which checkout
@@ -62,9 +72,9 @@ self=$0
 [[ $self == /* ]] || self=$PWD/$self
 dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='' before='' head=''
 head_branch='' default_branch='' deployed='' bad='' answer=''
-locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
+asked='' locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
-arguments=("$@")
+arguments=("$@") steps=()
 # What the webhook said: text from outside, compared with, never passed on.
 hinted_branch=${GITOPS_REF:-} hinted_commit=${GITOPS_AFTER:-}
 # Of several webhooks these are the last one's to arrive, which need not tell of the last push.
@@ -98,7 +108,7 @@ is_name() {
 
 # Find the checkout and go there: <root>/<owner>/<name>, else <root>/<name>; exact, else whatever differs in case.
 enter_checkout() {
-    local root=${GITOPS_ROOT:-/srv/gitops} owner='*' pattern places found=()
+    local root=${GITOPS_ROOT:-/srv/gitops} owner='*' pattern place places found=()
     cd -P -- "$root" 2>/dev/null || finish missing "the root '$root' cannot be entered; mkdir -p '$root'"
     root=$PWD
     export GITOPS_ROOT=$root # absolute, for the deploy and for a second beginning
@@ -109,11 +119,13 @@ enter_checkout() {
     places=("$owner/$name" "$any_owner/$any_case" "$name" "$any_case")
     [[ $repository ]] || places=("$name" "$any_case" "*/$name" "*/$any_case")
     for pattern in "${places[@]}"; do
-        # shellcheck disable=SC2206 # a pattern without spaces, made to be expanded
-        found=($pattern/.gi[t] $pattern/.git.gitops-read[y])
+        # shellcheck disable=SC2231 # a pattern without spaces, made to be expanded
+        for place in $pattern/.gi[t] $pattern/.git:gitops-read[y]; do
+            # What a checkout's own tree holds, a submodule or a link, is none.
+            [[ $place == */*/* && -e ${place%%/*}/.git ]] || found+=("${place%/*}")
+        done
         ((${#found[@]})) && break
     done
-    found=("${found[@]%/*}")
     ((${#found[@]} < 2)) || [[ ${found[*]} == "${found[0]} ${found[0]}" ]] ||
         finish usage "more than one checkout fits: ${found[*]}; set GITOPS_REPOSITORY=owner/$name"
     if ((${#found[@]} == 0)); then
@@ -132,7 +144,7 @@ prepare_clone() {
     checkout=$1/$2
     local inside=("$checkout"/*)
     local cure="git clone '${GITOPS_CLONE_URL:-<url>}' '$checkout'"
-    if ((${#inside[@]})) && [[ ${inside[*]##*/} != .git.gitops-building ]]; then
+    if ((${#inside[@]})) && [[ ${inside[*]##*/} != .git:gitops-building ]]; then
         finish missing "'$checkout' holds files but no git repository; move it away, then $cure"
     elif [[ ! ${GITOPS_CLONE_URL:-} || $dry_run ]]; then
         finish missing "there is no checkout at '$checkout'; $cure; if it was renamed, move its checkout there"
@@ -149,45 +161,14 @@ unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OB
     GIT_NAMESPACE GIT_PREFIX GIT_CONFIG GIT_CONFIG_PARAMETERS GIT_SHALLOW_FILE GIT_GRAFT_FILE GIT_IMPLICIT_WORK_TREE
 
 # Hooks and fsmonitor are off: core.hooksPath may point into the tree (husky sets it so), and then a push would run.
-GIT=(git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.ext.allow=never)
+# No tree may hold a name that NTFS takes for .git, as are those of the repositories that we build beside it.
+GIT=(git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.ext.allow=never -c core.protectNTFS=true)
 
 # What we set for our git is unset again for the operator's commands.
 ours=(GIT_DIR GIT_WORK_TREE GIT_TERMINAL_PROMPT GIT_ASKPASS SSH_ASKPASS GITOPS_RESULT GITOPS_CLONE_URL GITOPS_MENDED)
 
 # Descriptor 9 is the lock. No child gets it, for a child that lives on would hold it.
 git() { command "${GIT[@]}" "$@" 9<&-; }
-
-# Talk to the remote: no prompt, no stall, and at most half of the run's time, so that some is left to deploy.
-# What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
-# ssh master left behind would keep open.
-remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words status lines=('see above')
-    # --foreground: timeout stays in our process group, which the daemon ends as one.
-    local command=(timeout --foreground --kill-after=5 "$limit"
-        "${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
-    if [[ -t 2 || $dry_run ]]; then
-        answer=$(exec "${command[@]}" 9<&-)
-    else
-        answer=$(exec "${command[@]}" 9<&- 2>"$says")
-    fi
-    status=$?
-    ((status)) || return 0
-    [[ -t 2 || $dry_run || ! -s $says ]] || mapfile -t lines <"$says"
-    ((status != TIMED_OUT)) || lines+=("no end within $limit s")
-    printf '%s\n' "${lines[@]}" >&2
-    words=${lines[-1]}
-    return "$status"
-}
-TIMED_OUT=124 # timeout's exit status
-
-# No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
-forbid_prompts() {
-    export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true SSH_ASKPASS=true
-    [[ ! ${GIT_SSH_COMMAND:-}${GIT_SSH:-}${config[core.sshcommand]:-} ]] || return 0
-    export GIT_SSH_COMMAND='ssh -o BatchMode=yes -o ConnectTimeout=10'
-    GIT_SSH_COMMAND+=' -o ServerAliveInterval=15 -o ServerAliveCountMax=2'
-    ours+=(GIT_SSH_COMMAND)
-}
 
 # ---------------------------------------------------------------------------------------------- what the place says
 
@@ -378,13 +359,21 @@ arrive() {
 }
 arrive "$@"
 
+# The lock is on the checkout's folder: no file to go stale, and it holds while .git is replaced. It is asked for here,
+# and waited for by take_lock, while bash reads on.
+ask_lock() {
+    exec 9<.
+    flock --wait 5 9 &
+    asked=$!
+}
+ask_lock
+
 # --------------------------------------------------------------------------------------- one run at a time, wreckage
 
-# The lock is on the checkout's folder: no file to go stale, and it holds while .git is replaced.
 take_lock() {
     [[ $locked ]] && return
-    exec 9<.
-    flock --wait 5 9 || finish unreachable "another run holds '$checkout'; this one is tried again"
+    [[ $asked ]] || ask_lock
+    wait "$asked" || finish unreachable "another run holds '$checkout'; this one is tried again"
     locked=yes
 }
 
@@ -449,9 +438,9 @@ finish_interrupted_swap() {
         [[ -e .git ]] || finish missing "'$checkout' has no repository yet; a run would complete its clone or repair"
         return
     fi
-    [[ ! -e .git && -e .git.gitops-ready ]] && mv -T .git.gitops-ready .git
-    [[ -e .git && -e .git.gitops-old ]] && mv -T .git.gitops-old ".git/broken-$(now)"
-    [[ ! -e .git.gitops-ready && ! -e .git.gitops-building ]] || rm -rf .git.gitops-ready .git.gitops-building
+    [[ ! -e .git && -e .git:gitops-ready ]] && mv -T .git:gitops-ready .git
+    [[ -e .git && -e .git:gitops-old ]] && mv -T .git:gitops-old ".git/broken-$(now)"
+    [[ ! -e .git:gitops-ready && ! -e .git:gitops-building ]] || rm -rf .git:gitops-ready .git:gitops-building
 }
 
 now() { TZ=UTC0 printf '%(%Y%m%dT%H%M%SZ)T' -1; }
@@ -459,8 +448,8 @@ now() { TZ=UTC0 printf '%(%Y%m%dT%H%M%SZ)T' -1; }
 # Make a complete repository beside .git, so that a half-made one never passes for a checkout.
 build_repository() {
     local url=$1 old_config=${2:-}
-    rm -rf .git.gitops-building
-    export GIT_DIR=$checkout/.git.gitops-building
+    rm -rf .git:gitops-building
+    export GIT_DIR=$checkout/.git:gitops-building
     unset GIT_WORK_TREE
     git init --quiet --bare "$GIT_DIR" || return
     if [[ $old_config ]]; then cp -- "$old_config" "$GIT_DIR/config"; else git remote add origin "$url"; fi
@@ -474,7 +463,7 @@ clone() {
         name_origin "$GITOPS_CLONE_URL"
         finish unreachable "$origin cannot be cloned: $words; tried again later"
     fi
-    mv -T .git.gitops-building .git || finish failed "'$checkout/.git' cannot be made"
+    mv -T .git:gitops-building .git || finish failed "'$checkout/.git' cannot be made"
     cloned=cloned
 }
 
@@ -494,8 +483,8 @@ repair() {
     carry_over "$broken" || drop_building missing "$why, and $origin has not the commit that was here; $cure"
     # Dying after any of these renames, the next run does the rest: see finish_interrupted_swap.
     aside=.git/broken-$(now)
-    mv -T .git.gitops-building .git.gitops-ready && mv -T .git .git.gitops-old && mv -T .git.gitops-ready .git &&
-        mv -T .git.gitops-old "$aside" || finish failed "$why, and its repository cannot be replaced"
+    mv -T .git:gitops-building .git:gitops-ready && mv -T .git .git:gitops-old && mv -T .git:gitops-ready .git &&
+        mv -T .git:gitops-old "$aside" || finish failed "$why, and its repository cannot be replaced"
     export GITOPS_MENDED="its repository was broken ($1) and was built anew from $origin, the old one is kept: \
 rm -rf '$checkout/$aside' when nothing in it is missed"
     unset GIT_DIR GIT_WORK_TREE
@@ -554,6 +543,47 @@ repair_or_fail() {
 }
 
 # -------------------------------------------------------------------------------------------- what upstream has
+
+# Talk to the remote: no prompt, no stall, and at most half of the run's time, so that some is left to deploy.
+# What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
+# ssh master left behind would keep open.
+remote_git() {
+    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words lines=('see above') status=0 talk pid
+    local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
+    if [[ -t 2 || $dry_run ]]; then
+        says=''
+        exec {talk}< <(exec "${command[@]}" 9<&-)
+    else
+        exec {talk}< <(exec "${command[@]}" 9<&- 2>"$says")
+    fi
+    pid=$!
+    IFS= read -r -d '' -t "$limit" answer <&"$talk" # until git has ended, as timeout(1) would wait, without its process
+    if (($? > 128)); then
+        kill -TERM "$pid" 2>/dev/null
+        IFS= read -r -d '' -t 5 _ <&"$talk"
+        (($? <= 128)) || kill -KILL "$pid" 2>/dev/null
+        status=$TIMED_OUT
+    fi
+    exec {talk}<&-
+    wait "$pid" || status=$((status ? status : $?))
+    answer=${answer%$'\n'}
+    ((status)) || return 0
+    [[ ! -s $says ]] || mapfile -t lines <"$says"
+    ((status != TIMED_OUT)) || lines+=("no end within $limit s")
+    printf '%s\n' "${lines[@]}" >&2
+    words=${lines[-1]}
+    return "$status"
+}
+TIMED_OUT=124 # as timeout(1) has it, and git never
+
+# No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
+forbid_prompts() {
+    export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true SSH_ASKPASS=true
+    [[ ! ${GIT_SSH_COMMAND:-}${GIT_SSH:-}${config[core.sshcommand]:-} ]] || return 0
+    export GIT_SSH_COMMAND='ssh -o BatchMode=yes -o ConnectTimeout=10'
+    GIT_SSH_COMMAND+=' -o ServerAliveInterval=15 -o ServerAliveCountMax=2'
+    ours+=(GIT_SSH_COMMAND)
+}
 
 # The tracked branch: gitops.branch, else upstream's default. That is asked for only where nothing agrees on it.
 find_branch() {
@@ -660,7 +690,9 @@ put_back() {
     [[ ${changes[-1]} == 0 ]] || return
     for ((i = 0; i + 1 < ${#changes[@]}; i += 2)); do
         path=${changes[i + 1]}
-        if [[ ! -L $path && (-d $path || ! -e $path) ]]; then
+        if is_behind_link "$path"; then
+            continue # not the tree's
+        elif [[ ! -L $path && (-d $path || ! -e $path) ]]; then
             : # to be written below, or in the way of that
         elif begins "$path" "$to"; then
             rm -f -- "$path"
@@ -676,6 +708,15 @@ put_back() {
     done
     # Twice, if need be: a disk that is full to the last page may say so once more than it is.
     ((${#gone[@]} == 0)) || restore || restore --force || is_restored
+}
+
+is_behind_link() {
+    local folder=$1
+    while [[ $folder == */* ]]; do
+        folder=${folder%/*}
+        [[ ! -L $folder ]] || return 0
+    done
+    return 1
 }
 
 restore() { printf '%s\0' "${gone[@]}" | git checkout-index --quiet "$@" -z --stdin; }
@@ -851,8 +892,10 @@ deploy() {
     note "$head $head $tried"
     failure="gitops.deploy failed"
     [[ ! ${setting[deploy]} ]] || in_checkout bash -c "${setting[deploy]}" || { failure+=" with exit $?" && return 1; }
+    done_with deployed
     failure="gitops.health did not succeed within ${setting[healthtimeout]} s"
     is_healthy || return 2
+    [[ ! ${setting[health]} ]] || done_with healthy
 }
 
 is_healthy() {
@@ -911,6 +954,7 @@ roll_back() {
 pay_deploy() {
     if [[ ! ${setting[deploy]}${setting[health]} ]]; then
         [[ $moved || ! $deployed || $deployed == "$head" ]] || did='recorded as deployed'
+        [[ ! $moved$did ]] || done_with deployed
     elif ! concerns_deploy; then
         kept+="; nothing in gitops.paths changed, so nothing was deployed"
     elif deploy; then
@@ -948,6 +992,7 @@ main() {
     settle_unfinished
     find_branch
     fetch
+    done_with fetched
     [[ ! -s $unfinished && $deployed == "$head" && ! $force ]] || owed=yes
 
     [[ $target != "$bad" || ! $deployed || $force ]] || stay_off_bad_commit

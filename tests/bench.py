@@ -7,24 +7,32 @@ little as it can of the cores that it shares with the server.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import multiprocessing
+import random
 import select
 import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from engine import bench_sync
-from harness import SECRET, WEBHOOK, Daemon, headers, push
+from harness import SECRET, SOURCE, WEBHOOK, Daemon, headers, push
 from scratch import GIT_ENV, Upstream, git
+
+sys.path.insert(0, str(SOURCE))
+
+from gitops_hook.journal import Journal
 
 BARE_SERVER = f"""
 import hashlib, hmac, json, socketserver, sys
@@ -245,11 +253,68 @@ def bench_footprint(folder: Path, repositories: int) -> None:
         daemon.stop()
 
 
+def bench_page(folder: Path, repositories: int, runs: int) -> None:
+    """The page and its JSON over HTTP, with a journal as full as it gets; the runs are made up, the daemon is real."""
+    folder = folder / "page"
+    for number in range(repositories):
+        checkout_stand_in(folder / "root", f"acme/site{number}")
+    fill_journal(folder / "state", repositories, runs)
+    sync = folder / "true.sh"
+    sync.write_text("#!/bin/sh\n")
+    sync.chmod(0o755)
+    print(f"\nThe page, {repositories} repositories and {runs} runs; medians of 15")
+    with Daemon(folder, GITOPS_SYNC_SCRIPT=str(sync), GITOPS_DASHBOARD_LISTEN="127.0.0.1:0") as daemon:
+        port = int(daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1])
+        for _ in range(repositories):
+            daemon.wait_for(r"run updated ", timeout=60)
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            for name, path in (
+                ("overview, every repository", "/"),
+                ("overview, a search", "/?q=site77"),
+                ("a repository", "/repositories/acme/site7"),
+                ("a run", f"/runs/{runs // 2}"),
+                ("JSON, every repository", f"/api/repositories?limit={repositories}"),
+                ("JSON, 100 runs", "/api/runs"),
+            ):
+                seconds, size = [], 0
+                for _ in range(15):
+                    began = time.perf_counter()
+                    connection.request("GET", path)
+                    size = len(connection.getresponse().read())
+                    seconds.append(time.perf_counter() - began)
+                print(f"{name:44}{median_ms(seconds):8.1f} ms {size / 1024:8.0f} KiB")
+        daemon.stop()
+
+
+def fill_journal(state: Path, repositories: int, runs: int) -> None:
+    """So many runs, as a quarter of a year makes them, with the commits that they brought."""
+    chance = random.Random(1)
+    with closing(Journal(state)):
+        pass
+    with closing(sqlite3.connect(state / "journal.db")) as journal:
+        for number in range(1, runs + 1):
+            started = time.time() - (runs - number) * 77
+            outcome = chance.choices(("updated", "unchanged", "deploy-failed", "unreachable"), (5, 20, 1, 1))[0]
+            before, after = (f"{chance.getrandbits(160):040x}" for _ in "ab")
+            journal.execute(
+                "INSERT INTO runs (repository, trigger, started, ended, outcome, exit, before, after, message, fetched, brought)"
+                " VALUES (?, 'push', ?, ?, ?, 0, ?, ?, ?, ?, 2)",
+                (f"acme/site{chance.randrange(repositories)}", started, started + 3 * chance.random(), outcome, before, after,
+                 "main is where it should be, or somebody should have a look at it", started + 0.2),
+            )  # fmt: skip
+            journal.executemany(
+                "INSERT INTO commits VALUES (?, ?, ?, 'Ada Lovelace', 'Say hello to everybody in the room', ?)",
+                [(number, 0, after, started), (number, 1, before, started)],
+            )
+        journal.commit()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=5000, help="deliveries for each row of the first table")
     parser.add_argument("--rounds", type=int, default=25, help="pushes for the second table")
     parser.add_argument("--repositories", type=int, default=1000, help="checkouts for the last table")
+    parser.add_argument("--runs", type=int, default=100_000, help="runs in the journal for the page")
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")
     folder = Path(tempfile.mkdtemp(prefix="gitops-hook-bench-"))
@@ -259,6 +324,7 @@ def main() -> None:
         print(f"\nThe script alone, medians of {options.rounds}")
         bench_sync.report(options.rounds)
         bench_footprint(folder, options.repositories)
+        bench_page(folder, options.repositories, options.runs)
     finally:
         shutil.rmtree(folder)
 

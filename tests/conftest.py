@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 from harness import MEASURED, SECRET, SOURCE, Daemon
 from scratch import GIT_ENV, Upstream
+
+# None is late on a busy machine. The gate tries the same examples every time; `--hypothesis-profile=search` does not.
+hypothesis.settings.register_profile(
+    "search", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("gate", hypothesis.settings.get_profile("search"), derandomize=True)
+hypothesis.settings.load_profile("gate")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -175,7 +175,7 @@ class Daemon:
         )
         self._gatherer = threading.Thread(target=self._gather, daemon=True)
         self._gatherer.start()
-        line = self.wait_for(r"listening for the webhook .*address=\S*:(\d+)")
+        line = self.wait_for(r"listening for the webhook\W.*address\W+[^ \"]*:(\d+)")
         self.port = int(line[1])
 
     def _gather(self) -> None:

@@ -16,7 +16,6 @@ GIT_ENV = {
     "HOME": "/nonexistent",
     "LC_ALL": "C.UTF-8",
     "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_AUTHOR_NAME": "Ada",
     "GIT_AUTHOR_EMAIL": "ada@example.org",
@@ -35,6 +34,11 @@ def git(*args: object, cwd: Path, check: bool = True) -> str:
     return done.stdout.strip()
 
 
+def git_version() -> tuple[int, ...]:
+    """Which git is here, as ``(2, 39)``."""
+    return tuple(map(int, git("version", cwd=Path("/")).split()[2].split(".")[:2]))
+
+
 class Upstream:
     """A repository as the forge keeps it."""
 
@@ -49,8 +53,11 @@ class Upstream:
         git("checkout", "--quiet", "-B", branch, cwd=self.work)
         self.commit({"README": "hello\n"})
 
-    def commit(self, files: dict[str, str | None] | None = None, message: str = "work") -> str:
-        """Commit `files` (name to text, None deletes) on the current branch, push it, return the commit id."""
+    def commit(self, files: dict[str, str | None] | None = None, message: str = "work", *options: str) -> str:
+        """Commit `files` (name to text, None deletes) on the current branch, push it, return the commit id.
+
+        `options` are for git commit.
+        """
         for name, text in (files or {}).items():
             path = self.work / name
             if text is None:
@@ -59,7 +66,7 @@ class Upstream:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
         git("add", "--all", cwd=self.work)
-        git("commit", "--quiet", "--allow-empty", "--message", message, cwd=self.work)
+        git("commit", "--quiet", "--allow-empty", "--message", message, *options, cwd=self.work)
         git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.work)
         return self.head()
 

@@ -19,7 +19,7 @@ from webtest import TestApp, TestRequest
 from gitops_hook.app import MAX_BODY, WebhookApp
 from gitops_hook.journal import Delivery, Journal
 from gitops_hook.repository import Checkouts
-from gitops_hook.webhook import Secrets
+from gitops_hook.webhook import Secrets, fingerprint
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
@@ -129,6 +129,17 @@ def test_a_delivery_without_a_guid_is_queued_too(host: Host) -> None:
 
 
 # -- 200 ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_ping_of_a_hook_is_kept_with_the_secret_that_signed_it(host: Host) -> None:
+    ping = {"hook_id": 7, "hook": {"config": {"url": "https://hooks.example.org"}}, "organization": {"login": "acme"}}
+    host.deliver(ping, "ping", "first")
+    assert host.deliver(ping, "ping", "second").json == {"status": "pong", "delivery": "second"}
+    assert host.post(b"{}", headers(b"{}", "ping", secret="wrong")).status_int == 401
+    (kept,) = host.journal.arrivals()
+    assert (kept.hook, kept.target, kept.url, kept.guid) == (7, "acme", "https://hooks.example.org", "second")
+    assert kept.signed == fingerprint(SECRET.encode()) != fingerprint(b"newer")
+    assert host.journal.deliveries("second") == []  # it is owed nothing
 
 
 def test_a_ping_is_answered_with_and_without_a_repository(host: Host, guid: str) -> None:
@@ -371,7 +382,10 @@ def test_a_host_where_git_cannot_run_is_503(tmp_path: Path, monkeypatch: pytest.
 def test_a_delivery_is_one_line_of_the_log(host: Host, guid: str, capfd: pytest.CaptureFixture[str]) -> None:
     host.deliver(push("acme/site"), guid=guid)
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"info webhook queued delivery={guid} repository=acme/site event=push http=202 secret=" in line
+    assert (
+        f"info webhook queued delivery={guid} repository=acme/site event=push commit={'1' * 40} http=202 secret="
+        in line
+    )
     assert 'secret="line 2"' in line
 
 

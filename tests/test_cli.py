@@ -230,6 +230,16 @@ def test_settings_come_from_the_units_file_too(tmp_path):
     assert read_environment(tmp_path / "none") == {}
 
 
+def test_the_units_environment_need_not_be_utf_8(tmp_path: Path) -> None:
+    from gitops_hook.config import read_environment
+
+    file = tmp_path / "gitops-hook.env"
+    file.write_bytes(b"# d\xe9j\xe0 vu\r\nGITOPS_ROOT=/srv/\xe9\x0bt\xe9\n")
+    assert {name: os.fsencode(value) for name, value in read_environment(file).items()} == {
+        "GITOPS_ROOT": b"/srv/\xe9\x0bt\xe9"
+    }
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="the other user needs the system's python3")
 def test_root_goes_on_as_the_owner_of_the_state(tmp_path, upstream, hook):

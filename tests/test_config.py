@@ -55,6 +55,11 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_SYNC_TIMEOUT": ("86400", 86400),
     "GITOPS_CLONE": ("acme/*, other/site", ("acme/*", "other/site")),
     "GITOPS_CLONE_URL": ("git@x:{repository}", "git@x:{repository}"),
+    "GITHUB_TOKEN_FILE": ("{tmp}/token", "{tmp}/token"),
+    "GITHUB_API_URL": ("https://ghe.example.org/api/v3/", "https://ghe.example.org/api/v3"),
+    "GITOPS_REPORT": ("deployment", "deployment"),
+    "GITOPS_PUBLIC_URL": ("https://page.example.org/", "https://page.example.org"),
+    "GITOPS_NOTIFY": ("sh -c 'two words'", ("sh", "-c", "two words")),
     "GITOPS_LOG_FORMAT": ("json", "json"),
 }
 
@@ -101,14 +106,21 @@ class TestSources:
             "sync_timeout": 600,
             "clone": (),
             "clone_url": "https://github.com/{repository}.git",
+            "token_file": None,
+            "api_url": "https://api.github.com",
+            "report": "",
+            "public_url": "",
+            "notify": (),
             "log_format": "text",
         }
 
     def test_systemds_folders_are_the_defaults_where_it_gives_them(self, environ: dict[str, str], tmp_path: Path):
         (tmp_path / "webhook-secret").touch()
+        (tmp_path / "github-token").touch()
         environ.update(CREDENTIALS_DIRECTORY=str(tmp_path), STATE_DIRECTORY="/var/lib/gitops-hook:/var/lib/other")
         settings = load(environ, {})
         assert settings.webhook_secret_file == tmp_path / "webhook-secret"
+        assert settings.token_file == tmp_path / "github-token"
         assert settings.state == Path("/var/lib/gitops-hook")
 
     def test_a_credentials_folder_without_ours_is_as_none(self, environ: dict[str, str], tmp_path: Path):
@@ -169,6 +181,16 @@ class TestBadValues:
             ("GITOPS_CLONE_URL", "{owner}/{repository}", "no other braces"),
             ("GITOPS_CLONE_URL", "{repository}}", "no other braces"),
             ("GITOPS_CLONE_URL", "{{repository}}", "no other braces"),
+            ("GITHUB_API_URL", "", "must begin with https://"),
+            ("GITHUB_API_URL", "http://ghe.example.org/api/v3", "must begin with https://"),
+            ("GITHUB_API_URL", "https://", "not a plain"),
+            ("GITHUB_API_URL", "https://[", "Invalid IPv6"),
+            ("GITHUB_API_URL", "https://ada:password@ghe.example.org", "not a plain"),
+            ("GITHUB_API_URL", "https://ghe.example.org/?x=1", "not a plain"),
+            ("GITOPS_REPORT", "checks", "neither"),
+            ("GITOPS_PUBLIC_URL", "page.example.org", "not a plain"),
+            ("GITOPS_NOTIFY", "no-such-program x", "there is no program `no-such-program`"),
+            ("GITOPS_NOTIFY", "sh 'x", "No closing quotation"),
             ("GITOPS_LOG_FORMAT", "JSON", "neither"),
         ],
     )
@@ -207,17 +229,8 @@ class TestBadValues:
                     assert SECRET not in str(error)
 
 
-BODY = b"body"
-
-
-def signed(secret: bytes) -> str:
-    import hmac
-
-    return "sha256=" + hmac.new(secret, BODY, "sha256").hexdigest()
-
-
 def match(source: SecretSource, secret: bytes) -> str | None:
-    return source.current().match(BODY, signed(secret))
+    return source.current().match(lambda known: known == secret)
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from gitops_hook.runner import Runner, Task
 GATED = 'echo "+ $1" >>$0.notes; read -r _ <$0.gate; echo "- $1" >>$0.notes'
 #: Notes its beginning and its end, and takes a moment in which others could overlap.
 BRIEF = 'echo "+ $1" >>$0.notes; sleep 0.01; echo "- $1" >>$0.notes'
-#: The same, but the first three wait for one another.
-THREE_AT_ONCE = BRIEF.replace("sleep 0.01", "until (($(grep -c ^+ $0.notes) >= 3)); do sleep 0.01; done")
+#: The same, but the first two, or three, wait for one another.
+TWO_AT_ONCE = BRIEF.replace("sleep 0.01", "until (($(grep -c ^+ $0.notes) >= 2)); do sleep 0.01; done")
+THREE_AT_ONCE = TWO_AT_ONCE.replace(">= 2", ">= 3")
 
 
 class Stage:
@@ -299,9 +301,19 @@ class TestOrder:
             second.id,
         ]
         lines = [line for line in capfd.readouterr().err.splitlines() if "run=2" in line]
-        assert len(lines) == 1
-        for fact in ("repository=acme/site", "outcome=updated", "trigger=push", "delivery=49", "deliveries=50"):
-            assert fact in lines[0]
+        (start,) = [line for line in lines if "run started" in line]
+        (end,) = [line for line in lines if "run updated" in line]
+        for fact in ("repository=acme/site", "trigger=push", "delivery=49", "deliveries=50"):
+            assert fact in start and fact in end
+        assert "outcome=updated" in end
+        for guid in map(str, range(49)):  # the others, a line each as it starts and as it settles
+            about = [
+                re.sub(r".* info (delivery [a-z ]+) \w+=.*", r"\1", line)
+                for line in lines
+                if f"delivery={guid} " in f"{line} "
+            ]
+            assert about == ["delivery taken up", "delivery settled"]
+        assert len(lines) == 2 + 2 * 49
 
     def test_names_that_differ_in_case_share_a_worker(self, stage: Stage):
         dispatcher = stage.dispatcher(GATED)
@@ -349,6 +361,20 @@ class TestRetry:
         assert [run.outcome for run in stage.wait_for_runs(2)] == ["unreachable", "updated"]
         assert stage.journal.owed() == []
 
+    def test_a_delivery_s_lines_do_not_grow_with_the_tries(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
+        dispatcher = stage.dispatcher("exit 75")
+        for guid in ("one", "two"):
+            stage.record(guid=guid)
+        for _ in range(3):
+            assert dispatcher.step("acme/site", "retry") is False
+        stage.write("exit 0")
+        assert dispatcher.step("acme/site", "retry") is True
+        lines = [line for line in capfd.readouterr().err.splitlines() if "delivery=one" in line]
+        assert [re.findall(r" info (.*?) \w+=|run=(\d)", line) for line in lines] == [
+            [("delivery taken up", ""), ("", "1")],
+            [("delivery settled", ""), ("", "4")],
+        ]
+
     def test_what_failed_for_good_is_not_tried_again(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 65")
         stage.push(dispatcher)
@@ -367,9 +393,7 @@ class TestRetry:
         until(lambda: not stage.journal.owed())
         assert stage.runs()[-1].outcome == "updated"
 
-    def test_what_a_journal_that_fails_holds_up_runs_once_it_heals(
-        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_what_a_journal_that_fails_holds_up_runs_once_it_heals(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
         monkeypatch.setattr(module, "_JOURNAL_WAIT", 0.01)
         monkeypatch.setattr(journal, "_BUSY_MS", 20)
@@ -490,12 +514,12 @@ class TestStart:
         }
         assert stage.journal.owed() == []
         err = capfd.readouterr().err
-        assert "runs were interrupted" in err and "deliveries are owed" in err
+        assert "run interrupted repository=acme/owed run=1 outcome=interrupted" in err and "deliveries are owed" in err
 
     def test_a_sweep_covers_every_checkout_on_half_the_places(self, stage: Stage):
         names = [f"acme/r{number}" for number in range(12)] + ["flat"]
         stage.checkouts(*names)
-        stage.dispatcher(BRIEF, max_syncs=4).sweep()
+        stage.dispatcher(TWO_AT_ONCE, max_syncs=4).sweep()
         assert sorted(run.repository for run in stage.wait_for_runs(13)) == sorted(names)
         assert most_at_once(stage.notes()) == 2
 
@@ -558,7 +582,7 @@ class TestStop:
         dispatcher.stop()
         dispatcher.terminate()
         assert dispatcher.join(20) is True
-        assert [(run.outcome, run.message) for run in stage.runs()] == [("interrupted", module._ENDED_BY_US)]
+        assert [(run.outcome, run.message) for run in stage.runs()] == [("interrupted", module.ENDED_BY_US)]
         assert stage.journal.owed() == ["acme/site"]
 
     def test_a_run_that_ends_well_in_spite_of_it_is_done(self, stage: Stage):

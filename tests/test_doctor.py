@@ -95,7 +95,8 @@ def test_where_all_is_well_it_ends_with_0(tmp_path, upstream, hook, start_daemon
     listen = {"GITOPS_LISTEN": f"127.0.0.1:{daemon.port}"}
     rows = [json.loads(line) for line in hook("doctor", "--json", **listen).stdout.splitlines()]
     assert {row["level"] for row in rows} == {"ok"}
-    assert {row["check"] for row in rows} == {*doctor.BY_CALLER, *doctor.BY_SERVICE, *doctor.OF_CHECKOUT}
+    # Where there is no token, nothing is said of one.
+    assert {row["check"] for row in rows} == {*doctor.BY_CALLER, *doctor.BY_SERVICE, *doctor.OF_CHECKOUT} - {"token"}
     assert {row["repository"] for row in rows} == {"", "acme/site"}
     told = hook("doctor", **listen).stdout.splitlines()
     assert len(told) == len(rows)
@@ -159,6 +160,16 @@ def test_a_secret_in_a_closed_file_is_well(tmp_path, settings):
     path.write_text(f"{SECRET.replace(' ', '-')}\nanother-that-is-long\n")
     path.chmod(0o600)
     assert "holds 2" in only("secret", settings._replace(webhook_secret="", webhook_secret_file=path), OK).message
+
+
+def test_a_signing_token_that_lost_a_part_is_told(tmp_path, settings):
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    settings = settings._replace(webhook_secret="", webhook_secret_file=path)
+    for token, level in (("A" * 43 + "=", OK), ("A" * 43, WARNING), ("A" * 42 + "-=", WARNING)):
+        path.write_text(f"another-that-is-long\nwhsec_{token}\n")
+        finding = only("secret", settings, level)
+        assert ("line 2" in finding.message) == (level == WARNING)
 
 
 def test_a_secret_in_the_environment_is_well_if_it_is_long(settings):

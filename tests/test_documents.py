@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from contextlib import closing
 
 from harness import SOURCE
-from test_layers import FLOORS
+from test_layers import FLOORS, MODULES
 
-from gitops_hook.config import OPTIONS
+from gitops_hook.app import RESULTS
+from gitops_hook.config import CONTRACT, OPTIONS
+from gitops_hook.instruments import Instruments
+from gitops_hook.journal import Journal, Run
+from gitops_hook.notices import Notice, Notices
+from gitops_hook.repository import Checkouts
 from gitops_hook.runner import OUTCOMES
+from gitops_hook.webhook import FORGES
 
 README = (SOURCE / "README.md").read_text()
 
@@ -69,3 +77,68 @@ def test_every_make_target_that_the_readme_names_is_there():
     named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)$", README, re.MULTILINE))
     assert len(named) > 3
     assert named <= targets
+
+
+MONITORING = (SOURCE / "docs/monitoring.md").read_text()
+
+
+def rows_of(heading: str) -> list[str]:
+    """The rows of the table in docs/monitoring.md whose first column is called so."""
+    table = re.search(rf"\| {heading} \|.*\n\|---.*\n((?:\|.*\n)+)", MONITORING)
+    assert table
+    return table[1].splitlines()
+
+
+def test_every_metric_is_told_as_the_code_has_it(tmp_path):
+    with closing(Journal(tmp_path)) as journal:
+        families = list(Instruments(journal, Checkouts(tmp_path), RESULTS).families())
+    assert rows_of("metric") == [f"| `{family.name}` | {family.kind} | {family.help} |" for family in families]
+
+
+def test_every_fact_of_a_notice_is_told(tmp_path):
+    run = Run(1, "acme/site", "push", 1.0, 2.0, "dirty")
+    with closing(Journal(tmp_path)) as journal:
+        facts = Notices(journal, Checkouts(tmp_path), [], {})._facts(
+            Notice("failing", "acme/site", "dirty", None, 2.0, run)
+        )
+    names = [f"GITOPS_{name.upper()}" for name in facts]
+    assert [row.split("`")[1] for row in rows_of("variable")] == names
+    assert (
+        set(names) <= CONTRACT
+    )  # so that a gitops-hook which the command runs does not take one for a mistyped option
+
+
+def test_every_alert_is_told():
+    rules = (SOURCE / "contrib/prometheus/gitops-hook.rules.yml").read_text()
+    assert [row.split("`")[1] for row in rows_of("alert")] == re.findall(r"- alert: (\w+)", rules)
+
+
+def test_every_field_of_the_log_is_told_and_no_other():
+    calls = [
+        node
+        for tree in MODULES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and re.fullmatch(r"tell|log\.(info|warning|error|exception)", ast.unparse(node.func))
+    ]
+    assert len(calls) > 30
+    used = {keyword.arg for call in calls for keyword in call.keywords} | {"traceback"}  # that of `log.exception`
+    assert {name for row in rows_of("field") for name in re.findall(r"`(\w+)`", row.split("|")[1])} == used
+
+
+def test_the_commands_that_tell_are_told():
+    told = {row.split("`")[1].split()[0] for row in rows_of("command")}
+    assert told == {path.name for path in (SOURCE / "contrib/notify").iterdir()}
+
+
+def test_the_table_of_forges_is_the_codes():
+    rows = re.findall(
+        r"^\| (\w+) \| `([\w-]+): (.*) \| `(.*)` \| (.*) \|$", (SOURCE / "docs/forges.md").read_text(), re.M
+    )
+    assert {name for name, *_ in rows} == {forge.name for forge in FORGES}
+    for forge in FORGES:
+        ((_, event, pushes, delivery, proof),) = [row for row in rows if row[0] == forge.name]
+        assert (event, delivery) == (forge.event, forge.delivery)
+        assert "`" + pushes == ", ".join(f"`{push}`" for push in forge.pushes)
+        assert forge.signature.header in proof
+        assert ("a form's field" in proof) == getattr(forge.signature, "of_field", False)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
-import shutil
-import signal
 import sqlite3
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,15 +16,35 @@ from pathlib import Path
 
 import pytest
 from disks import fill, small_disk
+from test_app import full_disk
 
 from gitops_hook import journal as module
-from gitops_hook.journal import Delivery, Journal, JournalError, JournalTooNew, Run
+from gitops_hook.journal import (
+    Arrival,
+    Commit,
+    Delivery,
+    Journal,
+    JournalError,
+    JournalReader,
+    JournalTooNew,
+    Report,
+    Run,
+    Told,
+)
 
 SOURCE = Path(__file__).resolve().parent.parent
 
 
 def delivery(guid: str = "g", repository: str = "acme/site", received: float | None = None) -> Delivery:
     return Delivery(guid, "push", time.time() if received is None else received, repository, "refs/heads/main")
+
+
+def arrival(hook: int = 7, target: str = "acme/site", received: float = 1.5) -> Arrival:
+    return Arrival(hook, target, "https://hooks.example.org", "g", received, "0123456789abcdef")
+
+
+def report(commit: str = "a" * 40, state: str = "pending", changed: float = 1.5) -> Report:
+    return Report("acme/site", commit, 7, state, "said", changed)
 
 
 def run_to_the_end(journal: Journal, repository: str = "acme/site", *, settled: bool = True) -> Run:
@@ -75,6 +93,9 @@ class TestDeliveries:
             journal.record(delivery("same", received=float(-number)))
         assert [read.received for read in journal.deliveries("same")] == [float(-number) for number in range(20)]
 
+    def test_of_a_delivery_little_need_be_said(self):
+        assert Delivery("g", "push", 1.0, "acme/site", "refs/heads/main")[5:] == ("", "", "", 0, 0, True)
+
     def test_a_redelivery_is_a_row_of_its_own(self, journal: Journal):
         journal.record(delivery("twice"))
         run_to_the_end(journal)
@@ -112,6 +133,14 @@ class TestClaims:
         assert claim
         assert (claim.deliveries, claim.newest and claim.newest.guid) == (2, "b")
         assert [journal.deliveries(guid)[0].run for guid in "abc"] == [claim.run.id, claim.run.id, 0]
+
+    def test_a_claim_tells_which_deliveries_no_run_has_served_before(self, journal: Journal):
+        journal.record(delivery("a"))
+        first = run_to_the_end(journal, settled=False)
+        journal.record(delivery("b"))
+        claim = journal.start("acme/site", "retry")
+        assert claim
+        assert [(served.guid, served.run) for served in claim.served] == [("a", first.id), ("b", 0)]
 
     def test_a_run_without_deliveries_claims_none(self, journal: Journal):
         claim = journal.start("acme/site", "sweep")
@@ -160,13 +189,15 @@ class TestClaims:
         done = run_to_the_end(journal, "acme/other")
         claim = journal.start("acme/site", "push")
         assert claim
-        assert journal.interrupt() == 1
+        (died,) = journal.interrupt()
         interrupted = journal.run(claim.run.id)
         assert interrupted
         assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
+        assert interrupted.message == "The daemon died while this run was in hand; what it owed is done again."
+        assert (died.run, died.newest and died.newest.guid) == (interrupted, "g")
         assert journal.run(done.id) == done
         assert journal.owed() == ["acme/site"]
-        assert journal.interrupt() == 0
+        assert journal.interrupt() == []
 
     def test_giving_up_touches_one_repository(self, journal: Journal):
         for name in ("acme/site", "acme/other"):
@@ -181,6 +212,64 @@ class TestClaims:
         journal.record(delivery("untried"))
         assert journal.settle("acme/site") is True
         assert [journal.deliveries(guid)[0].owed for guid in ("tried", "untried")] == [False, True]
+
+
+class TestArrivals:
+    def test_of_each_hook_the_newest_ping_is_kept_until_it_is_forgotten(self, journal: Journal):
+        journal.arrive(arrival())
+        journal.arrive(arrival(8, "acme"))
+        journal.arrive(arrival(received=2.5))
+        assert journal.arrivals() == [arrival(received=2.5), arrival(8, "acme")]
+        journal.forget("ACME/site", "https://elsewhere.example.org")
+        journal.forget("ACME/site", "https://hooks.example.org")
+        assert journal.arrivals() == [arrival(8, "acme")]
+
+    def test_there_are_no_more_than_rows_are_kept(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 2)
+        for hook in (1, 2, 3):
+            journal.arrive(arrival(hook, received=float(hook)))
+        journal.prune()
+        assert [kept.hook for kept in journal.arrivals()] == [2, 3]
+
+
+class TestReports:
+    def test_a_newer_state_of_a_commit_replaces_what_was_not_told(self, journal: Journal):
+        journal.report(report(), report("b" * 40))
+        journal.postpone(journal.reports_due(2)[0], 5.0)
+        journal.report(report(state="success", changed=3.0)._replace(repository="ACME/site"))
+        assert [(due.commit[0], due.state, due.version, due.tries) for due in journal.reports_due(4)] == [
+            ("b", "pending", 1, 0),
+            ("a", "success", 2, 0),
+        ]
+
+    def test_what_was_told_is_over_only_if_nothing_newer_has_come(self, journal: Journal):
+        journal.report(report())
+        (told,) = journal.reports_due(2)
+        journal.report(report(state="success", changed=2.0))
+        journal.reported(told, over=True)
+        journal.postpone(told, 99.0)
+        (newer,) = journal.reports_due(2)
+        assert newer.state == "success"
+        journal.reported(newer, over=True)
+        assert journal.next_report() is None
+
+    def test_a_deployment_is_remembered_whatever_came_meanwhile(self, journal: Journal):
+        journal.report(report())
+        (told,) = journal.reports_due(2)
+        journal.report(report(state="success", changed=2.0))
+        journal.deployed(told, 42)
+        assert journal.reports_due(2)[0].deployment == 42
+
+    def test_who_does_not_wait_is_called_once_it_is_in_the_file(self, journal: Journal):
+        seen: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        journal.report(report(), then=lambda: seen.put(journal.next_report()))
+        assert seen.get(timeout=20) == 1.5
+
+    def test_who_does_not_wait_is_called_too_where_it_failed(self, journal: Journal):
+        done = threading.Event()
+        journal.report(report(state=None), then=done.set)  # type: ignore[arg-type] # which the table refuses
+        assert done.wait(20)
+        assert journal.next_report() is None
 
 
 class TestRetention:
@@ -217,6 +306,15 @@ class TestRetention:
         assert journal.runs() == []
         assert run_to_the_end(journal).id > last.id
 
+    def test_commits_go_with_their_run(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 1)
+        old, new = run_to_the_end(journal), run_to_the_end(journal)
+        for run in (old, new):
+            journal.remember(run.id, [Commit("c" * 40, "Ada", f"of run {run.id}", 1.0)], 1)
+        journal.prune()
+        kept = Commit("c" * 40, "Ada", f"of run {new.id}", 1.0)
+        assert journal.commits([old.id, new.id]) == {new.id: [kept]}
+
     def test_logs_go_by_their_bytes_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "KEEP_LOG_BYTES", 250)
         for run in (8, 9, 10, 11):
@@ -237,6 +335,116 @@ class TestRetention:
         journal.log_path(1).parent.rmdir()
         with pytest.raises(JournalError, match="runs"):
             journal.prune()
+
+
+class TestTold:
+    def test_what_was_told_is_kept_by_repository_case_aside_until_it_is_taken_back(
+        self, journal: Journal, tmp_path: Path
+    ):
+        for told in (
+            Told("acme/site", "dirty", 1.5, 2.5),
+            Told("acme/other", "failed", 3, 4),
+            Told("Acme/Site", "diverged", 1.5, 5),
+        ):
+            journal.tell(told)
+        journal.close()
+        with closing(Journal(tmp_path)) as again:
+            assert again.told() == {
+                "acme/site": Told("Acme/Site", "diverged", 1.5, 5),
+                "acme/other": Told("acme/other", "failed", 3, 4),
+            }
+            again.untell("ACME/SITE")
+            assert list(again.told()) == ["acme/other"]
+
+
+class TestPasts:
+    def test_each_repository_has_its_newest_run_its_commit_and_its_history(self, journal: Journal):
+        for number in range(40):
+            run = run_to_the_end(journal, "acme/site")
+            journal.finish(run._replace(after=f"{number:040}"), settled=True)
+        journal.remember(run.id, [Commit(f"{39:040}", "Ada", "Say hello", 7.0), Commit("f" * 40, "Ada", "x", 6.0)], 2)
+        failed = journal.start("ACME/Site", "push")  # forges take names without regard to case
+        assert failed
+        journal.finish(failed.run._replace(ended=9.0, outcome="denied", after=""), settled=True)
+        in_hand = journal.start("acme/blog", "sweep")
+        assert in_hand
+        blog, site = journal.pasts(length=5)
+        assert blog == (in_hand.run, None, None, [(None, in_hand.run.started, None)])
+        assert (site.newest.id, site.confirmed) == (failed.run.id, run.ended)
+        assert site.commit == Commit(f"{39:040}", "Ada", "Say hello", 7.0)
+        assert [outcome for outcome, _, _ in site.history] == ["denied", *["updated"] * 4]
+        assert journal.pasts("acme/SITE", 5) == [site]
+        assert journal.pasts("acme/none") == []
+
+    def test_runs_are_paged_by_their_ids(self, journal: Journal):
+        ids = [run_to_the_end(journal, repository).id for repository in ("acme/a", "acme/b") * 3][::-1]
+        assert [run.id for run in journal.runs(limit=4)] == ids[:4]
+        assert [run.id for run in journal.runs(limit=4, before=ids[3])] == ids[4:]
+        assert [run.id for run in journal.runs("acme/b", 2, before=ids[1])] == [ids[2], ids[4]]
+
+    def test_what_a_run_served_and_how_it_went_is_kept(self, journal: Journal):
+        for guid in ("first", "second"):
+            journal.record(delivery(guid))
+        claim = journal.start("acme/site", "push")
+        assert claim
+        ended = claim.run._replace(ended=9.0, outcome="updated", fetched=6.0, deployed=7.0, healthy=8.0)
+        journal.finish(ended, settled=True)
+        assert journal.run(claim.run.id) == ended
+        served = journal.served(claim.run.id, limit=1)
+        first, second = journal.deliveries("first"), journal.deliveries("second")
+        assert served == (2, first[0].received, first)
+        assert journal.served(claim.run.id).deliveries == first + second
+        assert journal.served(77) == (0, None, [])
+
+
+class TestBounds:
+    """What is kept, and for how long, to the row, the byte and (nearly) the second."""
+
+    def test_rows_are_kept_for_ninety_days(self, journal: Journal):
+        for guid, age in (("older", 30), ("younger", -30)):
+            journal.record(delivery(guid, received=time.time() - 90 * 86400 - age))
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("older", "younger") if journal.deliveries(guid)] == ["younger"]
+
+    def test_a_hundred_thousand_rows_are_kept(self, journal: Journal, tmp_path: Path):
+        for guid in ("first", "second", "last"):
+            journal.record(delivery(guid))
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.execute("UPDATE deliveries SET id = 100001 WHERE guid = 'last'")
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("first", "second", "last") if journal.deliveries(guid)] == ["second", "last"]
+
+    def test_a_gibibyte_of_logs_is_kept(self, journal: Journal):
+        for run, size in ((1, 1), (2, (1 << 30) - 1), (3, 1)):
+            with journal.log_path(run).open("wb") as file:
+                file.truncate(size)  # a hole, which takes no disk
+        journal.prune()
+        assert [run for run in (1, 2, 3) if journal.log_path(run).exists()] == [2, 3]
+
+    def test_what_is_told_at_once_is_bounded_unless_more_is_asked_for(self, journal: Journal, tmp_path: Path):
+        last = [journal.start("acme/site", "sweep") for _ in range(126)][-1]
+        assert last
+        rows = [("g", time.time(), last.run.id)] * 1001
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.executemany(
+                "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher, run)"
+                " VALUES (?, 'push', ?, 'acme/site', '', '', '', '', ?)",
+                rows,
+            )
+        assert [len(journal.runs()), len(journal.runs("acme/site")), len(journal.runs(limit=101))] == [100, 100, 101]
+        assert journal.runs(limit=1) == [last.run]
+        assert [len(journal.deliveries("g")), len(journal.deliveries("g", 1001))] == [1000, 1001]
+        served = journal.served(last.run.id)
+        assert (served.number, len(served.deliveries)) == (1001, 100)
+        assert [len(past.history) for past in journal.pasts()] == [30]
+        assert journal.owed_counts() == [("acme/site", 1001)]
+
+    def test_whether_a_commit_is_known(self, journal: Journal):
+        run = run_to_the_end(journal)
+        journal.remember(run.id, [Commit("a" * 40, "Ada", "Say hello", 1.0)], 1)
+        assert [journal.knows_commit(letter * 40) for letter in "ab"] == [True, False]
 
 
 class TestSchema:
@@ -273,6 +481,50 @@ class TestSchema:
                 assert journal.owed() == ["acme/site"]
         assert query(tmp_path, "SELECT text FROM notes") == [("one",), ("one, two",)]
         assert query(tmp_path, "PRAGMA user_version") == [(len(steps),)]
+
+    def test_a_journal_from_before_notices_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        step = next(number for number, step in enumerate(module._MIGRATIONS) if "CREATE TABLE told" in step)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:step])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(Journal(tmp_path)) as journal:
+            assert journal.told() == {}
+            assert journal.deliveries("kept")[0].owed
+
+    def test_a_journal_of_the_first_layout_is_read_on_with_what_it_does_not_know(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:1])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as old:
+            old.execute(
+                "INSERT INTO runs (repository, trigger, started, ended, outcome, exit, before, after, message)"
+                " VALUES ('acme/site', 'push', 1.0, 2.0, 'updated', 0, 'a', 'b', 'well')"
+            )
+            old.commit()
+        with pytest.raises(JournalError, match="restart the daemon, which migrates it"):
+            JournalReader(tmp_path).runs()
+        with closing(Journal(tmp_path)) as journal:
+            (run,) = journal.runs()
+            assert run == Run(1, "acme/site", "push", 1.0, 2.0, "updated", 0, "a", "b", "well")
+            assert (run.fetched, run.brought, journal.commits([1])) == (None, None, {})
+            (past,) = journal.pasts()
+            assert past == (run, 2.0, Commit("b", "", "", 0.0), [("updated", 1.0, 2.0)])
+            assert journal.owed() == ["acme/site"]
+
+    def test_a_journal_without_pings_and_reports_gets_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:2])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(Journal(tmp_path)) as journal:
+            assert (journal.arrivals(), journal.next_report()) == ([], None)
+            journal.arrive(arrival())
+            assert journal.arrivals() == [arrival()]
+            assert journal.owed() == ["acme/site"]
 
     def test_a_migration_that_fails_leaves_the_version_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         Journal(tmp_path).close()
@@ -441,12 +693,47 @@ class TestFaults:
             journal.probe()
             assert journal.fault is None
 
+    def test_a_fault_names_the_file_and_ends_a_command_with_74(self, tmp_path: Path):
+        (tmp_path / "runs").write_text("")
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'runs'}: ") as caught:
+            Journal(tmp_path)
+        assert caught.value.status == 74
+
+    def test_a_reader_sends_who_is_too_early_to_the_daemon(self, journal: Journal, tmp_path: Path):
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+            connection.execute("PRAGMA user_version = 1")
+        with pytest.raises(JournalError) as caught:
+            JournalReader(tmp_path).owed()
+        told = f"{tmp_path / 'journal.db'} is an earlier version's; restart the daemon, which migrates it"
+        assert str(caught.value) == told
+
+    def test_a_probe_is_a_write(self, journal: Journal, tmp_path: Path):
+        journal.record(delivery())
+        with full_disk(tmp_path):
+            journal.probe()
+            assert journal.fault
+        journal.probe()
+        assert journal.fault is None
+
+    def test_a_look_that_fails_names_the_file(self, tmp_path: Path):
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'journal.db'}: "):
+            JournalReader(tmp_path).owed()
+
+    def test_after_damage_that_took_all_the_first_run_is_the_first(self, tmp_path: Path):
+        (tmp_path / "journal.db").write_bytes(b"noise" * 1000)
+        with closing(Journal(tmp_path)) as journal:
+            assert run_to_the_end(journal).id == 1
+
 
 class TestClosing:
+    def test_its_thread_has_a_name_and_keeps_no_process_alive(self, journal: Journal):
+        (writer,) = (thread for thread in threading.enumerate() if thread.name == "journal")
+        assert writer.daemon
+
     def test_closing_twice_and_using_it_afterwards(self, journal: Journal):
         journal.close()
         journal.close()
-        with pytest.raises(JournalError, match="closed"):
+        with pytest.raises(JournalError, match=r"^the journal is closed$"):
             journal.record(delivery())
         journal.probe()
 
@@ -479,51 +766,3 @@ class TestClosing:
             for thread in threads:
                 thread.join(10)
             assert not any(thread.is_alive() for thread in threads)
-
-
-WRITER = """
-import sys, itertools, pathlib, threading, time
-from gitops_hook.journal import Delivery, Journal
-journal = Journal(pathlib.Path(sys.argv[1]))
-def write(name):
-    for number in itertools.count():
-        guid = f"{name}-{number}"
-        journal.record(Delivery(guid, "push", time.time(), f"acme/{name}", "refs/heads/main"))
-        print(guid, flush=True)
-        if number % 10 == 9:
-            journal.finish(journal.start(f"acme/{name}", "push").run._replace(outcome="updated"), settled=True)
-for name in range(4):
-    threading.Thread(target=write, args=(name,)).start()
-"""
-
-
-def test_after_a_power_cut_at_any_moment_everything_promised_is_there(tmp_path: Path):
-    """A stopped process's folder, less the shared memory that a power cut takes, is what such a cut leaves."""
-    live = tmp_path / "live"
-    live.mkdir()
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, live], stdout=subprocess.PIPE, env={"PYTHONPATH": os.fspath(SOURCE)}
-    )
-    assert writer.stdout
-    promised = b""
-    try:
-        for moment in range(8):
-            while promised.count(b"\n") < 150 * (moment + 1):
-                promised += os.read(writer.stdout.fileno(), 1 << 16)
-            writer.send_signal(signal.SIGSTOP)
-            os.waitpid(writer.pid, os.WUNTRACED)
-            os.set_blocking(writer.stdout.fileno(), False)
-            promised += writer.stdout.read() or b""
-            os.set_blocking(writer.stdout.fileno(), True)
-            copy = tmp_path / f"copy {moment}"
-            shutil.copytree(live, copy, ignore=shutil.ignore_patterns("*-shm"))
-            writer.send_signal(signal.SIGCONT)
-            with closing(Journal(copy)) as journal:
-                journal.interrupt()
-            held = {guid for (guid,) in query(copy, "SELECT guid FROM deliveries")}
-            assert {guid.decode() for guid in promised.split(b"\n")[:-1]} <= held
-            assert set_aside(copy) == []
-    finally:
-        writer.kill()
-        writer.wait()
-        writer.stdout.close()

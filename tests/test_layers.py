@@ -16,11 +16,12 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glo
 
 #: The floors that are not the ground floor; `__init__` holds the version alone, `__main__` calls `cli`.
 FLOORS = {
-    "__main__": 6,
-    "cli": 5,
-    "daemon": 4, "actions": 4, "reports": 4,
-    "app": 3, "dashboard": 3, "doctor": 3, "migration": 3,
-    "dispatcher": 2, "overview": 2,
+    "__main__": 7,
+    "cli": 6,
+    "daemon": 5,
+    "dashboard": 4, "actions": 4, "reports": 4,
+    "app": 3, "pages": 3, "doctor": 3, "instruments": 3, "migration": 3, "notices": 3, "hooks": 3, "answers": 3,
+    "commits": 2, "dispatcher": 2, "overview": 2,
     "journal": 1,
 }  # fmt: skip
 #: `service_actions` is socketserver's word.

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,20 @@ def files_below(folder: Path) -> set[str]:
 
 
 def serves_a_push(tmp_path: Path, start_daemon, **options) -> Daemon:
-    """A daemon that was started so moves a checkout with the script that came with it."""
+    """A daemon that was started so moves a checkout with the script that came with it, and shows its page."""
     upstream = Upstream(tmp_path / "forge")
-    daemon = start_daemon(PYTHONPATH="", **options)
+    daemon = start_daemon(PYTHONPATH="", GITOPS_DASHBOARD_LISTEN="127.0.0.1:0", **options)
+    port = daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1]
     checkout = upstream.checkout(daemon.root)
     after = upstream.commit({"a": "b"})
     daemon.deliver(push("acme/site", after))
     daemon.wait_for("run updated")
     assert git("rev-parse", "HEAD", cwd=checkout) == after
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+        page = answer.read()
+    assert b"acme/<wbr>site" in page
+    for name in ("page.css", "page.js"):
+        assert (SOURCE / "gitops_hook" / name).read_bytes() in page
     return daemon
 
 
@@ -75,6 +82,10 @@ def test_what_is_installed_runs_without_the_source_and_can_be_uninstalled(tmp_pa
     assert "LoadCredential=webhook-secret:/opt/etc/gitops-hook/webhook-secret\n" in unit
     daemon = serves_a_push(tmp_path, start_daemon, program=[str(program)])
     assert daemon.stop() == 0
+    contrib = files_below(SOURCE / "contrib")
+    assert len(contrib) >= 5
+    assert contrib <= files_below(staging / "opt/hook/share/gitops-hook")
+    assert os.access(staging / "opt/hook/share/gitops-hook/notify/mail", os.X_OK)
     (staging / "opt/hook/bin/neighbour").touch()
     make(source, "uninstall", f"DESTDIR={staging}", "PREFIX=/opt/hook")
     assert files_below(staging) == {"opt/hook/bin/neighbour"}
@@ -170,12 +181,12 @@ def test_the_services_are_as_confined_as_is_claimed(name):
 
 
 def test_the_stop_timeout_is_longer_than_the_drain():
-    from gitops_hook.daemon import REQUESTS_DEADLINE, RUNS_DEADLINE
+    from gitops_hook.daemon import NOTICE_DEADLINE, REQUESTS_DEADLINE, RUNS_DEADLINE
     from gitops_hook.runner import GRACE
 
     stop = re.search(r"^TimeoutStopSec=(\d+)$", (SOURCE / "gitops-hook.service").read_text(), re.MULTILINE)
     assert stop
-    assert int(stop[1]) > REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 2
+    assert int(stop[1]) > REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 2 + NOTICE_DEADLINE
 
 
 def test_the_sweep_is_confined_as_the_daemon_is():

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def nginx(folder: Path, daemon: int, port: int) -> list[str]:
     )
     (folder / "nginx.conf").write_text(
         f"daemon off; master_process off; pid {folder}/pid; error_log stderr; events {{}}\n"
-        f"http {{ access_log off; {places} server {{ listen {port};\n{location}}} }}\n"
+        f"http {{ access_log off; lingering_timeout 200ms; {places} server {{ listen {port};\n{location}}} }}\n"
     )
     return ["nginx", "-e", "stderr", "-c", f"{folder}/nginx.conf"]
 
@@ -124,6 +124,24 @@ def go(folder: Path, daemon: int, port: int) -> list[str]:
     environ = {**os.environ, "GOCACHE": str(folder / "cache"), "GO111MODULE": "off", "HOME": str(folder)}
     subprocess.run(["go", "build", "-o", folder / "proxy", folder / "proxy.go"], env=environ, check=True)
     return [str(folder / "proxy")]
+
+
+@contextmanager
+def standing(program: Callable[[Path, int, int], list[str]], folder: Path, daemon: int) -> Iterator[int]:
+    """A proxy before the port `daemon`, with all it keeps in `folder`; its own port."""
+    if not shutil.which(program.__name__):
+        pytest.skip(f"SKIPPED: there is no {program.__name__} here to stand before the daemon")
+    port = free_port()
+    folder.mkdir()
+    with (folder / "log").open("wb") as log, subprocess.Popen(
+        program(folder, daemon, port), env={**os.environ, "HOME": str(folder)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 30
+        while not listens(port):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.02)  # there is nothing of it to wait for
+        yield port
+        process.terminate()
 
 
 class Proxy:
@@ -146,21 +164,10 @@ class Proxy:
 
 @pytest.fixture(params=[nginx, caddy, go], ids=lambda program: program.__name__)
 def proxy(request, tmp_path, start_daemon) -> Iterator[Proxy]:
-    program: Callable[[Path, int, int], list[str]] = request.param
-    if not shutil.which(program.__name__):
-        pytest.skip(f"SKIPPED: there is no {program.__name__} here to stand before the daemon")
     Upstream(tmp_path / "forge").checkout(tmp_path / "root")
-    daemon, port, folder = start_daemon(), free_port(), tmp_path / "proxy"
-    folder.mkdir()
-    with (folder / "log").open("wb") as log, subprocess.Popen(
-        program(folder, daemon.port, port), env={**os.environ, "HOME": str(folder)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-    ) as process:  # fmt: skip
-        deadline = time.monotonic() + 30
-        while not listens(port):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.02)  # there is nothing of it to wait for
-        yield Proxy(program.__name__, port, daemon)
-        process.terminate()
+    daemon = start_daemon()
+    with standing(request.param, tmp_path / "proxy", daemon.port) as port:
+        yield Proxy(request.param.__name__, port, daemon)
 
 
 def own_address() -> str | None:
@@ -221,3 +228,29 @@ def test_nothing_else_of_the_daemon_can_be_reached(proxy):
     with closing(proxy.connect()) as connection:
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 404
+
+
+@pytest.mark.parametrize("program", [nginx, caddy], ids=lambda program: program.__name__)
+def test_the_page_is_read_by_a_name_of_the_proxy_s_own(program, tmp_path, start_daemon):
+    """As docs/operations.md has it: nginx sends the address that it calls by itself, Caddy when told."""
+    daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
+    page = f"127.0.0.1:{daemon.wait_for(r'listening for the dashboard .*address=.*:([0-9]+)')[1]}"
+
+    def before_the_page(folder: Path, port: int, own: int) -> list[str]:
+        command = program(folder, port, own)
+        file = Path(command[-1])
+        if program is nginx:
+            words = f"server {{ listen {own}; location / {{ proxy_pass http://{page}; }} }} }}\n"
+            file.write_text(file.read_text().partition("server {")[0] + words)
+        else:
+            words = f"reverse_proxy {page} {{\n header_up Host {{upstream_hostport}}\n}}"
+            file.write_text(f"{{\n admin off\n}}\nhttp://:{own} {{\n{words}\n}}\n")
+        return command
+
+    before_the_page.__name__ = program.__name__
+    with ExitStack() as stack:
+        port = stack.enter_context(standing(before_the_page, tmp_path / "proxy", daemon.port))
+        client = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)))
+        client.request("GET", "/", headers={"Host": "status.example.org"})
+        answer = client.getresponse()
+        assert (answer.status, b"No repository yet" in answer.read()) == (200, True)

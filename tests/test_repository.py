@@ -194,6 +194,16 @@ class TestFinding:
             assert found
             assert found.settings["branch"] == "b"
 
+    def test_what_lies_in_a_checkout_s_own_tree_is_none(self, tmp_path: Path) -> None:
+        """A submodule, or what a link that was pushed leads to."""
+        (tmp_path / "root/site/lib/.git").mkdir(parents=True)
+        (tmp_path / "root/site/.git").mkdir()
+        (tmp_path / "elsewhere/.git").mkdir(parents=True)
+        (tmp_path / "root/site/link").symlink_to(tmp_path / "elsewhere")
+        checkouts = Checkouts(tmp_path / "root")
+        assert [checkouts.find(name) for name in ("site/lib", "site/LIB", "site/link")] == [None] * 3
+        assert checkouts.find("acme/site")
+
     def test_a_missing_root_holds_nothing(self, tmp_path: Path):
         checkouts = Checkouts(tmp_path / "nowhere")
         assert checkouts.find("acme/site") is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,17 @@ import pytest
 from disks import fill, small_disk
 
 from gitops_hook import runner as module
-from gitops_hook.runner import HEAD_BYTES, TAIL_BYTES, BoundedLog, Result, Runner, Task, judge
+from gitops_hook.runner import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    BoundedLog,
+    Result,
+    Runner,
+    Task,
+    judge,
+    last_lines,
+    read_log,
+)
 
 SOURCE = Path(__file__).resolve().parent.parent
 TASK = Task("acme/site", 1)
@@ -108,9 +119,12 @@ class TestJudging:
     def test_beyond_the_limit_it_is_timeout_that_speaks(self, status: int, outcome: str):
         assert judge(status, {}, timed_out=True).outcome == outcome
 
+    def test_no_credential_is_said(self):
+        assert judge(0, {"message": "https://ada:hidden@host/ is here"}).message == "https://***@host/ is here"
+
     def test_what_was_said_comes_escaped_and_bounded(self):
         result = judge(0, {"before": "a\x1b[31m", "after": "\u202eb", "message": "x" * 5000})
-        assert result[2:] == (r"a\x1b[31m", r"\u202eb", "x" * 1000)
+        assert result[2:5] == (r"a\x1b[31m", r"\u202eb", "x" * 1000)
 
 
 class TestEnvironment:
@@ -143,6 +157,26 @@ class TestEnvironment:
             "GITOPS_CLONE_URL": "https://clone",
         }
         assert "very secret" not in bench.printed()
+
+    @pytest.mark.parametrize(
+        ("told", "believed"),
+        [
+            ("fetched=$EPOCHREALTIME", True),
+            ("fetched=$(date +%s)", True),  # whole seconds, which an old bash tells, may lie before the beginning
+            ("fetched=$(($(date +%s) - 9))", False),
+            ("fetched=$(($(date +%s) + 9))", False),
+            ("fetched=1e9", False),
+            ("fetched=nan", False),
+            ("fetched=", False),
+            ("fetched=$(printf %0400d 1)", False),
+        ],
+    )
+    def test_moments_are_believed_where_they_can_be(self, bench: Bench, told: str, believed: bool):
+        began = time.time()
+        result = bench.run(f'echo "{told}" >$GITOPS_RESULT')
+        assert (result.fetched is not None) == believed
+        assert result.fetched is None or began <= result.fetched <= time.time()
+        assert (result.deployed, result.healthy) == (None, None)
 
     def test_what_is_not_known_is_not_set(self, bench: Bench):
         bench.run("compgen -e | grep ^GITOPS_", Task("site", 1))
@@ -178,16 +212,12 @@ class TestEnds:
         assert fifo() == b""
 
     @pytest.mark.parametrize("who", ["$$", "$PPID"], ids=["the script", "timeout"])
-    def test_a_run_that_was_killed_leaves_nothing_of_its_group(
-        self, bench: Bench, fifo: Callable[[], bytes], who: str
-    ):
+    def test_a_run_that_was_killed_leaves_nothing_of_its_group(self, bench: Bench, fifo: Callable[[], bytes], who: str):
         result = bench.run(f"exec 9>$0.fifo; (trap '' TERM; sleep 3; echo late >&9) & kill -KILL {who}; sleep 60")
         assert (result.outcome, result.exit) == ("interrupted", -signal.SIGKILL)
         assert fifo() == b""
 
-    def test_past_its_limit_nothing_of_a_group_is_left_that_ignores_term(
-        self, bench: Bench, fifo: Callable[[], bytes]
-    ):
+    def test_past_its_limit_nothing_of_a_group_is_left_that_ignores_term(self, bench: Bench, fifo: Callable[[], bytes]):
         result = bench.run("exec 9>$0.fifo; (trap '' TERM; sleep 5; echo late >&9) & sleep 60", limit=1)
         assert (result.outcome, result.exit) == ("timed-out", 124)
         assert fifo() == b""
@@ -335,6 +365,17 @@ def numbers(start: int, size: int) -> bytes:
     return text[start - first * 16 :][:size]
 
 
+class TestLastLines:
+    def test_they_are_few_and_bounded_and_plain(self, tmp_path: Path):
+        path = tmp_path / "1.log"
+        path.write_bytes(b"".join(b"\x1b[31mline %d\x1b[0m\r\n\n" % number for number in range(50)) + b"\xff\x07end")
+        assert last_lines(path) == "\n".join([*(f"line {number}" for number in range(41, 50)), "\ufffdend"])
+        path.write_text("é" * 100_000)
+        assert 0 < len(last_lines(path).encode()) <= 1500
+        path.write_text("")
+        assert last_lines(path) == last_lines(tmp_path / "none") == ""
+
+
 class TestBoundedLog:
     @pytest.mark.parametrize("size", [0, 1, HEAD_BYTES + TAIL_BYTES, HEAD_BYTES + 2 * TAIL_BYTES])
     def test_what_fits_is_kept_whole(self, tmp_path: Path, size: int):
@@ -392,6 +433,20 @@ class TestBoundedLog:
         assert len(head) + dropped + len(tail) == size
         assert largest <= 2 * (HEAD_BYTES + 2 * TAIL_BYTES + (64 << 10))
 
+    @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+    def test_no_credential_in_a_url_is_kept_however_it_is_cut(self, tmp_path: Path, size: int):
+        text = (
+            b"pip install git+https://ada:hidden@host/x\xff\nHTTPS://hidden@host https://host/ssh://git@host:22\nhttps"
+        )
+        with BoundedLog(tmp_path / "1.log") as log:
+            for start in range(0, len(text), size):
+                os.write(log.pipe, text[start : start + size])
+                # What was written must have been read before more is, or the pipe would join it.
+                while select.select([log._output], [], [], 0)[0]:
+                    time.sleep(0.0005)
+        kept = (tmp_path / "1.log").read_bytes()
+        assert kept == text.replace(b"ada:hidden", b"***").replace(b"hidden", b"***")
+
     def test_it_is_read_while_it_grows(self, tmp_path: Path):
         with BoundedLog(tmp_path / "1.log") as log:
             os.write(log.pipe, b"first")
@@ -414,3 +469,59 @@ class TestBoundedLog:
             assert bench.run("head -c 10000000 /dev/zero").outcome == "updated"
             assert bench.log.stat().st_size > HEAD_BYTES
             assert [path.name for path in disk.iterdir()] == ["1.log"]
+
+
+class TestFollowing:
+    def follow(self, log: Path, offset: int = 0, size: int = 100_000) -> tuple[bytes, int]:
+        """What there is to read from `offset` on, in as many looks as it takes."""
+        printed = b""
+        while True:
+            part = read_log(log, offset, size)
+            if not part.content:
+                return printed, offset
+            printed, offset = printed + part.content, part.offset
+
+    def test_a_log_that_loses_its_middle_is_followed_without_a_byte_twice(self, tmp_path: Path):
+        lines = [b"%07d\n" % number for number in range((HEAD_BYTES + 8 * TAIL_BYTES) // 8)]
+        log, seen, offset, taken = tmp_path / "1.log", b"", 0, 0
+        with BoundedLog(log) as output:
+            for start in range(0, len(lines), 20_000):
+                chunk = b"".join(lines[start : start + 20_000])
+                while chunk:
+                    chunk = chunk[os.write(output.pipe, chunk) :]
+                taken += 1
+                more, offset = self.follow(log, offset)
+                seen += more
+        more, offset = self.follow(log, offset)
+        seen += more
+        assert offset == sum(map(len, lines))
+        assert re.sub(rb"\n\[gitops-hook left out \d+ bytes here\]\n", b"", seen).split(b"\n")[-9:] == [
+            *(line.strip() for line in lines[-8:]),
+            b"",
+        ]
+        whole = [int(line) for line in seen.split(b"\n") if re.fullmatch(rb"\d{7}", line)]
+        assert whole == sorted(set(whole))
+
+    def test_one_who_comes_late_is_told_what_he_missed_and_goes_on_behind_it(self, tmp_path: Path):
+        log = tmp_path / "1.log"
+        line = b"x" * 99 + b"\n"
+        with BoundedLog(log) as output:
+            for _ in range(50_000):
+                os.write(output.pipe, line)
+        printed, offset = self.follow(log)
+        assert printed == log.read_bytes()
+        assert offset == 50_000 * len(line)
+        late, end = self.follow(log, HEAD_BYTES + 10)
+        assert late == log.read_bytes()[HEAD_BYTES:]
+        assert end == offset
+        assert self.follow(log, offset - 100) == (line, offset)
+        assert self.follow(log, offset + 10**15) == (b"", offset + 10**15)
+
+    def test_output_that_looks_like_the_note_is_read_to_its_end_all_the_same(self, tmp_path: Path):
+        log = tmp_path / "1.log"
+        content = b"x" * HEAD_BYTES + b"\n[gitops-hook left out 5 bytes here]\nthe end\n"
+        log.write_bytes(content)
+        assert self.follow(log)[0] == content
+
+    def test_a_log_that_is_not_there_is_empty(self, tmp_path: Path):
+        assert read_log(tmp_path / "none", 7, 100) == (b"", 7)

@@ -353,14 +353,6 @@ def test_a_body_that_was_read_ahead_is_no_request_either() -> None:
         assert peer.answer().body == b"next"
 
 
-def test_a_body_shorter_than_announced_is_refused() -> None:
-    with Serving() as serving:
-        peer = serving.connect().send(request("/echo", b"half", length=8))
-        peer.channel.shutdown(socket.SHUT_WR)
-        answer = peer.answer()
-        assert (answer.status, reason(answer)) == (400, "the body ends early")
-
-
 def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
     with Serving(bodies=1000, spared=0) as serving:
         first, second = serving.connect(), serving.connect()
@@ -416,16 +408,10 @@ def test_the_memory_of_a_peer_that_went_away_is_given_back() -> None:
     [
         pytest.param(b"GET / HTTP/1.1\nHost: here\n\n", 400, id="line feeds alone"),
         pytest.param(b"\n", 400, id="one line feed"),
-        pytest.param(b"GET / HTTP/1.1\r\nHost: here\nX: y\r\n\r\n", 400, id="a line feed alone among others"),
-        pytest.param(b"\r\n\r\n\r\n", 400, id="empty lines"),
-        pytest.param(b"\0" * 10 + b"\r\n\r\n", 400, id="no HTTP at all"),
-        pytest.param(b"GET / HTTP/2.0\r\n\r\n", 505, id="another version"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: here\r\nX: " + b"x" * 40_000, 431, id="a head without end"),
-        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431, id="a head too large"),
-        pytest.param(b"GET / HTTP/1.1\r\n" + b"X: x\r\n" * 200 + b"\r\n", 431, id="too many lines"),
     ],
 )
-def test_a_bad_head_is_answered_and_the_connection_closed(raw: bytes, status: int) -> None:
+def test_what_will_never_be_a_head_is_answered_before_its_end_comes(raw: bytes, status: int) -> None:
     with Serving() as serving:
         peer = serving.connect().send(raw)
         answer = peer.answer()

@@ -12,15 +12,30 @@ import pytest
 from harness import NOBODY, push, sign
 
 from gitops_hook.repository import is_valid
-from gitops_hook.webhook import Event, Other, Ping, Push, Refused, Secrets, parse
+from gitops_hook.webhook import GITHUB, Event, Move, Other, Ping, Push, Refused, Secrets, parse
 
 SECRET = b"It's a Secret to Everybody"
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 
 
+def match(secrets: Secrets, body: bytes, signature: str) -> str | None:
+    return secrets.match(GITHUB.signature.proof({"HTTP_X_HUB_SIGNATURE_256": signature}, body, 0))
+
+
+def parse_as(event: str, media_type: str, body: bytes) -> Event:
+    return parse(GITHUB, {"HTTP_X_GITHUB_EVENT": event, "CONTENT_TYPE": media_type}, body)
+
+
 def read(payload: Any, event: str = "push") -> Event:
-    return parse(event, JSON, json.dumps(payload).encode())
+    return parse_as(event, JSON, json.dumps(payload).encode())
+
+
+def read_move(payload: Any) -> Move:
+    event = read(payload)
+    assert isinstance(event, Push)
+    (move,) = event.moves
+    return move
 
 
 # -- signatures -----------------------------------------------------------------------------------------------------
@@ -28,14 +43,14 @@ def read(payload: Any, event: str = "push") -> Event:
 
 def test_githubs_own_example_is_proven() -> None:
     signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
-    assert Secrets({"environment": SECRET}).match(b"Hello, World!", signature) == "environment"
+    assert match(Secrets({"environment": SECRET}), b"Hello, World!", signature) == "environment"
 
 
 def test_every_secret_proves_and_the_one_that_did_is_told() -> None:
     secrets = Secrets({"line 1": b"new", "line 2": b"old"})
-    assert secrets.match(b"body", sign(b"body", "new")) == "line 1"
-    assert secrets.match(b"body", sign(b"body", "old")) == "line 2"
-    assert secrets.match(b"body", sign(b"body", "older")) is None
+    assert match(secrets, b"body", sign(b"body", "new")) == "line 1"
+    assert match(secrets, b"body", sign(b"body", "old")) == "line 2"
+    assert match(secrets, b"body", sign(b"body", "older")) is None
 
 
 @pytest.mark.parametrize("secrets", [{}, {"environment": b""}, {"line 1": b"new", "line 2": b""}])
@@ -50,10 +65,7 @@ def test_an_empty_secret_is_no_secret(secrets: dict[str, bytes]) -> None:
 def test_a_push_is_read() -> None:
     assert read(push("acme/site", "2" * 40, before="1" * 40)) == Push(
         repository="acme/site",
-        ref="refs/heads/main",
-        before="1" * 40,
-        after="2" * 40,
-        deleted=False,
+        moves=[Move("refs/heads/main", before="1" * 40, after="2" * 40, deleted=False)],
         default_branch="main",
         pusher="ada",
     )
@@ -62,7 +74,7 @@ def test_a_push_is_read() -> None:
 def test_a_push_in_a_form_is_the_same() -> None:
     payload = push("acme/site", pusher={"name": "A & B; 100% é+\u2028"})
     form = urlencode({"payload": json.dumps(payload, ensure_ascii=False)}).encode()
-    assert parse("push", FORM + "; charset=utf-8", form) == read(payload)
+    assert parse_as("push", FORM + "; charset=utf-8", form) == read(payload)
 
 
 @pytest.mark.parametrize(
@@ -77,16 +89,13 @@ def test_a_push_in_a_form_is_the_same() -> None:
     ],
 )
 def test_a_deletion_is_told(more: dict[str, Any], deleted: bool) -> None:
-    event = read(push("acme/site", **{"after": "1" * 40, **more}))
-    assert isinstance(event, Push)
-    assert event.deleted is deleted
+    assert read_move(push("acme/site", **{"after": "1" * 40, **more})).deleted is deleted
 
 
 def test_a_push_moves_its_own_branch_and_no_other() -> None:
-    event = read(push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-1-0123"))
-    assert isinstance(event, Push)
-    assert event.moves("gh-readonly-queue/main/pr-1-0123")
-    assert not any(map(event.moves, ("main", "gh-readonly-queue/main", "pr-1-0123", "", "refs/heads/main")))
+    move = read_move(push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-1-0123"))
+    assert move.is_of("gh-readonly-queue/main/pr-1-0123")
+    assert not any(map(move.is_of, ("main", "gh-readonly-queue/main", "pr-1-0123", "", "refs/heads/main")))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,21 @@ def test_a_push_moves_its_own_branch_and_no_other() -> None:
     [
         ({"zen": "Keep it logically awesome."}, "ping", Ping(None)),
         ({"repository": {"full_name": "acme/site"}}, "ping", Ping("acme/site")),
+        (
+            {"repository": {"full_name": "acme/site"}, "hook_id": 7, "hook": {"config": {"url": "https://a/\n"}}},
+            "ping",
+            Ping("acme/site", 7, "acme/site", "https://a/\ufffd"),
+        ),
+        (
+            {"organization": {"login": "acme"}, "hook_id": 2**53 - 1, "hook": {"config": {"url": "https://a/"}}},
+            "ping",
+            Ping(None, 2**53 - 1, "acme", "https://a/"),
+        ),
+        ({"organization": {"login": "../a"}, "hook_id": 7, "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
+        ({"organization": {"login": "acme"}, "hook_id": 2**53, "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
+        ({"organization": {"login": "acme"}, "hook_id": "7", "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
+        ({"organization": {"login": "acme"}, "hook_id": 7, "hook": {"config": {"url": 7}}}, "ping", Ping(None)),
+        ({"organization": "acme", "hook_id": 7, "hook": []}, "ping", Ping(None)),
         ({"repository": None}, "issues", Other(None, "issues")),
         ({"repository": {"name": "site"}}, "a\nb" + "c" * 200, Other("site", "a\ufffdb" + "c" * 97)),
     ],
@@ -154,7 +178,7 @@ REFUSALS: dict[str, tuple[int, str, str, bytes]] = {
 @pytest.mark.parametrize(("status", "event", "media_type", "body"), REFUSALS.values(), ids=REFUSALS)
 def test_what_is_no_forges_payload_is_refused(status: int, event: str, media_type: str, body: bytes) -> None:
     with pytest.raises(Refused) as caught:
-        parse(event, media_type, body)
+        parse_as(event, media_type, body)
     assert caught.value.status == status
 
 
@@ -170,6 +194,50 @@ def test_a_name_that_no_forge_allows_is_refused(name: str) -> None:
     with pytest.raises(Refused) as caught:
         read({**push("acme/site"), "repository": {"full_name": name}})
     assert caught.value.status == 400
+
+
+REASONS: dict[str, tuple[str, str, bytes]] = {
+    "the media type is neither application/json nor application/x-www-form-urlencoded": ("push", "text/plain", b"{}"),
+    "there is no X-GitHub-Event header": ("", JSON, b"{}"),
+    "the body is not UTF-8": ("push", JSON, b"\xff"),
+    "the form is not one field `payload`": ("push", FORM, b"a=b"),
+    "the payload is not JSON": ("push", JSON, b"{"),
+    "the payload is not a JSON object": ("push", JSON, b"[]"),
+    "the payload names no repository": ("push", JSON, b"{}"),
+    "the repository's name is missing or not one that a forge allows": ("push", JSON, b'{"repository": {}}'),
+    "the repository's name and full_name differ": (
+        "ping",
+        JSON,
+        raw({"repository": {"name": "a", "full_name": "acme/site"}}),
+    ),
+    "the push has no well-formed `ref`": ("push", JSON, raw(push("acme/site", ref="main"))),
+    "the push has no well-formed `after`": ("push", JSON, raw(push("acme/site", "main"))),
+    "the push has no well-formed `before`": ("push", JSON, raw(push("acme/site", before="main"))),
+}
+
+
+@pytest.mark.parametrize(("reason", "request_"), REASONS.items(), ids=list(REASONS))
+def test_a_refusal_says_why(reason: str, request_: tuple[str, str, bytes]) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_as(*request_)
+    assert caught.value.reason == str(caught.value) == reason
+
+
+def test_what_a_push_does_not_say_is_empty() -> None:
+    event = read({"ref": "refs/heads/main", "repository": {"full_name": "acme/site"}})
+    assert event == Push("acme/site", [Move("refs/heads/main", "", "", False)], "", "")
+
+
+def test_a_pusher_may_be_told_by_login_alone() -> None:
+    event = read(push("acme/site", pusher={"login": "ada"}))
+    assert isinstance(event, Push) and event.pusher == "ada"
+
+
+def test_a_default_branch_is_cut_where_a_ref_must_end() -> None:
+    payload = push("acme/site")
+    payload["repository"]["default_branch"] = "b" * 251
+    event = read(payload)
+    assert isinstance(event, Push) and event.default_branch == "b" * 250
 
 
 # -- any bytes at all -----------------------------------------------------------------------------------------------
@@ -227,13 +295,13 @@ def test_no_payload_makes_it_raise_anything_else_and_what_leaves_it_is_clean() -
         if chance.random() < 0.2:
             media_type, body = FORM, b"payload=" + quote_plus(body).encode()
         try:
-            event = parse(chance.choice(["push", "push", "push", "ping", "x\x1b"]), media_type, body)
+            event = parse_as(chance.choice(["push", "push", "push", "ping", "x\x1b"]), media_type, body)
         except Refused:
             counts["refused"] += 1
             continue
         counts["event"] += 1
         assert event.repository is None or is_valid(event.repository)
-        for text in event:
+        for text in (*event, *(event.moves[0] if isinstance(event, Push) else ())):
             if isinstance(text, str):
                 assert is_clean(text)
                 text.encode()
@@ -247,7 +315,7 @@ def test_no_bytes_make_it_raise_anything_else() -> None:
             chance.choices(b'{}[]",:0123456789.eE-\\u \0\xff\xc3\xa9truefalsnN&=%+;payload', k=chance.randrange(60))
         )
         with pytest.raises(Refused):
-            parse("push", chance.choice([JSON, FORM]), body)
+            parse_as("push", chance.choice([JSON, FORM]), body)
 
 
 def test_no_signature_makes_it_raise() -> None:
@@ -257,7 +325,7 @@ def test_no_signature_makes_it_raise() -> None:
         signature = bytearray(sign(b"body", "another").encode())
         for _ in range(chance.randrange(3)):
             signature[chance.randrange(len(signature)) :] = bytes(chance.choices(range(256), k=chance.randrange(70)))
-        assert secrets.match(b"body", signature.decode("latin-1")) is None
+        assert match(secrets, b"body", signature.decode("latin-1")) is None
 
 
 @pytest.mark.parametrize(
@@ -274,5 +342,5 @@ def test_no_signature_makes_it_raise() -> None:
 def test_a_megabyte_takes_no_time_to_speak_of(value: bytes) -> None:
     body = json.dumps(push("acme/site", odd="here")).encode().replace(b'"here"', value)
     began = time.process_time()
-    assert isinstance(parse("push", JSON, body), Push)
+    assert isinstance(parse_as("push", JSON, body), Push)
     assert time.process_time() - began < 1

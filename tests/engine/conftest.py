@@ -46,6 +46,8 @@ class Run(NamedTuple):
     after: str
     message: str
     output: str
+    #: When its steps were over, in seconds since the epoch, in the order in which they were.
+    steps: dict[str, float]
 
 
 class Site:
@@ -72,6 +74,13 @@ class Site:
 
     def set(self, key: str, value: str) -> None:
         git("config", f"gitops.{key}", value, cwd=self.path)
+
+    def home(self, config: str) -> dict[str, str]:
+        """The environment of a user whose own git configuration is `config`. (GIT_CONFIG_GLOBAL came with git 2.32.)"""
+        home = self.folder / "home"
+        home.mkdir(exist_ok=True)
+        (home / ".gitconfig").write_text(config)
+        return {"HOME": str(home)}
 
     def command(self, *options: str, name: str = "site") -> list[str]:
         return ["/bin/bash", str(SCRIPT), *options, name]
@@ -100,8 +109,10 @@ class Site:
         assert result.exists(), f"exit {done.returncode} without a result\n{output}"
         lines = result.read_text(errors="replace").splitlines()
         keys = [line.partition("=")[0] for line in lines]
-        assert keys == ["outcome", "before", "after", "message"], f"the result file is {lines}"
-        run = Run(*(line.partition("=")[2] for line in lines), output)
+        assert keys[:4] == ["outcome", "before", "after", "message"], f"the result file is {lines}"
+        assert set(keys[4:]) <= {"fetched", "deployed", "healthy"}, f"the result file is {lines}"
+        values = [line.partition("=")[2] for line in lines]
+        run = Run(*values[:4], output, dict(zip(keys[4:], map(float, values[4:]))))
         assert done.returncode == EXIT[run.outcome], output
         assert "unbound variable" not in output and "syntax error" not in output, output
         return run

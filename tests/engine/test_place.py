@@ -159,9 +159,7 @@ def test_a_folder_of_another_user(synced: Site) -> None:
     assert run.outcome == "denied" and f"chown -R 'nobody' '{synced.path}'" in run.message
     assert synced.head() == head
     subprocess.run(["chown", "-R", "nobody", synced.path], check=True)
-    safe = synced.folder / "safe"
-    safe.write_text("[safe]\n\tdirectory = *\n")
-    run = synced.run(prefix=NOBODY, GIT_CONFIG_GLOBAL=str(safe))
+    run = synced.run(prefix=NOBODY, **synced.home("[safe]\n\tdirectory = *\n"))
     assert run.outcome == "updated", run.output
 
 
@@ -169,9 +167,7 @@ def test_a_folder_of_another_user(synced: Site) -> None:
 def test_root_does_not_run_in_another_user_s_checkout_unless_git_may(synced: Site) -> None:
     subprocess.run(["chown", "-R", "nobody", synced.path], check=True)
     assert synced.run().outcome == "denied"
-    safe = synced.folder / "safe"
-    safe.write_text(f"[safe]\n\tdirectory = {synced.path}\n")
-    assert synced.run(GIT_CONFIG_GLOBAL=str(safe)).outcome == "unchanged"
+    assert synced.run(**synced.home(f"[safe]\n\tdirectory = {synced.path}\n")).outcome == "unchanged"
 
 
 @needs_root

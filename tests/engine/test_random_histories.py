@@ -152,7 +152,8 @@ class History:
 
     def check_nothing_is_lost(self) -> None:
         site = self.site
-        reachable = set(site.git("rev-list", "--objects", "--no-object-names", "--all", "HEAD").split())
+        stashes = site.git("stash", "list", "--format=%H").split()  # of which --all knows the newest alone
+        reachable = set(site.git("rev-list", "--objects", "--no-object-names", "--all", "HEAD", *stashes).split())
         missing = self.commits - reachable
         assert not missing, f"commits are unreachable: {missing}"
         kept = reachable | {line.split()[1] for line in site.git("ls-files", "--stage").splitlines()}

@@ -206,7 +206,7 @@ def test_a_name_that_ends_alike_is_another(synced: Site) -> None:
 
 
 def test_a_remote_helper_that_runs_commands_is_refused(site: Site) -> None:
-    run = site.run(GITOPS_CLONE_URL=f"ext::touch {site.folder}/x% acme/site")
+    run = site.run(GITOPS_CLONE_URL=f"ext::touch {site.folder}/x y/acme/site")
     assert run.outcome == "unreachable" and not (site.folder / "x").exists() and not site.path.exists()
 
 

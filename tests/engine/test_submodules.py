@@ -25,9 +25,7 @@ def add_submodule(upstream: Upstream, url: object, path: str) -> None:
 @pytest.fixture()
 def with_submodules(synced: Site) -> Site:
     """A submodule `lib` by a relative URL, which has one of its own; git may use file URLs."""
-    allowed = synced.folder / "gitconfig"
-    allowed.write_text('[protocol "file"]\n\tallow = always\n')
-    synced.environment["GIT_CONFIG_GLOBAL"] = str(allowed)
+    synced.environment.update(synced.home('[protocol "file"]\n\tallow = always\n'))
     synced.set("submodules", "true")
     synced.inner = Upstream(synced.folder / "forge", "acme/inner")
     synced.lib = Upstream(synced.folder / "forge", "acme/lib")
@@ -46,7 +44,7 @@ def test_submodules_follow(with_submodules: Site) -> None:
     site = with_submodules
     site.run()
     site.lib.commit({"page": "lib\n"})
-    git("pull", "--quiet", cwd=site.upstream.work / "lib")
+    git("pull", "--quiet", "origin", "main", cwd=site.upstream.work / "lib")
     site.upstream.commit()
     assert site.run().outcome == "updated"
     assert (site.path / "lib/page").read_text() == "lib\n" and not site.status()

@@ -162,7 +162,7 @@ def test_history_that_cannot_be_read_is_no_licence(synced: Site) -> None:
 def test_pushed_local_commits_are_nobody_s_loss(synced: Site) -> None:
     synced.commit_here()
     synced.git("push", "--quiet", "origin", "HEAD:main")
-    git("pull", "--quiet", cwd=synced.upstream.work)
+    git("pull", "--quiet", "origin", "main", cwd=synced.upstream.work)
     synced.upstream.commit({"page": "1\n"})
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 

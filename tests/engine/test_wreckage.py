@@ -261,20 +261,6 @@ def test_a_second_run_waits_and_is_told_to_come_again(synced: Site) -> None:
     assert first.wait() == 0
 
 
-def test_a_run_killed_alone_leaves_no_lock(synced: Site) -> None:
-    marker = synced.folder / "deploying"
-    os.mkfifo(marker)
-    synced.set("deploy", f"echo >{marker}; exec sleep 60")
-    synced.upstream.commit({"page": "1\n"})
-    first = synced.start()
-    marker.read_text()
-    first.kill()
-    first.wait()
-    synced.set("deploy", "true")
-    assert synced.run().outcome == "updated" and synced.is_at_upstream()
-    os.killpg(first.pid, signal.SIGKILL)
-
-
 def broken_repository_is_kept(site: Site, run: Run) -> None:
     kept = list((site.path / ".git").glob("broken-*"))
     assert len(kept) == 1 and str(kept[0]) in run.message, "the old repository is kept, and named"
@@ -476,7 +462,7 @@ def test_a_repair_waits_for_the_remote(synced: Site) -> None:
 
 @pytest.mark.parametrize("moment", ["before the first rename", "after the first", "after the second"])
 def test_a_repair_killed_between_its_renames(synced: Site, moment: str) -> None:
-    ready, old, live = (synced.path / name for name in (".git.gitops-ready", ".git.gitops-old", ".git"))
+    ready, old, live = (synced.path / name for name in (".git:gitops-ready", ".git:gitops-old", ".git"))
     shutil.copytree(live, ready, symlinks=True)
     corrupt_head(synced)
     if moment != "before the first rename":
@@ -517,7 +503,7 @@ def test_a_full_disk(site: Site, small_disk: Callable[[int], Path], room: int, o
 
 def test_a_half_written_clone_is_no_checkout(site: Site) -> None:
     cloning = {"GITOPS_CLONE_URL": str(site.upstream.bare)}
-    building = site.path / ".git.gitops-building"
+    building = site.path / ".git:gitops-building"
     building.mkdir(parents=True)
     (building / "HEAD").write_text("ref: refs/heads/main\n")
     assert site.run().outcome == "missing", "it is not taken for one"
@@ -558,7 +544,10 @@ def fifo_of(site: Site) -> Path:
 def test_a_script_that_was_killed_takes_a_git_that_moves_the_tree_with_it(synced: Site) -> None:
     alive = fifo_of(synced)
     synced.upstream.commit({"page": "1\n"})
-    path = tool(synced, f'for word; do [[ $word == switch ]] && {{ exec 7>{alive}; echo >&7; sleep 3; echo late >&7; exit; }}; done')
+    path = tool(
+        synced,
+        f"for word; do [[ $word == switch ]] && {{ exec 7>{alive}; echo >&7; sleep 3; echo late >&7; exit; }}; done",
+    )
     run = synced.start(PATH=path)
     with alive.open("rb") as life:
         assert life.readline() == b"\n"

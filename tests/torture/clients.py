@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import NOBODY, SECRET, WEBHOOK, burst, headers, push, raw_delivery
+
 from torture.account import Account, Line
 from torture.honest import Honest
 from torture.host import Host

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from disks import fill, small_disk
 from harness import SOURCE, until
+
 from torture.account import Account, Line
 from torture.host import DEPLOY, Host
 
@@ -129,7 +130,10 @@ def _refuses_a_newer_one(host: Host, journal: Path) -> tuple[bool, str]:
     with closing(sqlite3.connect(journal, isolation_level=None)) as later:
         later.execute(f"PRAGMA user_version = {version}")
     host.daemon.start()
-    return status == 69 and untouched and host.recovers(), f"exit {status}, untouched {untouched}: {host.daemon.lines[-3:]}"
+    return (
+        status == 69 and untouched and host.recovers(),
+        f"exit {status}, untouched {untouched}: {host.daemon.lines[-3:]}",
+    )
 
 
 def _survives_damage(host: Host, damage: Callable[[], None]) -> tuple[bool, str]:
@@ -176,7 +180,9 @@ _DAMAGE: dict[str, Callable[[Path], None]] = {
 def limits(folder: Path, account: Account, rounds: int) -> None:
     """No descriptor, no process, no memory to be had for a while."""
     (folder / "usual").mkdir()
-    with Host(folder / "usual", account, deploy=f'[[ ! -e "$GITOPS_ROOT/hungry" ]] || {_HUNGRY} || exit\n{DEPLOY}') as host:
+    with Host(
+        folder / "usual", account, deploy=f'[[ ! -e "$GITOPS_ROOT/hungry" ]] || {_HUNGRY} || exit\n{DEPLOY}'
+    ) as host:
         with _line(account, "out of descriptors (RLIMIT_NOFILE)") as line:
             for _ in range(rounds):
                 line.check(*_without_descriptors(host))
@@ -189,7 +195,9 @@ def limits(folder: Path, account: Account, rounds: int) -> None:
                 newest = "SELECT outcome FROM runs WHERE id IN (SELECT max(run) FROM deliveries GROUP BY repository)"
                 outcomes = {outcome for (outcome,) in host.daemon.query(newest)}
                 (host.root / "hungry").unlink()
-                line.check(answers == {202} and outcomes == {"deploy-failed"} and host.recovers(), f"{answers} {outcomes}")
+                line.check(
+                    answers == {202} and outcomes == {"deploy-failed"} and host.recovers(), f"{answers} {outcomes}"
+                )
         host.judge()
     (folder / "nobody").mkdir()
     with _line(account, "no process to be had (RLIMIT_NPROC)") as line:
@@ -235,4 +243,3 @@ def _without_processes(folder: Path, account: Account, line: Line, rounds: int) 
             allow("10000")
             line.check(answers <= {0, 202, 503} and host.recovers(), f"answers {answers}")
         host.judge()
-

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import WEBHOOK, headers, push, until
+
 from torture.account import Line
 from torture.host import Host
 

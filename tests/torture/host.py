@@ -12,7 +12,6 @@ ref. A commit is known by its place in the chain: a later one is better news.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import uuid
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from harness import Daemon, push, until
 from scratch import GIT_ENV, git
+
 from torture.account import Account
 
 #: Notes that it begins, that another is on the way, and that it ends. Whether another is on the way the kernel says:
@@ -247,8 +247,8 @@ def children_of(process: int) -> list[int]:
     """The living processes that `process` has started, and theirs."""
     found: list[int] = []
     try:
-        for thread in os.listdir(f"/proc/{process}/task"):
-            for child in Path(f"/proc/{process}/task/{thread}/children").read_text().split():
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            for child in (thread / "children").read_text().split():
                 found += [int(child), *children_of(int(child))]
     except OSError:
         pass  # it has ended meanwhile

@@ -32,7 +32,8 @@ class Faulty:
         if not shutil.which("gcc"):
             raise unittest.SkipTest("there is no gcc here to make faulty.c")
         subprocess.run(
-            ["gcc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source, "-ldl", "-pthread"], check=True
+            ["gcc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source, "-ldl", "-pthread"],
+            check=True,
         )
         self.synced = folder / "synced"
         self.synced.mkdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness import SECRET, SOURCE, burst, push, until
 from scratch import GIT_ENV, git
+
 from torture.account import Account, Line
 from torture.honest import Honest
 from torture.host import DEPLOY, Host

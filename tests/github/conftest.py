@@ -1,0 +1,93 @@
+"""What the tests of the forge's side share; after each, nothing that was written or said holds token or secret."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_github import TOKEN, Forge
+from harness import SECRET, WEBHOOK, Daemon
+
+from gitops_hook.github import Client
+from gitops_hook.hooks import Hooks
+from gitops_hook.journal import JournalReader
+
+
+class Clock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def forge() -> Iterator[Forge]:
+    made = Forge()
+    made.add("acme/site")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(forge: Forge, clock: Clock) -> Client:
+    """Asks the forge; its waits cost no time."""
+    return Client(forge.url, TOKEN, clock=clock, sleep=clock.sleep)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "github-token"
+    path.write_text(TOKEN + "\n")
+    return path
+
+
+@pytest.fixture
+def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
+    return start_daemon()
+
+
+@pytest.fixture
+def make_hooks(client: Client, daemon: Daemon) -> Callable[..., Hooks]:
+    """The webhooks, as one who asks beside the daemon that they lead to."""
+
+    def make(url: str | None = None, **more: Any) -> Hooks:
+        url = f"http://127.0.0.1:{daemon.port}{WEBHOOK}" if url is None else url
+        secret = more.pop("secret", SECRET).encode()
+        pause = threading.Event()
+        return Hooks(client, JournalReader(daemon.state), secret, url, sleep=lambda _: pause.wait(0.005), **more)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_told(
+    tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> Iterator[None]:
+    """No token and no secret in a journal, a log, an output, an error."""
+    yield
+    said = "".join(capfd.readouterr())
+    daemon = request.node.funcargs.get("daemon")
+    said += daemon.log if daemon else ""
+    assert TOKEN not in said
+    assert SECRET not in said
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.name != "github-token":
+            content = path.read_bytes()
+            assert TOKEN.encode() not in content, path
+            assert SECRET.encode() not in content, path

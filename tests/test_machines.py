@@ -1,0 +1,336 @@
+"""The journal and the dispatcher as state machines: whatever happens in whatever order, what they promise holds.
+
+Each step is a call; time is a number. The journal, the scripts and the crashes are real; the tests take the turns that
+the workers' threads would.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from gitops_hook import dispatcher as module
+from gitops_hook import logs
+from gitops_hook.dispatcher import Dispatcher, _Worker
+from gitops_hook.journal import KEEP_SECONDS, Delivery, Journal, Run
+from gitops_hook.repository import Checkouts
+from gitops_hook.runner import Runner
+
+#: Two repositories; forges take names without regard to case.
+REPOSITORIES = st.sampled_from(["acme/site", "Acme/Site", "acme/shop"])
+DAY = 86400
+MEMORY = Path("/dev/shm")
+
+
+class Clock:
+    """Seconds, which pass when somebody looks, and when they are told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        self.seconds += 0.001
+        return self.seconds
+
+
+class OnDisk(RuleBasedStateMachine):
+    """A journal in a folder, which can be left and found again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="gitops-hook-machine-"))
+        # In memory where that can be had: thousands of commits need not wait for the disk here.
+        self.states = Path(tempfile.mkdtemp(prefix="gitops-hook-machine-", dir=MEMORY if MEMORY.is_dir() else None))
+        self.clock = Clock()
+        self.crashes = 0
+        self.journal = Journal(self.state(), now=self.clock)
+
+    def reopen(self) -> None:
+        self.journal.close()
+        self.journal = Journal(self.state(), now=self.clock)
+
+    def lose_power(self) -> None:
+        """Go on with what is on the disk at this moment: the file, and the log that SQLite keeps beside it."""
+        before = self.state()
+        self.crashes += 1
+        shutil.copytree(before, self.state(), ignore=shutil.ignore_patterns("*-shm"))
+        self.reopen()
+        shutil.rmtree(before)
+
+    def state(self) -> Path:
+        return self.states / f"state-{self.crashes}"
+
+    def rows(self, sql: str) -> list[tuple]:
+        return self.journal._query(sql)
+
+    def teardown(self) -> None:
+        self.journal.close()
+        shutil.rmtree(self.folder)
+        shutil.rmtree(self.states)
+
+
+class Row(NamedTuple):
+    """A delivery as the model has it."""
+
+    guid: str
+    repository: str
+    received: float
+    run: int | None = None
+    owed: bool = True
+
+
+class JournalMachine(OnDisk):
+    """Beside the journal a list of what should stand in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deliveries: list[Row] = []
+        self.in_hand: dict[int, Run] = {}
+        self.newest_run = 0
+
+    def mark(self, is_such, **changes) -> None:
+        self.deliveries = [row._replace(**changes) if is_such(row) else row for row in self.deliveries]
+
+    @rule(repository=REPOSITORIES, guid=st.sampled_from("abc"))
+    def record(self, repository: str, guid: str) -> None:
+        row = Row(guid, repository, self.clock())
+        self.journal.record(Delivery(guid, "push", row.received, repository, "refs/heads/main"))
+        self.deliveries.append(row)
+
+    @rule(repository=REPOSITORIES, if_owed=st.booleans())
+    def start(self, repository: str, if_owed: bool) -> None:
+        def is_claimed(row: Row) -> bool:
+            return row.owed and row.repository.lower() == repository.lower()
+
+        claimed = [row for row in self.deliveries if is_claimed(row)]
+        claim = self.journal.start(repository, "push", if_owed=if_owed)
+        assert (claim is None) == (if_owed and not claimed)
+        if claim:
+            assert claim.run.id > self.newest_run, "an id is used twice"
+            assert claim.deliveries == len(claimed)
+            assert (claim.newest and claim.newest.guid) == (claimed[-1].guid if claimed else None)
+            self.newest_run = claim.run.id
+            self.in_hand[claim.run.id] = claim.run
+            self.mark(is_claimed, run=claim.run.id)
+
+    @precondition(lambda self: self.in_hand)
+    @rule(settled=st.booleans(), data=st.data())
+    def finish(self, settled: bool, data: st.DataObject) -> None:
+        run = self.in_hand.pop(data.draw(st.sampled_from(sorted(self.in_hand))))
+        self.journal.finish(run._replace(ended=self.clock(), outcome="updated", exit=0), settled=settled)
+        if settled:
+            self.mark(lambda row: row.run == run.id, owed=False)
+
+    @rule(repository=REPOSITORIES)
+    def settle(self, repository: str) -> None:
+        def was_tried(row: Row) -> bool:
+            return row.run is not None and row.repository.lower() == repository.lower()
+
+        self.mark(was_tried, owed=False)
+        left = any(row.owed and row.repository.lower() == repository.lower() for row in self.deliveries)
+        assert self.journal.settle(repository) is left
+
+    @rule(days=st.sampled_from([1, 50]))
+    def prune(self, days: int) -> None:
+        self.clock.seconds += days * DAY
+        self.journal.prune()
+        horizon = self.clock.seconds - KEEP_SECONDS
+        self.deliveries = [row for row in self.deliveries if row.owed or row.received >= horizon]
+
+    @rule(how=st.sampled_from(["reopen", "lose_power"]))
+    def restart(self, how: str) -> None:
+        getattr(self, how)()
+        assert len(self.journal.interrupt()) == len(self.in_hand)
+        self.in_hand.clear()
+
+    @invariant()
+    def the_journal_agrees(self) -> None:
+        rows = self.rows("SELECT guid, repository, received, run, owed FROM deliveries ORDER BY id")
+        assert [Row(*row[:4], owed=bool(row[4])) for row in rows] == self.deliveries
+        owed = {row.repository.lower() for row in self.deliveries if row.owed}
+        assert {repository.lower() for repository in self.journal.owed()} == owed
+        assert {run for (run,) in self.rows("SELECT id FROM runs WHERE outcome IS NULL")} == set(self.in_hand)
+
+
+class Unhurried(_Worker):
+    """A worker whose thread does nothing: its turns are taken by the machine."""
+
+    def __init__(self, dispatcher: Dispatcher, repository: str) -> None:
+        super().__init__(dispatcher, repository)
+        self.thread = threading.Thread(target=lambda: None)
+
+
+#: What a run may come to: the script's exit status, or the signal that ends it, or that it cannot begin.
+NO_ROOM = "no room for its log"
+ENDS = ["0", "65", "70", "1", "-9", "75", NO_ROOM]
+SCRIPT = '#!/bin/bash\nread -r end <"$0.end"\n[[ $end == -* ]] && kill "$end" $$\nexit "$end"\n'
+
+
+class DispatcherMachine(OnDisk):
+    """A dispatcher, and the world around it."""
+
+    @initialize(sites=st.booleans())
+    def begin(self, sites: bool) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "_Worker", Unhurried)
+        self.patch.setattr(logs, "_format", logs._as_nothing)
+        self.root = self.folder / "root"
+        self.root.mkdir()
+        for repository in ("acme/site", "acme/shop") if sites else ():
+            (self.root / repository / ".git").mkdir(parents=True)
+            (self.root / repository / ".git/config").touch()
+        self.script = self.folder / "script"
+        self.script.write_text(SCRIPT)
+        self.script.chmod(0o755)
+        self.accepted: dict[str, float] = {}
+        self.settled: set[str] = set()
+        self.turn_on()
+
+    def turn_on(self) -> None:
+        """Begin a dispatcher; what is owed is in its hands at once."""
+        self.dispatcher = Dispatcher(
+            self.journal,
+            Checkouts(self.root),
+            Runner(self.script, self.root, os.environ),
+            max_syncs=2,
+            sync_timeout=60,
+            clock=self.clock,
+            jitter=lambda: 0.5,
+        )
+        self.dispatcher.start()
+        assert {name.lower() for name in self.journal.owed()} <= self.dispatcher._workers.keys()
+
+    @property
+    def workers(self) -> list[_Worker]:
+        return list(self.dispatcher._workers.values())
+
+    # -- what may happen --------------------------------------------------------------------------------------------
+
+    @rule(repository=REPOSITORIES, count=st.integers(1, 3), noticed=st.booleans())
+    def push(self, repository: str, count: int, noticed: bool) -> None:
+        """So many pushes, which are not `noticed` where no thread is to be had."""
+        for _ in range(count):
+            guid, received = str(len(self.accepted)), self.clock()
+            self.journal.record(Delivery(guid, "push", received, repository, "refs/heads/main", "", guid))
+            self.accepted[guid] = received
+            if noticed:
+                self.dispatcher.wake(repository)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), end=st.sampled_from(sorted(ENDS)))
+    def turn(self, data: st.DataObject, end: str) -> None:
+        self.take_turn(data.draw(st.sampled_from(self.workers)), end)
+
+    @rule(trigger=st.sampled_from(["push", "sweep", "resume"]), repository=REPOSITORIES)
+    def ask(self, trigger: str, repository: str) -> None:
+        self.dispatcher.wake(repository, trigger)
+
+    @rule(chore=st.sampled_from(["sweep", "remind", "prune"]))
+    def chore(self, chore: str) -> None:
+        if chore == "prune":
+            self.clock.seconds += 91 * DAY
+            self.journal.prune()
+        else:
+            getattr(self.dispatcher, chore)()
+
+    @rule(repository=REPOSITORIES, end=st.sampled_from(sorted(ENDS)))
+    def sync_by_hand(self, repository: str, end: str) -> None:
+        self.prepare(end)
+        run = self.dispatcher.run_now(repository, "manual")
+        assert run.outcome
+
+    @rule()
+    def restart(self) -> None:
+        """In order: nothing more starts, the workers go home."""
+        self.dispatcher.stop()
+        runs = len(self.journal.runs())
+        for worker in self.workers:
+            assert worker.turn() is False
+        assert len(self.journal.runs()) == runs
+        self.reopen()
+        self.turn_on()
+
+    @rule(repository=REPOSITORIES, in_hand=st.booleans())
+    def die(self, repository: str, in_hand: bool) -> None:
+        """The power fails; it may be that a run was in hand."""
+        if in_hand:
+            self.journal.start(repository, "push")
+        self.lose_power()
+        self.turn_on()
+
+    # -- how ---------------------------------------------------------------------------------------------------------
+
+    def prepare(self, end: str) -> None:
+        """Have the next run come to this."""
+        self.script.with_name("script.end").write_text(end + "\n")
+        ((newest,),) = self.rows("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'runs'")
+        log = self.journal.log_path(newest + 1)
+        if end == NO_ROOM:
+            log.mkdir(exist_ok=True)
+        elif log.exists():
+            log.rmdir()
+
+    def take_turn(self, worker: _Worker, end: str) -> None:
+        """Have it wait until it is woken or due, and act."""
+        if worker.queue.empty():
+            self.clock.seconds = max(self.clock.seconds, worker.due)
+        self.prepare(end)
+        if not worker.turn():
+            assert worker not in self.workers
+        assert worker.due - self.clock.seconds <= 900 * 1.25
+
+    # -- what must hold ----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def what_is_owed_no_more_was_served(self) -> None:
+        """By a run that began after it was received, and came to something that settles it."""
+        rows = {guid: (owed, run) for guid, owed, run in self.rows("SELECT guid, owed, run FROM deliveries")}
+        for guid in self.accepted.keys() - self.settled:
+            assert guid in rows, f"{guid} was dropped while it was owed"
+            owed, number = rows[guid]
+            if not owed:
+                run = self.journal.run(number)
+                assert run and run.outcome not in (None, "unreachable") and run.exit is not None
+                assert run.started >= self.accepted[guid]
+                self.settled.add(guid)
+        assert not [guid for guid in self.settled & rows.keys() if rows[guid][0]], "it is owed again"
+
+    @invariant()
+    def no_two_runs_of_a_repository_overlap(self) -> None:
+        ended: dict[str, float] = {}
+        for name, start, end in self.rows("SELECT lower(repository), started, ended FROM runs ORDER BY id"):
+            assert start >= ended.get(name, 0), "two at a time"
+            assert end is not None, "a run is in hand though nobody has it"
+            ended[name] = end
+        assert self.dispatcher.in_hand == 0
+        names = [worker.repository.lower() for worker in self.workers]
+        assert len(names) == len(set(names)), "a repository has two workers"
+
+    def teardown(self) -> None:
+        """In the end, once the world is well, nothing is owed, nobody waits, and everything accepted was served."""
+        try:
+            for _ in range(10):
+                self.dispatcher.remind()
+                for worker in self.workers:
+                    self.take_turn(worker, "0")
+            assert (self.journal.owed(), self.workers) == ([], [])
+            self.what_is_owed_no_more_was_served()
+            assert self.settled == self.accepted.keys()
+        finally:
+            self.patch.undo()
+            super().teardown()
+
+
+TestJournal = JournalMachine.TestCase
+TestJournal.settings = settings(max_examples=30, stateful_step_count=30)
+TestDispatcher = DispatcherMachine.TestCase
+TestDispatcher.settings = settings(max_examples=40, stateful_step_count=30)
