@@ -17,7 +17,7 @@ from harness import until
 
 from gitops_hook import dispatcher as module
 from gitops_hook import journal, runner
-from gitops_hook.dispatcher import Dispatcher, Places, _Worker
+from gitops_hook.dispatcher import Dispatcher, Places, Wake, _Worker
 from gitops_hook.journal import Claim, Delivery, Journal, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Runner, Task
@@ -29,6 +29,12 @@ BRIEF = 'echo "+ $1" >>$0.notes; sleep 0.01; echo "- $1" >>$0.notes'
 #: The same, but the first two, or three, wait for one another.
 TWO_AT_ONCE = BRIEF.replace("sleep 0.01", "until (($(grep -c ^+ $0.notes) >= 2)); do sleep 0.01; done")
 THREE_AT_ONCE = TWO_AT_ONCE.replace(">= 2", ">= 3")
+
+
+#: As they are when no test shortens them.
+IDLE, FIRST_WAIT = module._IDLE, module._FIRST_WAIT
+#: Reports the outcome that its repository is called by.
+REPORTS = 'echo "outcome=$1" >"$GITOPS_RESULT"; echo after=abc >>"$GITOPS_RESULT"; sleep 0.1'
 
 
 class Stage:
@@ -261,6 +267,75 @@ class TestStep:
         stage.dispatcher(r"tr '\0' ' ' </proc/$PPID/cmdline").step("acme/site", "sweep")
         assert stage.journal.log_path(1).read_text().split()[2] == limit
 
+    @pytest.mark.parametrize("outcome", ["updated", "unchanged", "cloned", "paused"])
+    def test_an_end_that_is_good_is_told_and_no_failure(self, stage: Stage, outcome: str, capfd):
+        dispatcher = stage.dispatcher(REPORTS)
+        assert dispatcher.failure is None
+        dispatcher.step(outcome, "sweep")
+        assert dispatcher.failure is None
+        (line,) = (line for line in capfd.readouterr().err.splitlines() if f" run {outcome} " in line)
+        assert " info run " in line and " commit=abc " in f"{line} " and " exit=" not in line
+        assert 100 <= int(line.partition(" ms=")[2].split()[0]) < 1_000_000
+
+    @pytest.mark.parametrize(
+        ("script", "level", "outcome"), [("exit 75", "warning", "unreachable"), ("exit 70", "error", "deploy-failed")]
+    )
+    def test_an_end_that_is_not_is_the_last_failure(self, stage: Stage, script: str, level: str, outcome: str, capfd):
+        dispatcher = stage.dispatcher(script)
+        run = dispatcher.run_now("acme/site", "manual")
+        assert (run.outcome, dispatcher.failure) == (outcome, run)
+        (line,) = (line for line in capfd.readouterr().err.splitlines() if f" {level} run {outcome} " in line)
+        assert f" exit={script[5:]} " in line
+
+    def test_without_a_delivery_there_are_no_hints(self, stage: Stage):
+        stage.dispatcher('echo "${GITOPS_REF-} ${GITOPS_AFTER-} ${GITOPS_DELIVERY-}."').step("acme/site", "sweep")
+        assert stage.journal.log_path(1).read_text() == "  .\n"
+
+    def test_what_could_not_be_done_is_told_in_a_sentence(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 0", clone=["acme/*"], clone_url="{no such field}")
+        assert (
+            dispatcher.run_now("acme/new", "manual").message
+            == "A fault of the daemon's own; its log has the traceback."
+        )
+        stage.journal.log_path(2).mkdir()
+        message = dispatcher.run_now("other/site", "manual").message
+        assert message and message.startswith("The script could not be started: ")
+
+    def test_once_it_is_to_stop_no_step_runs_anything(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 0")
+        dispatcher._stopping.set()
+        assert dispatcher.step("acme/site", "sweep") is True
+        dispatcher._places.close()
+        assert dispatcher.step("acme/site", "sweep") is True
+        assert stage.runs() == []
+
+    def test_a_journal_that_cannot_be_written_settles_nothing(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 0")
+        stage.journal.close()
+        assert dispatcher.step("acme/site", "sweep") is False
+        (stage.journal.log_path(1).parents[1] / "journal.db").write_bytes(b"noise" * 1000)
+        assert dispatcher._restarts_us("acme/site") is False
+
+    def test_a_run_is_overdue_when_its_limit_and_all_graces_are_past(self, stage: Stage):
+        now = [1000.0]
+        dispatcher = stage.dispatcher(GATED, clock=lambda: now[0])
+        running = threading.Thread(target=dispatcher.step, args=("acme/site", "sweep"))
+        running.start()
+        stage.began(1)
+        assert dispatcher.in_hand == 1
+        found = []
+        for now[0] in (1000.0, 1100.0, 1100.5):  # 60 s, 10 s to end its group, 30 s to record it
+            found.append(dispatcher.overdue())
+        stage.open_gate()
+        running.join()
+        assert found == [[], [], [1]]
+
+    def test_places_that_are_given_back_are_as_many_as_were_taken(self):
+        places = Places(2)
+        with places.one(), places.one():
+            assert places._free == 0
+        assert places._free == 2
+
 
 class TestOrder:
     def test_no_repository_overlaps_itself_and_the_cap_holds(self, stage: Stage):
@@ -489,6 +564,51 @@ class TestWorkers:
         assert [(run.trigger, run.outcome) for run in stage.runs()] == [("push", "unreachable"), ("retry", "updated")]
         assert dispatcher.workers == 0
 
+    def test_of_several_wake_ups_one_that_is_no_push_has_its_way(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 0")
+        worker = dispatcher._workers["acme/site"] = _Worker(dispatcher, "acme/site")
+        for trigger, waiting in (("push", 1), ("push", 1), ("sync", 2), ("push", 2)):
+            dispatcher.wake("acme/site", trigger)
+            assert worker.queue.qsize() == waiting
+        assert worker.turn() is True
+        assert worker.queue.empty()
+        assert [run.trigger for run in stage.runs()] == ["sync"]
+        del dispatcher._workers["acme/site"]  # it has no thread to wait for
+
+    def test_each_try_that_settles_nothing_counts_once(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "_IDLE", IDLE)
+        monkeypatch.setattr(module, "_FIRST_WAIT", FIRST_WAIT)
+        dispatcher = stage.dispatcher("exit 75", clock=lambda: 1000.0)
+        worker = dispatcher._workers["acme/site"] = _Worker(dispatcher, "acme/site")
+        dues = [worker.due]
+        for trigger in ("sync", "sync", "sync"):
+            worker.queue.put(Wake(trigger))
+            worker.turn()
+            dues.append(worker.due)
+        assert dues == [1001.0, 1005.0, 1010.0, 1020.0]
+        monkeypatch.setattr(dispatcher, "step", None)  # a fault of our own
+        worker.queue.put(Wake("sync"))
+        worker.turn()
+        assert worker._failures == 4
+        del dispatcher._workers["acme/site"]
+
+    def test_its_thread_tells_whose_it_is_and_keeps_no_process_alive(self, stage: Stage):
+        thread = _Worker(stage.dispatcher("exit 0"), "acme/site").thread
+        assert (thread.name, thread.daemon) == ("worker acme/site", True)
+
+    def test_a_reminder_where_nothing_is_amiss_asks_for_nothing(self, stage: Stage):
+        stage.checkouts("acme/site")
+        dispatcher = stage.dispatcher("exit 0")
+        dispatcher.remind()
+        assert dispatcher.workers == 0
+
+    def test_a_sweep_takes_one_place_of_two(self, stage: Stage):
+        stage.checkouts("acme/a", "acme/b", "acme/c")
+        dispatcher = stage.dispatcher(GATED, max_syncs=2)
+        dispatcher.sweep()
+        stage.began(1)
+        assert dispatcher.workers == 1
+
     def test_a_thousand_repositories_leave_no_thread_and_owe_nothing(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 0", max_syncs=4)
         dispatcher._runner._script = Path("/bin/true")
@@ -596,6 +716,35 @@ class TestStop:
         assert dispatcher.join(20) is True
         assert [(run.outcome, run.exit) for run in stage.runs()] == [("updated", 0)]
         assert stage.journal.owed() == []
+
+    @pytest.mark.parametrize(
+        ("end", "outcome", "message"),
+        [
+            (
+                "kill -KILL $$",
+                "interrupted",
+                "The daemon's shutdown ended this run; it is done again at the next start.",
+            ),
+            ("exit 70", "deploy-failed", ""),
+        ],
+    )
+    def test_a_run_that_fails_while_it_waits_is_judged_by_how(self, stage: Stage, end: str, outcome: str, message: str):
+        dispatcher = stage.dispatcher(f"{GATED}; {end}")
+        stage.push(dispatcher)
+        stage.began(1)
+        dispatcher.stop()
+        stage.open_gate()
+        assert dispatcher.join(20) is True
+        assert [(run.outcome, run.message) for run in stage.runs()] == [(outcome, message)]
+
+    def test_every_worker_is_told(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 0")
+        worker = _Worker(dispatcher, "acme/site")
+        dispatcher._workers["acme/site"] = worker
+        dispatcher.stop()
+        assert worker.queue.queue[0] == Wake("stop")
+        assert worker.turn() is False
+        del dispatcher._workers["acme/site"]  # it has no thread to wait for
 
     def end_three_times(self, stage: Stage) -> None:
         stage.record(guid="first")

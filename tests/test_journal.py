@@ -6,6 +6,7 @@ import os
 import queue
 import random
 import sqlite3
+import stat
 import struct
 import subprocess
 import threading
@@ -333,8 +334,9 @@ class TestRetention:
 
     def test_a_missing_folder_of_logs_is_a_journal_error(self, journal: Journal):
         journal.log_path(1).parent.rmdir()
-        with pytest.raises(JournalError, match="runs"):
+        with pytest.raises(JournalError) as caught:
             journal.prune()
+        assert str(caught.value) == f"{journal.log_path(1).parent}: No such file or directory"
 
 
 class TestTold:
@@ -461,8 +463,10 @@ class TestSchema:
             later.execute("CREATE TABLE of_the_future (x)")
             later.execute("PRAGMA user_version = 99")
         before = (tmp_path / "journal.db").read_bytes()
-        with pytest.raises(JournalTooNew, match="version 99"):
+        with pytest.raises(JournalTooNew) as caught:
             Journal(tmp_path)
+        told = f"{tmp_path / 'journal.db'} has version 99, made by a later gitops-hook; this one knows "
+        assert str(caught.value) == told + str(len(module._MIGRATIONS))
         assert (tmp_path / "journal.db").read_bytes() == before
         assert set_aside(tmp_path) == []
 
@@ -571,7 +575,8 @@ class TestDamage:
         kept = [name for name in set_aside(tmp_path) if name != "journal.db"]
         assert kept == ["journal.db-wal", "runs"] or kept == ["runs"]
         assert [path.read_text() for path in tmp_path.glob("runs.damaged-*/7.log")] == ["what run 7 printed"]
-        assert "THE JOURNAL IS DAMAGED" in capfd.readouterr().err
+        assert " error THE JOURNAL IS DAMAGED and was set aside; " in capfd.readouterr().err
+        assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("runs*")] == [0o700] * 2
 
     def test_damage_upon_damage_overwrites_nothing(self, tmp_path: Path):
         for number in range(3):
@@ -599,7 +604,8 @@ class TestDamage:
         assert journal.renewals == 1
         assert journal.fault is None
         assert "journal.db" in set_aside(tmp_path)
-        assert "THE JOURNAL IS DAMAGED" in capfd.readouterr().err
+        assert " error THE JOURNAL IS DAMAGED and was set aside; " in capfd.readouterr().err
+        assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("runs*")] == [0o700] * 2
 
     def test_a_run_from_before_the_damage_ends_without_touching_one_from_after(self, journal: Journal, tmp_path: Path):
         old = journal.start("acme/old", "push")
@@ -714,6 +720,20 @@ class TestFaults:
             assert journal.fault
         journal.probe()
         assert journal.fault is None
+
+    def test_it_makes_the_folders_that_are_missing(self, tmp_path: Path):
+        with closing(Journal(tmp_path / "a" / "b")) as journal:
+            journal.record(delivery())
+
+    def test_what_is_gone_but_for_its_log_is_damage_and_says_so(self, tmp_path: Path, capfd):
+        for belongs in ("journal.db-wal", "runs/1.log"):
+            folder = tmp_path / belongs.replace("/", "-")
+            Journal(folder).close()
+            (folder / "journal.db").unlink()
+            (folder / belongs).write_text("what was there")
+            with closing(Journal(folder)) as journal:
+                assert journal.renewals == 1
+            assert 'reason="it is missing or empty, but what belongs to it is there"' in capfd.readouterr().err
 
     def test_a_look_that_fails_names_the_file(self, tmp_path: Path):
         with pytest.raises(JournalError, match=f"^{tmp_path / 'journal.db'}: "):
