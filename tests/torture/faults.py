@@ -37,7 +37,7 @@ def disks(folder: Path, account: Account, rounds: int, seed: int) -> None:
     moments = random.Random(seed)
     (folder / "state disk").mkdir()
     state = folder / "state disk/state"
-    with small_disk(state, "2m"), Host(folder / "state disk", account) as host:
+    with small_disk(state, "16m"), Host(folder / "state disk", account) as host:
         with _line(account, "disk full in the state folder, runs in hand") as line:
             for _ in range(rounds):
                 line.check(*_refuses_and_recovers(host, lambda: fill(state), moments))
