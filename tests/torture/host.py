@@ -40,14 +40,13 @@ echo "end $GITOPS_AFTER" >>"$notes"
 _GOOD = ("updated", "unchanged", "cloned")
 #: What is owed or in hand.
 _UNDONE = "SELECT (SELECT count(*) FROM deliveries WHERE owed) + (SELECT count(*) FROM runs WHERE outcome IS NULL)"
-
 _SWEPT = "SELECT DISTINCT repository FROM runs WHERE outcome IS NOT NULL"
 
 
 class Host:
-    """A daemon over real checkouts of `repositories`, each at the first of `commits` and noting its deploys.
+    """A daemon over real checkouts of `repositories`, each at the first of so many `commits` and noting its deploys.
 
-    With `script` that is what runs instead of the real one; then there is no forge, and checkouts are stand-ins.
+    It has swept them once. `launcher` is what starts the daemon instead of this Python, and `owner` whose all files are.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Host:
         account: Account,
         repositories: int | Iterable[str] = 4,
         *,
-        commits: int = 100,
+        commits: int = 400,
         deploy: str = DEPLOY,
         settings: Mapping[str, str] | None = None,
         launcher: list[str] | None = None,
