@@ -19,6 +19,7 @@ import errno
 import io
 import json
 import math
+import operator
 import socket
 import struct
 import sys
@@ -151,7 +152,7 @@ class Server(ThreadingMixIn, HTTPServer):
 
         with self._changed:
             if not there_is_room():
-                self._evict(lambda connection: connection.held > 0)
+                self._evict(of_holders=True)
                 self._changed.wait_for(there_is_room, timeout=1)
             if not there_is_room():
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests are in hand")
@@ -188,12 +189,18 @@ class Server(ThreadingMixIn, HTTPServer):
                     connection.hang_up(socket.SHUT_RDWR)
         return ended
 
-    def _evict(self, among: Callable[[_Connection], bool] = lambda connection: True) -> None:
+    def _evict(self, *, of_holders: bool = False) -> None:
         """Hang up on the peer that has kept us waiting longest, if any does. The caller holds the lock."""
-        peers = [connection for connection in self._connections.values() if connection]
-        waiting = [connection for connection in peers if connection.waiting and among(connection)]
+        waiting = [
+            connection
+            for connection in self._connections.values()
+            if connection and connection.waiting and (connection.held or not of_holders)
+        ]
         if waiting:
-            min(waiting, key=lambda connection: connection.since).hang_up(socket.SHUT_RDWR)
+            min(waiting, key=_since).hang_up(socket.SHUT_RDWR)
+
+
+_since = operator.attrgetter("since")
 
 
 class _Connection(BaseRequestHandler):

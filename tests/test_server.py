@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from wsgiref.validate import validator
 
 import pytest
-from harness import SOURCE
+from harness import SOURCE, until
 
 from gitops_hook.server import Limits, Server
 
@@ -368,9 +368,12 @@ def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
 
 def test_who_holds_memory_and_keeps_us_waiting_gives_way() -> None:
     with Serving(bodies=1000, spared=0) as serving:
-        slow = serving.connect().send(request("/halves", bytes(800), length=1000))
-        assert serving.desk.arrived.acquire(timeout=PATIENCE)
-        serving.desk.go.set()  # from here on it is the peer's turn
+        slow = serving.connect().send(request("/echo", bytes(800), length=1000))
+        until(
+            lambda: (
+                [(peer.held, peer.waiting) for peer in serving.server._connections.values() if peer] == [(800, True)]
+            )
+        )
         assert serving.connect().send(request("/echo", bytes(900))).answer().status == 200
         assert slow.is_closed()
 
