@@ -228,6 +228,10 @@ def test_what_a_push_does_not_say_is_empty() -> None:
     assert event == Push("acme/site", [Move("refs/heads/main", "", "", False)], "", "")
 
 
+def test_what_a_ping_does_not_say_is_empty() -> None:
+    assert read({"zen": "Design for failure."}, "ping") == Ping(None, 0, "", "")
+
+
 def test_a_pusher_may_be_told_by_login_alone() -> None:
     event = read(push("acme/site", pusher={"login": "ada"}))
     assert isinstance(event, Push) and event.pusher == "ada"
