@@ -609,6 +609,14 @@ class TestDamage:
         kept = {path.read_text() for path in tmp_path.glob("journal.db.damaged-*")}
         assert kept == {"noise 0", "noise 1", "noise 2"}
 
+    def test_logs_without_a_journal_are_set_aside_however_often_in_a_second(self, tmp_path: Path):
+        for number in range(3):
+            with closing(Journal(tmp_path)) as journal:
+                journal.log_path(7).write_text(f"log {number}")
+            (tmp_path / "journal.db").unlink()
+        Journal(tmp_path).close()
+        assert {path.read_text() for path in tmp_path.glob("runs.damaged-*/7.log")} == {"log 0", "log 1", "log 2"}
+
     def test_an_empty_file_alone_is_a_beginning_and_no_damage(self, tmp_path: Path):
         (tmp_path / "journal.db").touch()
         Journal(tmp_path).close()

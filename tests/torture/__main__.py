@@ -82,7 +82,7 @@ def endure(name: str, ordeal: Ordeal, top: Path, account: Account) -> None:
         account.fault(name).skipped = str(reason)
         account.tell(account.faults[-1])
     except Exception:
-        account.fault(name).check(False, traceback.format_exc())
+        account.fault(name).check(False, traceback.format_exc()[-2000:])
         account.tell(account.faults[-1])
 
 

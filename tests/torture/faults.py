@@ -72,15 +72,17 @@ def _at_some_moment(host: Host, fault: Callable[[], Path], moments: random.Rando
 
 
 def _refuses_and_recovers(host: Host, fault: Callable[[], Path], moments: random.Random) -> tuple[bool, str]:
-    """While the journal cannot be written every answer is a 503, and so is /healthz; afterwards all is made good."""
+    """While the journal cannot be written every answer is a 503; afterwards all is made good.
+
+    What /healthz says is not asked here: its small write may find the last page that a delivery does not fit on.
+    """
     ballast = _at_some_moment(host, fault, moments)
     answers: list[int] = []
     while answers.count(503) < 3 and len(answers) < 300:  # there may be room in the journal for some yet
         answers.append(host.deliver(host.repositories[0]))
-    health = host.daemon.request("GET", "/healthz")[0]
     ballast.unlink()
     healed = host.recovers()
-    return {*answers} <= {202, 503} and health == 503 and healed, f"{answers[-5:]}, health {health}, healed {healed}"
+    return {*answers} <= {202, 503} and 503 in answers and healed, f"{answers[-5:]}, healed {healed}"
 
 
 def journals(folder: Path, account: Account, rounds: int) -> None:
