@@ -450,6 +450,12 @@ class TestBounds:
         journal.prune()
         assert [left.commit[0] for left in journal.reports_begun()] == ["b"]
 
+    def test_what_was_told_of_a_commit_is_due_no_more_and_not_forgotten(self, journal: Journal):
+        journal.report(report())
+        journal.reported(journal.reports_due(2)[0], over=False)
+        assert (journal.reports_due(9e9), journal.next_report()) == ([], None)
+        assert [begun.commit for begun in journal.reports_begun()] == ["a" * 40]
+
     def test_of_a_report_little_need_be_said(self, journal: Journal):
         little = Report("acme/site", "a" * 40, 1, "pending", "in a sentence")
         assert little[5:] == (0.0, 1, None, 0, 0)
