@@ -382,7 +382,7 @@ mortal=(setpriv --pdeathsig KILL)
 
 # TERM ends a run, but only when all that it began is gone: a command that ignores it would go on without the lock.
 # Under timeout(1) that does not last, for it kills after a while; by hand and in a pipe it lasts so long at the most.
-# shellcheck disable=SC2317 # called by a trap
+# shellcheck disable=SC2317,SC2329 # called by a trap
 end_at_term() {
     local tries
     trap '' TERM
@@ -395,7 +395,7 @@ end_at_term() {
 }
 
 # Is nobody else left in our process group, but timeout(1) which leads it? See proc_pid_stat(5).
-# shellcheck disable=SC2317 # called by the above
+# shellcheck disable=SC2317,SC2329 # called by the above
 is_alone() {
     local at line mine field
     read -r line <"/proc/$$/stat"

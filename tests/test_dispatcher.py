@@ -17,6 +17,7 @@ from harness import until
 
 from gitops_hook import dispatcher as module
 from gitops_hook import journal, runner
+from gitops_hook.config import load
 from gitops_hook.dispatcher import Dispatcher, Places, Wake, _Worker
 from gitops_hook.journal import Claim, Delivery, Journal, Run
 from gitops_hook.repository import Checkouts
@@ -248,7 +249,7 @@ class TestStep:
         assert dispatcher.step("acme/new", "push") is False
         assert [run.outcome for run in stage.runs()] == ["interrupted"]
         assert stage.journal.owed() == ["acme/new"]
-        assert "Traceback" in capfd.readouterr().err
+        assert " error a run met a fault of our own repository=acme/new run=1 traceback=" in capfd.readouterr().err
 
     def test_leave_to_clone_is_given_only_where_there_is_no_checkout(self, stage: Stage):
         stage.checkouts("acme/here")
@@ -287,6 +288,29 @@ class TestStep:
         (line,) = (line for line in capfd.readouterr().err.splitlines() if f" {level} run {outcome} " in line)
         assert f" exit={script[5:]} " in line
 
+    def test_the_lines_of_a_run_tell_its_story(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
+        stage.record(guid="first")
+        stage.record(guid="second")
+        stage.dispatcher('echo why; echo message=broken >"$GITOPS_RESULT"; sleep 0.1; exit 70').step(
+            "acme/site", "push"
+        )
+        stage.record(guid="third")
+        stage.record(guid="fourth")
+        stage.dispatcher(f"echo quiet; {REPORTS}").step("acme/site", "push")
+        error = capfd.readouterr().err
+        assert " info run started repository=acme/site run=1 trigger=push delivery=second deliveries=2" in error
+        assert " reason=broken output=why" in error and "quiet" not in error and "XX" not in error
+        settled = [line for line in error.splitlines() if " info delivery settled " in line]
+        assert " delivery=first " in settled[0] and " delivery=third commit=abc " in settled[1]
+        for line in settled:
+            assert 100 <= int(line.partition(" ms=")[2]) < 1_000_000
+
+    def test_what_settings_say_is_run(self, stage: Stage, tmp_path: Path):
+        stage.write("exit 0")
+        given = {"GITHUB_WEBHOOK_SECRET": "s", "GITOPS_ROOT": str(stage.root), "GITOPS_SYNC_SCRIPT": str(stage.script)}
+        made = Dispatcher.by(load(given, {}), os.environ, stage.journal, Checkouts(stage.root))
+        assert made.run_now("acme/site", "manual").outcome == "updated"
+
     def test_without_a_delivery_there_are_no_hints(self, stage: Stage):
         stage.dispatcher('echo "${GITOPS_REF-} ${GITOPS_AFTER-} ${GITOPS_DELIVERY-}."').step("acme/site", "sweep")
         assert stage.journal.log_path(1).read_text() == "  .\n"
@@ -309,10 +333,9 @@ class TestStep:
         assert dispatcher.step("acme/site", "sweep") is True
         assert stage.runs() == []
 
-    def test_a_journal_that_cannot_be_written_settles_nothing(self, stage: Stage):
+    def test_a_journal_that_cannot_be_read_says_nothing_of_restarts(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 0")
         stage.journal.close()
-        assert dispatcher.step("acme/site", "sweep") is False
         (stage.journal.log_path(1).parents[1] / "journal.db").write_bytes(b"noise" * 1000)
         assert dispatcher._restarts_us("acme/site") is False
 
@@ -485,10 +508,6 @@ class TestRetry:
     def test_a_journal_that_fails_while_a_run_ends_has_it_once_it_heals(
         self, tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
     ):
-        import sqlite3
-
-        from gitops_hook import journal
-
         stage.journal.close()
         monkeypatch.setattr(journal, "_BUSY_MS", 20)
         stage.journal = Journal(tmp_path / "state")
@@ -763,9 +782,15 @@ class TestStop:
         dispatcher = stage.dispatcher("exit 0")
         dispatcher.start()
         assert stage.journal.owed() == []
-        assert "systemctl --no-block restart" in capfd.readouterr().err
+        said = (
+            " error \"its runs end only by the daemon's shutdown, so it waits for a push; a deploy that restarts the daemon"
+            ' must not wait for it: systemctl --no-block restart gitops-hook" '
+        )
+        assert said.replace('"', "") in capfd.readouterr().err.replace('"', "")
+        assert dispatcher._restarts_us("acme/site") is True
         stage.push(dispatcher, guid="remedy")
         assert [run.outcome for run in stage.wait_for_runs(4)] == 3 * ["interrupted"] + ["updated"]
+        assert stage.runs()[-1].trigger == "push", "no sweep in between"
 
     def test_a_push_that_came_since_has_its_run(self, stage: Stage):
         self.end_three_times(stage)
@@ -805,4 +830,4 @@ def test_witnesses_are_told_of_each_run_and_their_faults_harm_nothing(stage: Sta
     (run,) = stage.runs()
     expected = [("began", run.id, None), ("ended", run.id, "updated")]
     assert [witness.told for witness in witnesses] == [expected, expected]
-    assert capfd.readouterr().err.count("a witness of runs met a fault") == 2
+    assert capfd.readouterr().err.count(" error a witness of runs met a fault witness=") == 2

@@ -22,6 +22,7 @@ from test_app import full_disk
 from gitops_hook import journal as module
 from gitops_hook.journal import (
     Arrival,
+    Claim,
     Commit,
     Delivery,
     Journal,
@@ -442,6 +443,34 @@ class TestBounds:
         assert (served.number, len(served.deliveries)) == (1001, 100)
         assert [len(past.history) for past in journal.pasts()] == [30]
         assert journal.owed_counts() == [("acme/site", 1001)]
+
+    def test_an_answer_to_a_commit_is_worth_three_days(self, journal: Journal):
+        for letter, age in (("a", 30), ("b", -30)):
+            journal.report(report(letter * 40, changed=time.time() - 3 * 86400 - age))
+        journal.prune()
+        assert [left.commit[0] for left in journal.reports_begun()] == ["b"]
+
+    def test_what_was_told_of_a_commit_is_due_no_more_and_not_forgotten(self, journal: Journal):
+        journal.report(report())
+        journal.reported(journal.reports_due(2)[0], over=False)
+        assert (journal.reports_due(9e9), journal.next_report()) == ([], None)
+        assert [begun.commit for begun in journal.reports_begun()] == ["a" * 40]
+
+    def test_of_a_report_little_need_be_said(self, journal: Journal):
+        little = Report("acme/site", "a" * 40, 1, "pending", "in a sentence")
+        assert little[5:] == (0.0, 1, None, 0, 0)
+        assert Claim(run_to_the_end(journal)).served == ()
+        journal.report(*(little._replace(commit=f"{number:040}") for number in range(101)))
+        assert [len(journal.reports_due(1.0)), len(journal.reports_due(1.0, 101))] == [100, 101]
+
+    @pytest.mark.parametrize("outcome", ["updated", "unchanged", "cloned", "paused", "dirty"])
+    def test_whether_a_run_has_left_it_where_it_should_be(self, journal: Journal, outcome: str):
+        claim = journal.start("acme/site", "push")
+        assert claim
+        journal.finish(claim.run._replace(ended=time.time(), outcome=outcome), settled=True)
+        began = claim.run.started
+        answers = [journal.is_confirmed_since("ACME/site", moment) for moment in (began - 1, began)]
+        assert answers == [outcome != "dirty", False]
 
     def test_whether_a_commit_is_known(self, journal: Journal):
         run = run_to_the_end(journal)

@@ -12,7 +12,7 @@ import pytest
 from harness import NOBODY, push, sign
 
 from gitops_hook.repository import is_valid
-from gitops_hook.webhook import GITHUB, Event, Move, Other, Ping, Push, Refused, Secrets, parse
+from gitops_hook.webhook import GITHUB, Event, Move, Other, Ping, Push, Refused, Secrets, fingerprint, parse
 
 SECRET = b"It's a Secret to Everybody"
 JSON = "application/json"
@@ -51,6 +51,11 @@ def test_every_secret_proves_and_the_one_that_did_is_told() -> None:
     assert match(secrets, b"body", sign(b"body", "new")) == "line 1"
     assert match(secrets, b"body", sign(b"body", "old")) == "line 2"
     assert match(secrets, b"body", sign(b"body", "older")) is None
+
+
+def test_a_fingerprint_is_the_same_tomorrow() -> None:
+    """The journal keeps it. openssl dgst -sha256 -hmac says the same."""
+    assert fingerprint(SECRET) == Secrets({"line 1": SECRET}).fingerprint("line 1") == "8180bf2a9ce014e7"
 
 
 @pytest.mark.parametrize("secrets", [{}, {"environment": b""}, {"line 1": b"new", "line 2": b""}])
@@ -226,6 +231,10 @@ def test_a_refusal_says_why(reason: str, request_: tuple[str, str, bytes]) -> No
 def test_what_a_push_does_not_say_is_empty() -> None:
     event = read({"ref": "refs/heads/main", "repository": {"full_name": "acme/site"}})
     assert event == Push("acme/site", [Move("refs/heads/main", "", "", False)], "", "")
+
+
+def test_what_a_ping_does_not_say_is_empty() -> None:
+    assert read({"zen": "Design for failure."}, "ping") == Ping(None, 0, "", "")
 
 
 def test_a_pusher_may_be_told_by_login_alone() -> None:
