@@ -46,7 +46,7 @@ class Limits(NamedTuple):
     #: A thread is what a connection costs, some 50 KiB; a forge and its proxies keep a few dozen open.
     connections: int = 512
     #: Connections that the kernel holds for us in a burst (net.core.somaxconn may allow fewer).
-    backlog: int = 1024
+    backlog: int = 4096
     #: A forge sends about 1 KiB of head; proxies stop at 8 to 32.
     head: int = 32 << 10
     #: Bodies in memory at one time: four of the largest that GitHub sends.
