@@ -194,7 +194,7 @@ def test_a_read_only_file_system(site: Site, small_disk: Callable[[int], Path]) 
 def test_a_result_file_that_cannot_be_written_is_no_success(synced: Site) -> None:
     environment = {**synced.environment, "GITOPS_RESULT": "/nonexistent/result"}
     done = subprocess.run(synced.command(), env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "unchanged" in done.stdout
+    assert done.returncode == 1 and "unchanged" in done.stdout
 
 
 def test_hooks_in_the_tree_do_not_run(synced: Site) -> None:
