@@ -52,7 +52,7 @@ def main() -> int:
     account = Account(sys.stdout)
     began = time.monotonic()
     account.tell(f"{time.strftime('%-d %B %Y')}, {os.cpu_count()} cores, Linux {platform.release()}, "
-                 f"Python {platform.python_version()}, seed {options.seed}\n")  # fmt: skip
+                 f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}, seed {options.seed}\n")  # fmt: skip
     account.tell(f"{'fault':79} {'tried':>8} {'held':>7}")
     top = Path(tempfile.mkdtemp(prefix="gitops-hook-torture-"))
     top.chmod(0o755)  # one ordeal is another user's

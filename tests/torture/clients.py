@@ -93,17 +93,20 @@ def _half_closed(host: Host, line: Line, count: int) -> None:
             for peer in peers:
                 answer = peer.makefile("rb").readline()
                 line.check(answer.startswith(b"HTTP/1.1 400 "), f"the answer was {answer!r}")
+        time.sleep(0.2)
 
 
 def _reset(host: Host, line: Line, count: int) -> None:
     """Half a body, then a reset; that the daemon lives and nothing leaks is for the others to see."""
     half = _delivery(host)[:-4000]
-    for _ in range(count):
+    for number in range(count):
         peer = _connect(host)
         peer.sendall(half)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
         line.check(True)
+        if number % 100 == 99:
+            time.sleep(0.2)  # how fast connections may come is asked by idle ones
 
 
 def _idle(host: Host, line: Line, count: int, seconds: int) -> None:
