@@ -35,7 +35,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage fuzz mutation bench lint \
+.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage fuzz mutation torture bench lint \
     install uninstall dist deb clean
 
 help: ## this list
@@ -81,6 +81,9 @@ fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 second
 
 test-browser: $(BROWSER)/.ready ## the page in a real Chromium; PICTURES=docs keeps the README's pictures of it
 	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
+
+torture: ## each promise under each fault it is to hold under, half an hour; ARGS=--short for minutes
+	@PYTHONPATH=.:tests nice $(PYTHON) -m torture $(ARGS)
 
 bench: ## figures of this machine, each beside the bare alternative
 	@$(PYTHON) tests/bench.py $(BENCH)

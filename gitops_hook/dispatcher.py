@@ -8,8 +8,8 @@ Rules:
 3. A run starts after it has its place under the cap, and claims what is owed as it starts: the pushes that came while
    it waited collapse into one run.
 4. Places go to whoever has waited longest, so that no busy repository keeps the others out.
-5. A run that settled nothing (the remote out of reach, no process to be had) is tried again, later each time; a push
-   cuts that wait short.
+5. A run that settled nothing (the remote out of reach, the script killed, no process to be had) is tried again, later
+   each time; a push cuts that wait short.
 6. A worker never dies of an exception: its repository would be dead until the next start.
 """
 
@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 from gitops_hook.config import Settings
-from gitops_hook.journal import DIED, Claim, Journal, JournalError, Run
+from gitops_hook.journal import Claim, Journal, JournalError, Run
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts, may_clone
 from gitops_hook.runner import GRACE, Result, Runner, Task, last_lines
@@ -36,7 +36,7 @@ _IDLE = 1.0
 #: The first and the longest wait before another try, in seconds. The longest is what a polling timer would take.
 _FIRST_WAIT = 5.0
 _LONGEST_WAIT = 900.0
-#: Seconds between tries to write down how a run ended, while the journal cannot be written.
+#: Seconds between tries to write down that a run begins or how it ended, while the journal cannot be written.
 _JOURNAL_WAIT = 1.0
 #: So many runs in a row that the daemon's own shutdown had to end are no accident: the deploy restarts the daemon and
 #: waits for it. Going on would restart it for ever.
@@ -51,11 +51,14 @@ _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
 
 #: Outcomes that leave the checkout where upstream is, or where the operator wants it.
 _GOOD = {"updated", "unchanged", "cloned", "paused"}
+#: Outcomes of accidents, which say nothing of what was pushed: the remote was out of reach, or the script was killed,
+#: by whomever, or could not be started.
+_UNSETTLED = {"unreachable", "interrupted"}
 
 
 def is_settled(run: Run) -> bool:
     """Whether a run has settled its matter, well or not; if not, it is done again, soon or at the next start."""
-    return not (run.outcome == "unreachable" or run.exit is None or run.message == ENDED_BY_US)
+    return run.outcome not in _UNSETTLED
 
 
 class Wake(NamedTuple):
@@ -279,11 +282,20 @@ class Dispatcher:
         with self._places.one() as granted:
             if not granted or self._stopping.is_set():
                 return True  # the journal remembers
-            try:
-                claim = self._journal.start(repository, trigger, if_owed=trigger == "push")
-            except JournalError:
-                return False
+            claim = self._begin(repository, trigger)
             return self._run(claim)[1] if claim else True
+
+    def _begin(self, repository: str, trigger: str) -> Claim | None:
+        """Begin a run, however long the journal takes to be writable; None where none is due, or at the end.
+
+        The place is kept meanwhile, for nobody else can begin one either.
+        """
+        while True:
+            try:
+                return self._journal.start(repository, trigger, if_owed=trigger == "push")
+            except JournalError:
+                if self._stopping.wait(_JOURNAL_WAIT):
+                    return None
 
     def run_now(self, repository: str, trigger: str) -> Run:
         """Run `repository` in the caller's thread, as soon as there is a place; returns how it ended.
@@ -482,8 +494,7 @@ def _tell_beginning(claim: Claim) -> None:
 
 def _tell_end(run: Run, claim: Claim, output: str = "") -> None:
     """Tell how a run ended: what is done again by itself needs an eye, any other failure a person."""
-    again = run.outcome == "unreachable" or run.message in (ENDED_BY_US, DIED)
-    tell = log.info if run.outcome in _GOOD else log.warning if again else log.error
+    tell = log.info if run.outcome in _GOOD else log.error if is_settled(run) else log.warning
     newest = claim.newest
     assert run.ended
     tell(

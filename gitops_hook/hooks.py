@@ -149,7 +149,7 @@ class Hooks:
             number = self._write("POST", _path(target), {"name": "web", **self._wanted()})["id"]
         elif amiss:
             self._write("PATCH", _path(target, number), self._wanted())
-        elif self._is_proven(number, began - _FRESH):
+        elif self._is_fresh(number, began):
             return Registration(target, change, number, amiss, moved)
         status, trouble = self._prove(target, number, began)
         if status == 401 and change == "unchanged":  # the forge shows no secret, so only this tells that it is another
@@ -194,11 +194,9 @@ class Hooks:
         self._client.call("POST", _path(target, hook) + "/pings")
         deadline = self._clock() + self._timeout
         while self._clock() < deadline:
-            if self._is_proven(hook, since):
-                return 0, ""
             proof = self._proof(hook)
             if proof and proof.received >= since:
-                return 401, "it is signed with an older secret"
+                return (0, "") if self._is_newest(proof) else (401, "it is signed with an older secret")
             self._sleep(_LOOK)
         for delivery in self._client.pages(f"{_path(target, hook)}/deliveries?per_page=30"):
             if delivery.get("event") == "ping":
@@ -208,10 +206,13 @@ class Hooks:
             f"its ping did not arrive within {self._timeout:.0f} s: the forge has not tried to deliver it yet",
         )
 
-    def _is_proven(self, hook: int, since: float) -> bool:
-        """Whether a ping of the hook has come since that moment, signed with the newest secret."""
+    def _is_fresh(self, hook: int, now: float) -> bool:
+        """Whether a ping of the hook has come of late, signed with the newest secret."""
         proof = self._proof(hook)
-        return proof is not None and proof.received >= since and proof.signed == fingerprint(self._secret)
+        return proof is not None and proof.received >= now - _FRESH and self._is_newest(proof)
+
+    def _is_newest(self, proof: Arrival) -> bool:
+        return proof.signed == fingerprint(self._secret)
 
     def _proof(self, hook: int) -> Arrival | None:
         return next((proof for proof in self._journal.arrivals() if proof.hook == hook), None)
@@ -238,7 +239,7 @@ class Hooks:
             proof = self._proofs.get(number)
             ours = bool(proof) or (bool(self.url) and url == self.url)
             amiss = _amiss(hook, url if proof and not self.url else self.url) if ours else ()
-            if proof and proof.signed != fingerprint(self._secret):
+            if proof and not self._is_newest(proof):
                 amiss += ("secret",)
             standing = "foreign" if not ours else "wrong" if amiss else "right" if proof else "unproven"
             last, status = self._last(target, hook) if ours else (None, _last_response(hook))

@@ -788,7 +788,7 @@ class Journal(JournalReader):
     def _set_aside(self, reason: str) -> None:
         """Rename the damaged file, what SQLite keeps beside it, and the logs that its runs are told by."""
         suffix = time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime())
-        while self._path.with_name(self._path.name + suffix).exists():
+        while any(self._path.parent.glob(f"*{suffix}*")):  # the file may be gone, and its logs not
             suffix += "+"
         aside = self._path.with_name(self._path.name + suffix)
         for path, target in (

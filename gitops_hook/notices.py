@@ -24,7 +24,7 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
 
-from gitops_hook.dispatcher import ENDED_BY_US
+from gitops_hook.dispatcher import ENDED_BY_US, is_settled
 from gitops_hook.journal import DIED, Claim, Journal, JournalError, Run, Told
 from gitops_hook.logs import log
 from gitops_hook.repository import Checkouts
@@ -74,17 +74,13 @@ class Verdict(NamedTuple):
 def verdict(runs: Iterable[Run]) -> Verdict | None:
     """What a repository's `runs`, newest first, say of it; None if they say nothing yet."""
     telling = [run for run in runs if run.ended and run.outcome != "paused" and run.message not in (ENDED_BY_US, DIED)]
-    retried = list(takewhile(_is_tried_again, telling))
+    retried = list(takewhile(lambda run: not is_settled(run), telling))
     if retried and _ended(retried[0]) - _ended(retried[-1]) < PATIENCE:
         telling = telling[len(retried) :]
     if not telling:
         return None
     failures = list(takewhile(lambda run: run.outcome not in _GOOD, telling))
     return Verdict(telling[0], _ended(failures[-1] if failures else telling[0]))
-
-
-def _is_tried_again(run: Run) -> bool:
-    return run.outcome == "unreachable" or run.exit is None
 
 
 def _ended(run: Run) -> float:

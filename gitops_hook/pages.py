@@ -29,7 +29,7 @@ from gitops_hook.overview import IN_HAND, STATES, InForce, Standing, age, span, 
 
 
 def _shipped(name: str) -> str:
-    return (pkgutil.get_data(__package__, name) or b"").decode()
+    return (pkgutil.get_data(__name__.partition(".")[0], name) or b"").decode()
 
 
 def _hash(text: str) -> str:

@@ -3,7 +3,7 @@
 Rules:
 
 1. The script runs in a process group of its own, under a limit: ``timeout(1)`` ends the whole group, ``setpriv(1)``
-   has that done when the daemon dies, however it dies.
+   has that done when the daemon dies, however it dies. A run that did not end by itself leaves nothing of its group.
 2. It inherits nothing by accident: an environment of named variables only, no descriptor but its output, standard
    input from /dev/null. The webhook's secret is in none of them.
 3. The exit status is the judge; the result file may only refine what the status allows (`judge`).
@@ -136,15 +136,16 @@ class Runner:
         with self._in_hand():
             status = confined(command, environment, log_path, limit)
         timed_out = time.monotonic() - started >= limit
-        try:
-            said = _read_result(result_file)
-            moments = _moments(said, began, time.time())
-            return judge(status, said, timed_out=timed_out)._replace(
-                fetched=moments.get("fetched"), deployed=moments.get("deployed"), healthy=moments.get("healthy")
-            )
-        finally:
-            with suppress(OSError):
-                result_file.unlink()
+        said = _read_result(result_file)
+        with suppress(OSError):
+            result_file.unlink()
+        result = judge(status, said, timed_out=timed_out)
+        if result.outcome in ("timed-out", "interrupted"):
+            _end_remains({name: environment[name] for name in ("GITOPS_ROOT", "GITOPS_RUN")})
+        moments = _moments(said, began, time.time())
+        return result._replace(
+            fetched=moments.get("fetched"), deployed=moments.get("deployed"), healthy=moments.get("healthy")
+        )
 
     def terminate(self) -> None:
         """End every run in hand: TERM for its whole group, KILL after a grace. It does not wait for them."""
@@ -269,6 +270,20 @@ def _children(thread: int) -> list[int]:
         return [int(pid) for pid in Path(f"/proc/self/task/{thread}/children").read_text().split()]
     except OSError:
         return []
+
+
+def _end_remains(environment: Mapping[str, str]) -> None:
+    """Kill what is left of a run's group when its leader, timeout(1), is gone: it goes on without the script's lock.
+
+    Its processes are known by what they have of the run's `environment`. One in a group of its own was meant to stay.
+    """
+    ours = {f"{name}={value}".encode() for name, value in environment.items()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if ours <= set((process / "environ").read_bytes().split(b"\0")):
+                group = os.getpgid(int(process.name))
+                if not Path(f"/proc/{group}").exists():
+                    os.killpg(group, signal.SIGKILL)
 
 
 class BoundedLog:

@@ -4,7 +4,7 @@ Rules:
 
 1. `http.server` accepts, `framing` judges what a peer may say, `wsgiref` calls the application.
 2. Everything is bounded: the bytes of a head, the time for a whole request, connections, bytes of bodies in memory.
-   At the bound on connections, the one that has kept us waiting longest gives way.
+   At the bound on connections, or on bodies, the one that has kept us waiting longest gives way.
 3. Policy is the application's: here nothing is known of paths, methods or media types. A body is read when the
    application asks for it; one that it does not want is thrown away, up to a bound, and the connection closed.
 4. No names are looked up, neither ours nor the peer's.
@@ -19,6 +19,7 @@ import errno
 import io
 import json
 import math
+import operator
 import socket
 import struct
 import sys
@@ -45,11 +46,13 @@ class Limits(NamedTuple):
     #: A thread is what a connection costs, some 50 KiB; a forge and its proxies keep a few dozen open.
     connections: int = 512
     #: Connections that the kernel holds for us in a burst (net.core.somaxconn may allow fewer).
-    backlog: int = 1024
+    backlog: int = 4096
     #: A forge sends about 1 KiB of head; proxies stop at 8 to 32.
     head: int = 32 << 10
     #: Bodies in memory at one time: four of the largest that GitHub sends.
     bodies: int = 100 << 20
+    #: What is not counted of each body, so that a usual push is let in whoever holds the rest; 32 MiB over all.
+    spared: int = 64 << 10
     #: From the first byte of a request to its last. GitHub gives up after 10 s; a slow link may need more.
     request: float = 30.0
     #: For a connection with no request on it: longer than nginx keeps one (60 s), so that nginx is the one to close.
@@ -143,8 +146,15 @@ class Server(ThreadingMixIn, HTTPServer):
 
     def hold(self, size: int) -> None:
         """Take memory for `size` bytes of a body, until `release`; raises `Refused` (503) where there is none."""
+
+        def there_is_room() -> bool:
+            return self._bodies + size <= self.limits.bodies
+
         with self._changed:
-            if self._bodies + size > self.limits.bodies:
+            if not there_is_room():
+                self._evict(of_holders=True)
+                self._changed.wait_for(there_is_room, timeout=1)
+            if not there_is_room():
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests are in hand")
             self._bodies += size
 
@@ -152,6 +162,7 @@ class Server(ThreadingMixIn, HTTPServer):
         """Give back what `hold` took."""
         with self._changed:
             self._bodies -= size
+            self._changed.notify_all()
 
     def drain(self, timeout: float, quiet: float = 0.5) -> bool:
         """After `shutdown`: answer what has begun, then close; returns whether that was done within `timeout` seconds.
@@ -178,11 +189,18 @@ class Server(ThreadingMixIn, HTTPServer):
                     connection.hang_up(socket.SHUT_RDWR)
         return ended
 
-    def _evict(self) -> None:
+    def _evict(self, *, of_holders: bool = False) -> None:
         """Hang up on the peer that has kept us waiting longest, if any does. The caller holds the lock."""
-        waiting = [connection for connection in self._connections.values() if connection and connection.waiting]
+        waiting = [
+            connection
+            for connection in self._connections.values()
+            if connection and connection.waiting and (connection.held or not of_holders)
+        ]
         if waiting:
-            min(waiting, key=lambda connection: connection.since).hang_up(socket.SHUT_RDWR)
+            min(waiting, key=_since).hang_up(socket.SHUT_RDWR)
+
+
+_since = operator.attrgetter("since")
 
 
 class _Connection(BaseRequestHandler):
@@ -196,6 +214,8 @@ class _Connection(BaseRequestHandler):
         self.received = bytearray()
         #: Whether no byte of the next request has come.
         self.idle = True
+        #: The bytes of memory that its body takes of what all bodies may.
+        self.held = 0
         #: Whether it is the peer's turn, and since when this request or this idleness has lasted.
         self.waiting, self.since = True, time.monotonic()
         self.server.begin(self)  # from here on a drain finds it; before, it learns of the drain by its grace
@@ -315,7 +335,7 @@ class _Body(io.RawIOBase):
         self.unread = request.length or 0
         self._connection = connection
         self._expects_continue = request.expects_continue
-        self._held = 0
+        self._taken = 0
 
     def readable(self) -> bool:
         return True
@@ -334,17 +354,24 @@ class _Body(io.RawIOBase):
             if not received:
                 raise Refused(HTTPStatus.BAD_REQUEST, "the body ends early")
         size = min(len(buffer), self.unread, len(received))
-        self._connection.server.hold(size)  # not what was announced: to announce costs a peer nothing
-        self._held += size
+        self._hold(size)  # not what was announced: to announce costs a peer nothing
         buffer[:size] = received[:size]
         del received[:size]
         self.unread -= size
         return size
 
+    def _hold(self, size: int) -> None:
+        counted = min(size, max(0, self._taken + size - self._connection.server.limits.spared))
+        if counted:
+            self._connection.server.hold(counted)
+        self._taken += size
+        self._connection.held += counted
+
     def release(self) -> None:
         """Give back the memory that was taken."""
-        self._connection.server.release(self._held)
-        self._held = 0
+        if self._connection.held:
+            self._connection.server.release(self._connection.held)
+            self._connection.held = 0
 
 
 class _Call(SimpleHandler):

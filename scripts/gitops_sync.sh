@@ -50,7 +50,9 @@ finish() {
     printf '%s: %s\n' "$outcome" "$message"
     if [[ ${GITOPS_RESULT:-} ]]; then
         printf '%s=%s\n' outcome "$outcome" before "$before" after "$head" message "$message" "${steps[@]}" \
-            >"$GITOPS_RESULT"
+            >"$GITOPS_RESULT" ||
+            # Not heard, a 0 is taken for "updated", which may be better than the truth.
+            [[ $outcome == updated ]] || ((EXIT[$outcome])) || outcome=failed
     fi
     exit "${EXIT[$outcome]}"
 }
@@ -375,6 +377,36 @@ take_lock() {
     locked=yes
 }
 
+# What moves the tree or deploys does not hold the lock, and must not outlive the script that does.
+mortal=(setpriv --pdeathsig KILL)
+
+# TERM ends a run, but only when all that it began is gone: a command that ignores it would go on without the lock.
+# Under timeout(1) that does not last, for it kills after a while; by hand and in a pipe it lasts so long at the most.
+# shellcheck disable=SC2317,SC2329 # called by a trap
+end_at_term() {
+    local tries
+    trap '' TERM
+    for ((tries = 0; tries < 150; tries++)); do
+        is_alone && break
+        sleep 0.1 9<&-
+    done
+    trap - TERM
+    kill -TERM $$
+}
+
+# Is nobody else left in our process group, but timeout(1) which leads it? See proc_pid_stat(5).
+# shellcheck disable=SC2317,SC2329 # called by the above
+is_alone() {
+    local at line mine field
+    read -r line <"/proc/$$/stat"
+    read -r -a mine <<<"${line##*) }"
+    for at in /proc/[0-9]*/stat; do
+        read -r line 2>/dev/null <"$at" || continue # it has ended
+        read -r -a field <<<"${line##*) }"
+        [[ ${field[2]:-} != "${mine[2]}" || ${field[0]} == Z || ${line%% *} == @($$|"${mine[2]}") ]] || return 1
+    done
+}
+
 # git's own lock files outlive a git that was killed. No run of ours is alive, for we hold the lock.
 clear_stale_locks() {
     local lock
@@ -639,16 +671,25 @@ settle_unfinished() {
     read -r from to tried <"$unfinished"
     [[ $from != "$to" && ($head == "$from" || ! $head) ]] || return 0
     [[ ! $dry_run ]] || finish unchanged "would first put right the move to ${to:0:10}, which a run began"
-    put_back "$from" "$to"
+    put_back "$from" "$to" ||
+        finish failed "a run died as it moved the tree to ${to:0:10}, and that could not be undone; the next run tries again"
     note "$from $from $tried"
 }
 
 # Undo a move from one commit to another that stopped half way. A file that it can have written holds the beginning
 # of what upstream has, and goes; one that holds anything else is a person's later work, and is put beside.
+# False: it was cut short itself, or the disk is full, and it is to be done again.
 put_back() {
-    local from=$1 to=$2 path aside gone=()
-    git read-tree -i -m "$to" "$from" 2>/dev/null # the index, if the dead run came to write it
-    while IFS= read -r -d '' path; do
+    local from=$1 to=$2 path aside changes i gone=()
+    # The index, if the dead run came to write it; else git may refuse. But one that was killed has not refused.
+    git read-tree -i -m "$to" "$from" 2>/dev/null || (($? <= 128)) || return
+    mapfile -d '' -t changes < <(
+        git diff --name-status -z --no-renames --ignore-submodules=all "$from" "$to"
+        printf '%s\0' "$?"
+    )
+    [[ ${changes[-1]} == 0 ]] || return
+    for ((i = 0; i + 1 < ${#changes[@]}; i += 2)); do
+        path=${changes[i + 1]}
         if is_behind_link "$path"; then
             continue # not the tree's
         elif [[ ! -L $path && (-d $path || ! -e $path) ]]; then
@@ -663,10 +704,10 @@ put_back() {
             mv -- "$path" "$aside" || continue
             kept+="; '$path' was changed since a run died here, and is kept as '$aside'"
         fi
-        gone+=("$path")
-    done < <(git diff --name-only -z --no-renames --ignore-submodules=all "$from" "$to")
+        [[ ${changes[i]} == A ]] || gone+=("$path")
+    done
     # Twice, if need be: a disk that is full to the last page may say so once more than it is.
-    ((${#gone[@]} == 0)) || restore || restore --force
+    ((${#gone[@]} == 0)) || restore || restore --force || is_restored
 }
 
 is_behind_link() {
@@ -679,6 +720,13 @@ is_behind_link() {
 }
 
 restore() { printf '%s\0' "${gone[@]}" | git checkout-index --quiet "$@" -z --stdin; }
+
+# Or does the index lack what could not be restored? Then a person has come and staged its deletion.
+is_restored() {
+    for path in "${gone[@]}"; do
+        is_like "$path" "$from" || ! git ls-files --error-unmatch -- ":(top,literal)$path" &>/dev/null || return
+    done
+}
 
 # What a file or a link holds, and how it compares with the file of that name in a commit.
 shown() { if [[ -L $1 ]]; then readlink --no-newline -- "$1"; else cat -- "$1"; fi; }
@@ -693,7 +741,8 @@ move_to() {
     [[ $from ]] || from=$(git hash-object -t tree /dev/null)
     note "$from $to $tried"
     in_the_way=()
-    if says=$(exec "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-); then
+    if says=$(exec "${mortal[@]}" "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-) ||
+        has_arrived "$to"; then
         head=$to head_branch=$branch moved=yes
         return 0
     fi
@@ -712,6 +761,10 @@ move_to() {
     fi
     return 1
 }
+
+# git moves HEAD last. One that was killed after that has failed at nothing.
+has_arrived() { [[ $(git rev-parse --verify --quiet --symbolic-full-name HEAD) == "refs/heads/$branch" &&
+    $(git rev-parse --verify --quiet HEAD) == "$1" ]]; }
 
 # Is a person in the middle of a merge, a rebase or the like?
 is_in_the_midst() {
@@ -816,7 +869,7 @@ in_checkout() {
         unset "${ours[@]}"
         export GITOPS_REPOSITORY=${repository:-$name} GITOPS_REF=refs/heads/$branch
         export GITOPS_BEFORE=$before GITOPS_AFTER=$head
-        exec "$@"
+        exec "${mortal[@]}" "$@"
     ) 9<&-
 }
 
@@ -922,6 +975,7 @@ tidy() {
 # ------------------------------------------------------------------------------------------------------- the run
 
 main() {
+    trap end_at_term TERM
     take_lock
     finish_interrupted_swap
     [[ -e .git ]] || clone

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import bench_sync
+from forge import served
 from harness import SECRET, SOURCE, WEBHOOK, Daemon, headers, push
 from scratch import GIT_ENV, Upstream, git
 
@@ -179,11 +180,27 @@ def median_ms(seconds: list[float]) -> float:
 
 def bench_push_to_checkout(folder: Path, rounds: int) -> None:
     """From the POST to the moment at which the branch of the checkout names the pushed commit."""
-    folder = folder / "push"
+    print(f"\nFrom the push to the checkout, one small commit; medians of {rounds}")
+    with served(folder / "http" / "forge") as url:
+        for where, name in (("http", "the upstream over HTTP, on loopback"), ("path", "on the same disk")):
+            bare, ours = measure_push_to_checkout(folder / where, rounds, url if where == "http" else "")
+            print(name)
+            print(f"{'  git fetch && git reset --keep by hand':44}{median_ms(bare):8.1f} ms")
+            print(f"{'  POST to gitops-hook until HEAD is there':44}{median_ms(ours):8.1f} ms")
+            print(
+                f"{'  times as long':44}{median_ms(ours) / median_ms(bare):8.2f}" + ", 1.5 aimed at" * (where == "http")
+            )
+
+
+def measure_push_to_checkout(folder: Path, rounds: int, url: str) -> tuple[list[float], list[float]]:
+    """The seconds of each round, by hand and by the daemon."""
     upstream = Upstream(folder / "forge")
     (folder / "root").mkdir()
     checkout = upstream.checkout(folder / "root")
     by_hand = upstream.checkout(folder / "hand")
+    if url:
+        for path in (checkout, by_hand):
+            git("remote", "set-url", "origin", f"{url}/acme/site.git", cwd=path)
     ours, bare = [], []
     with Daemon(folder) as daemon:
         daemon.wait_for(r"run \w+ .*trigger=sweep")
@@ -205,10 +222,7 @@ def bench_push_to_checkout(folder: Path, rounds: int) -> None:
             bare.append(time.perf_counter() - began)
             assert git("rev-parse", "HEAD", cwd=by_hand) == after
         daemon.stop()
-    print(f"\nFrom the push to the checkout, one small commit, a local upstream; medians of {rounds}")
-    print(f"{'git fetch && git reset --keep by hand':44}{median_ms(bare):8.1f} ms")
-    print(f"{'POST to gitops-hook until HEAD is there':44}{median_ms(ours):8.1f} ms")
-    print(f"{'times as long':44}{median_ms(ours) / median_ms(bare):8.2f}, 1.5 aimed at")
+    return bare, ours
 
 
 def checkout_stand_in(root: Path, repository: str) -> None:

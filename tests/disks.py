@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import pytest
 
 
 @contextmanager
@@ -19,7 +18,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"NOT TESTED, a small disk cannot be mounted: {mounted.stderr.strip()}")
+        raise unittest.SkipTest(f"NOT TESTED, a small disk cannot be mounted: {mounted.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -9,13 +9,16 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +87,45 @@ def processes_of(root: Path) -> list[int]:
     return found
 
 
+def until(condition: Callable[[], object], what: str = "", timeout: float = 20) -> None:
+    """Wait for what nobody announces, `timeout` seconds at most."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, what or "it never came"
+        time.sleep(0.003)
+
+
+def burst(
+    port: int, pushes: list[Any], connections: int = 16, guids: Sequence[str | None] | None = None
+) -> Counter[int]:
+    """Deliver pushes as fast as they can be sent, without waiting for answers; how often there was which status."""
+    guids = guids or [None] * len(pushes)
+    connections = min(connections, len(pushes))
+    with ExitStack() as stack:
+        forge = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(connections)]
+        for number, channel in enumerate(forge):
+            requests = []
+            for payload, guid in zip(pushes[number::connections], guids[number::connections]):
+                body = json.dumps(payload).encode()
+                requests.append(raw_delivery(body, headers(body, guid=guid)))
+            requests[-1] = requests[-1].replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+            channel.sendall(b"".join(requests))
+        answers = b"".join(channel.makefile("rb").read() for channel in forge)
+    return Counter(map(int, re.findall(rb"HTTP/1\.1 (\d+) ", answers)))
+
+
+def raw_delivery(body: bytes, fields: dict[str, str], length: int | None = None) -> bytes:
+    """The bytes of a delivery as they go over the wire; `length` is what is announced, if not the truth."""
+    fields = {"Host": "forge", "Content-Length": str(len(body) if length is None else length), **fields}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {WEBHOOK} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
 class Daemon:
     """``gitops-hook serve`` on a free port, its log lines gathered, its journal open to look into.
 
-    Settings that are not given here come from the folders: ``root`` and ``state`` below `folder`.
+    Settings that are not given here come from the folders: ``root`` and ``state`` below `folder`. `launcher` stands in
+    front of the program instead of this Python.
     """
 
     def __init__(
@@ -96,12 +134,13 @@ class Daemon:
         *,
         program: list[str] | None = None,
         keep_open: list[int] | None = None,
+        launcher: list[str] | None = None,
         **settings: str,
     ) -> None:
         self.root = folder / "root"
         self.state = folder / "state"
         self.root.mkdir(parents=True, exist_ok=True)
-        self._command = [sys.executable, *(program or ["-m", "gitops_hook"]), "serve"]
+        self._command = [*(launcher or [sys.executable]), *(program or ["-m", "gitops_hook"]), "serve"]
         self._env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -172,21 +211,27 @@ class Daemon:
         return "\n".join(self.lines)
 
     def request(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, patience: float = 30
     ) -> tuple[int, dict[str, Any]]:
         """One request on a connection of its own; the status, and the JSON of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience)
         with closing(connection):
             connection.request(method, path, body or None, headers or {})
             response = connection.getresponse()
             return response.status, json.loads(response.read())
 
     def deliver(
-        self, payload: Any, event: str = "push", *, guid: str | None = None, secret: str = SECRET
+        self,
+        payload: Any,
+        event: str = "push",
+        *,
+        guid: str | None = None,
+        secret: str = SECRET,
+        patience: float = 30,
     ) -> tuple[int, dict[str, Any]]:
         """Deliver a payload as GitHub does."""
         body = json.dumps(payload).encode()
-        return self.request("POST", WEBHOOK, body, headers(body, event, guid=guid, secret=secret))
+        return self.request("POST", WEBHOOK, body, headers(body, event, guid=guid, secret=secret), patience)
 
     def query(self, sql: str, *values: object) -> list[Any]:
         """Look into the journal."""

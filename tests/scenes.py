@@ -62,7 +62,7 @@ class Scene:
         self.daemon.deliver(push(name, after, before=before, pusher={"name": person.split()[0].lower()}), guid=guid)
         if not wait:
             return 0
-        run = int(self.daemon.wait_for(rf"run \S+ .*run=(\d+) .*delivery={guid}")[1])
+        run = int(self.daemon.wait_for(rf"run (?!started)\S+ .*run=(\d+) .*delivery={guid}")[1])
         while self.daemon.query("SELECT 1 FROM runs WHERE id = ? AND before <> after AND brought IS NULL", run):
             time.sleep(0.005)  # what it brought is noted after its end
         return run

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from harness import until
 
 from gitops_hook import dispatcher as module
-from gitops_hook import runner
+from gitops_hook import journal, runner
 from gitops_hook.config import load
 from gitops_hook.dispatcher import Dispatcher, Places, Wake, _Worker
 from gitops_hook.journal import Claim, Delivery, Journal, Run
@@ -34,14 +36,6 @@ THREE_AT_ONCE = TWO_AT_ONCE.replace(">= 2", ">= 3")
 IDLE, FIRST_WAIT = module._IDLE, module._FIRST_WAIT
 #: Reports the outcome that its repository is called by.
 REPORTS = 'echo "outcome=$1" >"$GITOPS_RESULT"; echo after=abc >>"$GITOPS_RESULT"; sleep 0.1'
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    """Wait for what nobody announces."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what or "it never came"
-        time.sleep(0.003)
 
 
 class Stage:
@@ -233,6 +227,13 @@ class TestStep:
         assert stage.dispatcher(f"exit {status}").step("acme/site", "push") is settled
         assert stage.journal.owed() == ([] if settled else ["acme/site"])
 
+    @pytest.mark.parametrize("signal", ["KILL", "TERM", "INT"])
+    def test_a_script_that_was_killed_owes_still(self, stage: Stage, signal: str):
+        stage.record()
+        assert stage.dispatcher(f"kill -{signal} $$").step("acme/site", "push") is False
+        assert [run.outcome for run in stage.runs()] == ["interrupted"]
+        assert stage.journal.owed() == ["acme/site"]
+
     def test_what_cannot_start_is_owed_and_says_why(self, stage: Stage):
         stage.record()
         stage.journal.log_path(1).mkdir()
@@ -332,10 +333,9 @@ class TestStep:
         assert dispatcher.step("acme/site", "sweep") is True
         assert stage.runs() == []
 
-    def test_a_journal_that_cannot_be_written_settles_nothing(self, stage: Stage):
+    def test_a_journal_that_cannot_be_read_says_nothing_of_restarts(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 0")
         stage.journal.close()
-        assert dispatcher.step("acme/site", "sweep") is False
         (stage.journal.log_path(1).parents[1] / "journal.db").write_bytes(b"noise" * 1000)
         assert dispatcher._restarts_us("acme/site") is False
 
@@ -491,13 +491,23 @@ class TestRetry:
         until(lambda: not stage.journal.owed())
         assert stage.runs()[-1].outcome == "updated"
 
+    def test_what_a_journal_that_fails_holds_up_runs_once_it_heals(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
+        monkeypatch.setattr(module, "_JOURNAL_WAIT", 0.01)
+        monkeypatch.setattr(journal, "_BUSY_MS", 20)
+        stage.journal.close()
+        stage.journal = Journal(stage.folder / "state")
+        dispatcher = stage.dispatcher("exit 0")
+        stage.record()
+        with closing(sqlite3.connect(stage.folder / "state/journal.db", isolation_level=None)) as neighbour:
+            neighbour.execute("BEGIN IMMEDIATE")
+            dispatcher.wake("acme/site")
+            until(lambda: stage.journal.fault)
+        assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
+
     def test_a_journal_that_fails_while_a_run_ends_has_it_once_it_heals(
         self, tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
     ):
-        import sqlite3
-
-        from gitops_hook import journal
-
         stage.journal.close()
         monkeypatch.setattr(journal, "_BUSY_MS", 20)
         stage.journal = Journal(tmp_path / "state")

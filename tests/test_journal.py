@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import random
-import shutil
-import signal
 import sqlite3
 import stat
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -618,6 +615,14 @@ class TestDamage:
         kept = {path.read_text() for path in tmp_path.glob("journal.db.damaged-*")}
         assert kept == {"noise 0", "noise 1", "noise 2"}
 
+    def test_logs_without_a_journal_are_set_aside_however_often_in_a_second(self, tmp_path: Path):
+        for number in range(3):
+            with closing(Journal(tmp_path)) as journal:
+                journal.log_path(7).write_text(f"log {number}")
+            (tmp_path / "journal.db").unlink()
+        Journal(tmp_path).close()
+        assert {path.read_text() for path in tmp_path.glob("runs.damaged-*/7.log")} == {"log 0", "log 1", "log 2"}
+
     def test_an_empty_file_alone_is_a_beginning_and_no_damage(self, tmp_path: Path):
         (tmp_path / "journal.db").touch()
         Journal(tmp_path).close()
@@ -818,51 +823,3 @@ class TestClosing:
             for thread in threads:
                 thread.join(10)
             assert not any(thread.is_alive() for thread in threads)
-
-
-WRITER = """
-import sys, itertools, pathlib, threading, time
-from gitops_hook.journal import Delivery, Journal
-journal = Journal(pathlib.Path(sys.argv[1]))
-def write(name):
-    for number in itertools.count():
-        guid = f"{name}-{number}"
-        journal.record(Delivery(guid, "push", time.time(), f"acme/{name}", "refs/heads/main"))
-        print(guid, flush=True)
-        if number % 10 == 9:
-            journal.finish(journal.start(f"acme/{name}", "push").run._replace(outcome="updated"), settled=True)
-for name in range(4):
-    threading.Thread(target=write, args=(name,)).start()
-"""
-
-
-def test_after_a_power_cut_at_any_moment_everything_promised_is_there(tmp_path: Path):
-    """A stopped process's folder, less the shared memory that a power cut takes, is what such a cut leaves."""
-    live = tmp_path / "live"
-    live.mkdir()
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, live], stdout=subprocess.PIPE, env={"PYTHONPATH": os.fspath(SOURCE)}
-    )
-    assert writer.stdout
-    promised = b""
-    try:
-        for moment in range(8):
-            while promised.count(b"\n") < 150 * (moment + 1):
-                promised += os.read(writer.stdout.fileno(), 1 << 16)
-            writer.send_signal(signal.SIGSTOP)
-            os.waitpid(writer.pid, os.WUNTRACED)
-            os.set_blocking(writer.stdout.fileno(), False)
-            promised += writer.stdout.read() or b""
-            os.set_blocking(writer.stdout.fileno(), True)
-            copy = tmp_path / f"copy {moment}"
-            shutil.copytree(live, copy, ignore=shutil.ignore_patterns("*-shm"))
-            writer.send_signal(signal.SIGCONT)
-            with closing(Journal(copy)) as journal:
-                journal.interrupt()
-            held = {guid for (guid,) in query(copy, "SELECT guid FROM deliveries")}
-            assert {guid.decode() for guid in promised.split(b"\n")[:-1]} <= held
-            assert set_aside(copy) == []
-    finally:
-        writer.kill()
-        writer.wait()
-        writer.stdout.close()

@@ -67,7 +67,8 @@ class TestWhatThereIsToTell:
             ([("paused", 5)], ("dirty", 9), None),
             ([("dirty", 9), ("paused", 7), ("updated", 5)], ("dirty", 9), "well"),
             ([], None, None),
-            ([("interrupted", 5)], None, "failing"),  # by nobody of ours
+            ([("interrupted", 5)], None, None),  # killed by somebody, and done again
+            ([("interrupted", PATIENCE), ("interrupted", 0)], None, "failing"),
         ],
     )
     def test_it_is_told_once(self, ends: list[tuple[str, float]], known: tuple[str, float] | None, kind: str | None):

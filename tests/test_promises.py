@@ -1,41 +1,16 @@
-"""What the daemon promises under a burst and under kill -9, shown with real processes."""
+"""What the daemon promises under a burst, under kill -9 and at a power cut, shown with real processes."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import re
-import socket
-import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from http.client import HTTPException
-from typing import Any
+import sys
+from functools import partial
 
-from harness import WEBHOOK, headers, processes_of, push
-from scratch import Upstream, git
-
-#: How often the daemon is killed. Continuous integration asks for more than a person who waits for his tests.
-ROUNDS = int(os.environ.get("KILL_ROUNDS", "8"))
-
-
-def burst(port: int, pushes: list[Any], connections: int = 16) -> Counter[int]:
-    """Deliver pushes as fast as they can be sent, without waiting for answers; how often there was which status."""
-    with ExitStack() as stack:
-        forge = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(connections)]
-        for number, channel in enumerate(forge):
-            requests = []
-            for payload in pushes[number::connections]:
-                body = json.dumps(payload).encode()
-                fields = {"Host": "forge", "Content-Length": len(body), **headers(body)}
-                head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-                requests.append(f"POST {WEBHOOK} HTTP/1.1\r\n{head}".encode() + b"\r\n" + body)
-            requests[-1] = requests[-1].replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-            channel.sendall(b"".join(requests))
-        answers = b"".join(channel.makefile("rb").read() for channel in forge)
-    return Counter(map(int, re.findall(rb"HTTP/1\.1 (\d+) ", answers)))
+import pytest
+from harness import burst, push
+from torture.account import Account
+from torture.kills import kill_at_random_moments
+from torture.power import cut_the_power
 
 
 def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, start_daemon, script):
@@ -76,45 +51,10 @@ def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, s
         assert (daemon.root / repository / "live").read_text() == newest[0][0] + "\n"
 
 
-def test_whatever_was_answered_202_is_served_however_often_the_daemon_is_killed(tmp_path, start_daemon):
+@pytest.mark.parametrize("ordeal", [partial(kill_at_random_moments, rounds=8), partial(cut_the_power, rounds=5)])
+def test_nothing_is_lost_at_random_moments(tmp_path, ordeal):
+    """A little of `make torture`."""
     seed = random.randrange(1 << 32)
-    print(f"seed {seed}")  # shown by pytest when this fails
-    moments = random.Random(seed)
-    upstream = Upstream(tmp_path / "forge")
-    daemon = start_daemon()
-    checkout = upstream.checkout(daemon.root, deploy='echo "$GITOPS_DELIVERY" >> ../deployed; sleep 0.02')
-    acknowledged: list[str] = []
-
-    def deliver(guid: str, after: str) -> None:
-        try:
-            status, _ = daemon.deliver(push("acme/site", after), guid=guid)
-        except (OSError, HTTPException, ValueError):
-            return  # killed before it could answer
-        assert status == 202
-        acknowledged.append(guid)
-
-    for number in range(ROUNDS):
-        after = upstream.commit({"number": str(number)})
-        with ThreadPoolExecutor(4) as forge:
-            for part in range(4):
-                forge.submit(deliver, f"{number}-{part}", after)
-            time.sleep(moments.uniform(0, 0.15))  # not a wait for anything: the moment of the kill is the test
-            daemon.kill()
-        deadline = time.monotonic() + 30
-        while processes_of(daemon.root):
-            assert time.monotonic() < deadline, "a run outlived its daemon"
-        daemon.start()
-
-    while daemon.query("SELECT count(*) FROM deliveries WHERE owed") != [(0,)]:
-        daemon.wait_for(r"run \w+ ")
-    assert daemon.stop() == 0
-    assert len(acknowledged) >= ROUNDS / 2, "hardly anything was answered before the kill: the test shows nothing"
-    served = daemon.query(
-        "SELECT guid FROM deliveries JOIN runs ON runs.id = run"
-        " WHERE outcome IN ('updated', 'unchanged') AND started >= received"
-    )
-    assert set(acknowledged) <= {guid for (guid,) in served}
-    assert daemon.query("SELECT count(*) FROM runs WHERE outcome IS NULL") == [(0,)]
-    assert git("rev-parse", "HEAD", cwd=checkout) == git("rev-parse", "refs/gitops/deployed", cwd=checkout) == after
-    assert not processes_of(daemon.root)
-    assert not re.search("fault of our own|DAMAGED", daemon.log)
+    account = Account(sys.stdout)
+    ordeal(tmp_path, account, seed=seed)
+    assert not [str(line) for line in account.failed if line.tried], f"seed {seed}"

@@ -211,6 +211,21 @@ class TestEnds:
         assert (result.outcome, result.exit) == ("timed-out", -signal.SIGKILL)
         assert fifo() == b""
 
+    @pytest.mark.parametrize("who", ["$$", "$PPID"], ids=["the script", "timeout"])
+    def test_a_run_that_was_killed_leaves_nothing_of_its_group(self, bench: Bench, fifo: Callable[[], bytes], who: str):
+        result = bench.run(f"exec 9>$0.fifo; (trap '' TERM; sleep 3; echo late >&9) & kill -KILL {who}; sleep 60")
+        assert (result.outcome, result.exit) == ("interrupted", -signal.SIGKILL)
+        assert fifo() == b""
+
+    def test_past_its_limit_nothing_of_a_group_is_left_that_ignores_term(self, bench: Bench, fifo: Callable[[], bytes]):
+        result = bench.run("exec 9>$0.fifo; (trap '' TERM; sleep 5; echo late >&9) & sleep 60", limit=1)
+        assert (result.outcome, result.exit) == ("timed-out", 124)
+        assert fifo() == b""
+
+    def test_what_left_the_group_of_a_run_that_was_killed_lives_on(self, bench: Bench):
+        bench.run("setsid sleep 60 & echo $! >$0.pid; until [ -s $0.pid ]; do :; done; sleep 0.2; kill -KILL $$")
+        os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
+
     def test_a_daemon_killed_outright_leaves_no_orphan(self, bench: Bench, fifo: Callable[[], bytes]):
         bench.write("exec 9>$0.fifo; touch $0.started; (sleep 60 & sleep 60) & sleep 60")
         code = (

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from wsgiref.validate import validator
 
 import pytest
-from harness import SOURCE
+from harness import SOURCE, until
 
 from gitops_hook.server import Limits, Server
 
@@ -354,20 +354,41 @@ def test_a_body_that_was_read_ahead_is_no_request_either() -> None:
 
 
 def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
-    with Serving(bodies=1000) as serving:
+    with Serving(bodies=1000, spared=0) as serving:
         first, second = serving.connect(), serving.connect()
         first.send(request("/halves", bytes(800), length=1000))
-        assert serving.desk.arrived.acquire(timeout=PATIENCE)  # 500 bytes at least are in
-        serving.desk.go.set()
+        assert serving.desk.arrived.acquire(timeout=PATIENCE)  # 500 bytes at least are in, and it is our turn
         answer = second.send(request("/echo", bytes(700))).answer()
         assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
         assert second.is_closed()
+        serving.desk.go.set()
         assert first.send(bytes(200)).answer().status == 200
         assert serving.connect().send(request("/echo", bytes(1000))).answer().status == 200
 
 
+def test_who_holds_memory_and_keeps_us_waiting_gives_way() -> None:
+    with Serving(bodies=1000, spared=0) as serving:
+        slow = serving.connect().send(request("/echo", bytes(800), length=1000))
+        until(
+            lambda: (
+                [(peer.held, peer.waiting) for peer in serving.server._connections.values() if peer] == [(800, True)]
+            )
+        )
+        assert serving.connect().send(request("/echo", bytes(900))).answer().status == 200
+        assert slow.is_closed()
+
+
+def test_a_usual_body_is_let_in_whoever_holds_the_memory() -> None:
+    with Serving(bodies=1000, spared=100) as serving:
+        holder = serving.connect().send(request("/halves", bytes(1100), length=1100))
+        assert serving.desk.arrived.acquire(timeout=PATIENCE)
+        assert serving.connect().send(request("/echo", bytes(100))).answer().status == 200
+        serving.desk.go.set()
+        assert holder.answer().status == 200
+
+
 def test_who_announces_much_and_sends_nothing_keeps_no_memory_from_others() -> None:
-    with Serving(bodies=1000) as serving:
+    with Serving(bodies=1000, spared=0) as serving:
         for _ in range(4):
             peer = serving.connect().send(request("/echo", b"", EXPECT, length=1000))
             assert peer.line() == b"HTTP/1.1 100 Continue\r\n"
@@ -375,7 +396,7 @@ def test_who_announces_much_and_sends_nothing_keeps_no_memory_from_others() -> N
 
 
 def test_the_memory_of_a_peer_that_went_away_is_given_back() -> None:
-    with Serving(bodies=1000) as serving:
+    with Serving(bodies=1000, spared=0) as serving:
         for _ in range(3):
             peer = serving.connect().send(request("/echo", bytes(900), length=1000))
             peer.channel.shutdown(socket.SHUT_WR)

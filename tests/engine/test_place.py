@@ -194,7 +194,7 @@ def test_a_read_only_file_system(site: Site, small_disk: Callable[[int], Path]) 
 def test_a_result_file_that_cannot_be_written_is_no_success(synced: Site) -> None:
     environment = {**synced.environment, "GITOPS_RESULT": "/nonexistent/result"}
     done = subprocess.run(synced.command(), env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "unchanged" in done.stdout
+    assert done.returncode == 1 and "unchanged" in done.stdout
 
 
 def test_hooks_in_the_tree_do_not_run(synced: Site) -> None:
@@ -208,3 +208,16 @@ def test_hooks_in_the_tree_do_not_run(synced: Site) -> None:
     synced.run()
     synced.upstream.commit({"page": "1\n"})
     assert synced.run().outcome == "updated" and not (synced.folder / "ran").exists()
+
+
+@needs_root
+@pytest.mark.parametrize(("paused", "status"), [("true", 1), ("false", 0)])
+def test_an_outcome_that_cannot_be_told_is_not_taken_for_a_better_one(
+    synced: Site, small_disk: Callable[[int], Path], paused: str, status: int
+) -> None:
+    synced.set("paused", paused)
+    synced.upstream.commit({"page": "1\n"})
+    disk = small_disk(64)
+    (disk / "ballast").write_bytes(bytes(64 << 10))
+    done = subprocess.run(synced.command(), env={**synced.environment, "GITOPS_RESULT": str(disk / "result")})
+    assert done.returncode == status

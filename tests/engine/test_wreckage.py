@@ -261,20 +261,6 @@ def test_a_second_run_waits_and_is_told_to_come_again(synced: Site) -> None:
     assert first.wait() == 0
 
 
-def test_a_run_killed_alone_leaves_no_lock(synced: Site) -> None:
-    marker = synced.folder / "deploying"
-    os.mkfifo(marker)
-    synced.set("deploy", f"echo >{marker}; exec sleep 60")
-    synced.upstream.commit({"page": "1\n"})
-    first = synced.start()
-    marker.read_text()
-    first.kill()
-    first.wait()
-    synced.set("deploy", "true")
-    assert synced.run().outcome == "updated" and synced.is_at_upstream()
-    os.killpg(first.pid, signal.SIGKILL)
-
-
 def broken_repository_is_kept(site: Site, run: Run) -> None:
     kept = list((site.path / ".git").glob("broken-*"))
     assert len(kept) == 1 and str(kept[0]) in run.message, "the old repository is kept, and named"
@@ -531,3 +517,97 @@ def test_a_clone_killed_before_its_tree_is_whole(site: Site) -> None:
     site.git("init", "--quiet")
     site.git("remote", "add", "origin", site.upstream.bare)
     assert site.run().outcome == "updated" and site.is_at_upstream() and not site.status()
+
+
+def tool(site: Site, body: str) -> str:
+    """A git first on PATH that does `body`, or else what git does; the PATH."""
+    tools = site.folder / "tools"
+    tools.mkdir()
+    (tools / "git").write_text(f'#!/bin/bash\nreal={shutil.which("git")}\n{body}\nexec "$real" "$@"\n')
+    (tools / "git").chmod(0o755)
+    return f"{tools}:{os.environ['PATH']}"
+
+
+def test_a_git_that_was_killed_once_it_had_moved_everything_has_moved_it(synced: Site) -> None:
+    synced.upstream.commit({"page": "1\n", "README": "2\n"})
+    path = tool(synced, 'for word; do [[ $word == switch ]] && { "$real" "$@"; kill -KILL $$; }; done')
+    assert synced.run(PATH=path).outcome == "updated"
+    assert synced.is_at_upstream() and not synced.status()
+
+
+def fifo_of(site: Site) -> Path:
+    """A FIFO, for whoever opens it: to read from it waits until that has gone."""
+    os.mkfifo(site.folder / "alive")
+    return site.folder / "alive"
+
+
+def test_a_script_that_was_killed_takes_a_git_that_moves_the_tree_with_it(synced: Site) -> None:
+    alive = fifo_of(synced)
+    synced.upstream.commit({"page": "1\n"})
+    path = tool(
+        synced,
+        f"for word; do [[ $word == switch ]] && {{ exec 7>{alive}; echo >&7; sleep 3; echo late >&7; exit; }}; done",
+    )
+    run = synced.start(PATH=path)
+    with alive.open("rb") as life:
+        assert life.readline() == b"\n"
+        run.kill()
+        assert life.read() == b""
+    run.wait()
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+
+
+def test_a_script_that_was_killed_takes_its_deploy_with_it(synced: Site) -> None:
+    alive = fifo_of(synced)
+    os.mkfifo(f"{alive}.never")
+    synced.set("deploy", f"exec 7>{alive}; echo >&7; read -r -t 3 <>{alive}.never; echo late >&7")
+    tip = synced.upstream.commit()
+    run = synced.start()
+    with alive.open("rb") as life:
+        assert life.readline() == b"\n"
+        run.kill()
+        assert life.read() == b""
+    run.wait()
+    synced.set("deploy", 'echo "$GITOPS_AFTER" >>"$TRACE"')
+    assert synced.run().outcome == "updated"
+    assert (synced.folder / "trace").read_text().splitlines() == [tip]
+
+
+@pytest.mark.parametrize("deploy", ["trap '' TERM; {}", "(trap '' TERM; {}) & wait", "(trap '' TERM; {}); true"])
+def test_a_deploy_that_ignores_term_keeps_the_lock_while_it_lives(synced: Site, deploy: str) -> None:
+    alive, go = fifo_of(synced), synced.folder / "go"
+    os.mkfifo(go)
+    synced.set("deploy", deploy.format(f"exec 7>{alive}; echo >&7; read -r _ <{go}; read -r _ <{go}"))
+    synced.upstream.commit()
+    run = synced.start()
+    with alive.open("rb") as life:
+        assert life.readline() == b"\n"
+        os.killpg(run.pid, signal.SIGTERM)
+        go.write_text("it has had its TERM\n")
+        assert synced.run().outcome == "unreachable", "the lock is held"
+        assert run.poll() is None
+        go.write_text("go\n")
+        assert life.read() == b""
+    assert run.wait(20) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("victim", "fate"),
+    [("read-tree", "kill -KILL $$"), ("diff", "kill -KILL $$"), ("checkout-index", "kill -KILL $$"),
+     ("checkout-index", "exit 1")],
+)  # fmt: skip
+def test_what_a_killed_run_began_is_undone_though_that_is_cut_short_too(synced: Site, victim: str, fate: str) -> None:
+    synced.upstream.commit({"a": "1\n", "README": "2\n"})
+    path = tool(
+        synced,
+        "for word; do\n"
+        '  [[ $VICTIM || $word != switch ]] || { "$real" read-tree -m -u HEAD origin/main; kill -KILL 0; }\n'
+        f'  [[ $word != "$VICTIM" ]] || {fate}\n'
+        "done",
+    )
+    synced.start(PATH=path, VICTIM="").wait()
+    assert synced.status(), "the tree and the index have moved, and HEAD has not"
+    synced.upstream.commit({"b": "1\n", "README": "3\n"})
+    assert synced.run(PATH=path, VICTIM=victim).outcome == "failed"
+    assert synced.run().outcome == "updated"
+    assert synced.is_at_upstream() and not synced.status()

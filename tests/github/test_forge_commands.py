@@ -150,10 +150,13 @@ def test_a_long_wait_for_the_limit_is_told(monkeypatch, capfd):
 def test_interrupted_and_called_again_it_goes_on(forge, daemon, at_forge, hook, url):
     names = [f"acme/{letter}" for letter in "abcd"]
     forge.add(*names)
+    forge.faults.append(Fault("POST /repos/acme/b/hooks$", 201, manner="hang"))
     command = [sys.executable, "-m", "gitops_hook", "register", *names, "--url", url]
     with subprocess.Popen(command, env=at_forge, stdout=subprocess.PIPE, text=True) as typed:
         assert typed.stdout
         assert typed.stdout.readline().startswith("acme/a: created")
+        while not any(asked.path == "/repos/acme/b/hooks" for asked in forge.writes()):
+            time.sleep(0.01)
         typed.send_signal(signal.SIGINT)
         assert typed.wait(30) == 130
     done = hook("register", *names)

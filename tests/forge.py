@@ -1,0 +1,75 @@
+"""A forge's side over HTTP: repositories served by git's own http-backend(1), on loopback, without TLS.
+
+The benchmarks fetch from it, for that is how checkouts reach their forge; a path on the same disk is no distance at all.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from scratch import GIT_ENV
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request, handed to a CGI program (RFC 3875)."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder = folder
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        length = int(self.headers.get("Content-Length", 0))
+        done = subprocess.run(
+            ["git", "http-backend"],
+            env={
+                **GIT_ENV,
+                "GIT_PROJECT_ROOT": str(self.folder),
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "PATH_INFO": path,
+                "QUERY_STRING": query,
+                "REQUEST_METHOD": self.command,
+                "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+                "CONTENT_LENGTH": str(length),
+                "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
+                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
+            },
+            input=self.rfile.read(length),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        self.send_response(int(fields.pop("Status", "200").split()[0]))
+        for name, value in {**fields, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *words: object) -> None:
+        """Nothing: the figures are what is printed."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The URL at which the bare repositories below `folder` are served while this lasts."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, folder))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

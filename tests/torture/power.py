@@ -1,0 +1,172 @@
+"""A disk that forgets or refuses, and a clock that jumps: the daemon with faulty.c before its C library."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import threading
+import unittest
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from torture.account import Account
+from torture.host import Host
+
+_PAGE = 4096
+
+
+class Faulty:
+    """A host's settings under which its daemon meets faults, and the switch for them."""
+
+    def __init__(self, folder: Path) -> None:
+        library = folder / "faulty.so"
+        source = Path(__file__).with_name("faulty.c")
+        if not shutil.which("gcc"):
+            raise unittest.SkipTest("there is no gcc here to make faulty.c")
+        subprocess.run(
+            ["gcc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source, "-ldl", "-pthread"],
+            check=True,
+        )
+        self.synced = folder / "synced"
+        self.synced.mkdir()
+        control = folder / "fault"
+        control.write_bytes(struct.pack("iiii", 0, 0, 0, 0))
+        with control.open("r+b") as file:
+            self._control = mmap.mmap(file.fileno(), 0)
+        self.settings = {
+            "LD_PRELOAD": str(library),
+            "TORTURE_FAULT": str(control),
+            "TORTURE_FOLDER": f"{folder}/state/",
+            "TORTURE_SYNCED": str(self.synced),
+        }
+
+    def set(self, *, writes: int = 0, syncs: int = 0, error: int = 0, hours: int = 0) -> None:
+        """From now on so many of a thousand writes and syncs fail with this error, and the clock is so far ahead."""
+        self._control[:] = struct.pack("iiii", writes, syncs, error, hours)
+
+
+@contextmanager
+def _load(host: Host) -> Iterator[None]:
+    """Deliveries from four sides, one after another, while this lasts."""
+    over = threading.Event()
+
+    def keep_on(repository: str) -> None:
+        while not over.is_set():
+            host.deliver(repository)
+
+    threads = [threading.Thread(target=keep_on, args=(repository,)) for repository in host.repositories]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def cut_the_power(folder: Path, account: Account, rounds: int, seed: int) -> None:
+    """Copy the state folder amid the load, as it is, and as it may be where what was not synced was written or not."""
+    moments = random.Random(seed)
+    whole = account.fault("power cut: the state folder copied at a random moment")
+    torn = account.fault("power cut: of what was not synced, any page may be missing")
+    faulty = Faulty(folder)
+    with Host(folder, account, settings=faulty.settings) as host:
+        with _load(host):
+            for number in range(rounds):
+                threading.Event().wait(moments.uniform(0, 0.1))
+                promised = set(host.acknowledged)
+                live, synced = folder / f"live {number}", folder / f"synced {number}"
+                host.daemon.process.send_signal(signal.SIGSTOP)
+                os.waitpid(host.daemon.process.pid, os.WUNTRACED)
+                shutil.copytree(host.state, live, ignore=shutil.ignore_patterns("*-shm", "*.log", "*.result", "*.new"))
+                shutil.copytree(faulty.synced, synced)
+                host.daemon.process.send_signal(signal.SIGCONT)
+                mixed = folder / f"torn {number}"
+                _tear(live, synced, mixed, moments)
+                whole.check(*_holds(live, promised))
+                torn.check(*_holds(mixed, promised))
+                for copy in (live, synced, mixed):
+                    if not account.failed:
+                        shutil.rmtree(copy)
+        host.settle()
+        host.judge()
+    account.tell(whole)
+    account.tell(torn)
+
+
+def _tear(live: Path, synced: Path, mixed: Path, moments: random.Random) -> None:
+    """What a power cut may leave: each page as it was synced or as it was last written, the length likewise."""
+    shutil.copytree(live, mixed)
+    for file in ("journal.db", "journal.db-wal"):
+        new = (live / file).read_bytes() if (live / file).exists() else b""
+        old = (synced / file).read_bytes() if (synced / file).exists() else b""
+        size = moments.choice((len(new), len(old)))
+        pages = (moments.choice((new, old))[at : at + _PAGE].ljust(_PAGE, b"\0") for at in range(0, size, _PAGE))
+        (mixed / file).write_bytes(b"".join(pages)[:size])
+
+
+def _holds(state: Path, promised: set[str]) -> tuple[bool, str]:
+    """Whether a journal opens whole and holds what was promised."""
+    from gitops_hook.journal import Journal
+
+    with closing(Journal(state)) as journal:
+        journal.interrupt()
+    with closing(sqlite3.connect(state / "journal.db")) as connection:
+        held = {guid for (guid,) in connection.execute("SELECT guid FROM deliveries")}
+    damaged = list(state.glob("*.damaged-*"))
+    missing = promised - held
+    return not missing and not damaged, f"{state}: {len(missing)} of {len(promised)} are gone, set aside {damaged}"
+
+
+def fail_writes(folder: Path, account: Account, rounds: int) -> None:
+    """Writes and syncs in the state folder fail, one way after another; then they succeed again."""
+    names = {
+        "a bad disk (EIO)": errno.EIO,
+        "a full disk (ENOSPC)": errno.ENOSPC,
+        "a quota (EDQUOT)": errno.EDQUOT,
+        "a read-only disk (EROFS)": errno.EROFS,
+    }
+    faulty = Faulty(folder)
+    with Host(folder, account, settings=faulty.settings) as host:
+        for name, error in names.items():
+            line = account.fault(f"writes and syncs in the state folder fail as on {name}")
+            for number in range(rounds):
+                share = (50, 300, 1000)[number % 3]
+                faulty.set(writes=share, syncs=share, error=error)
+                host.push(host.number + 1)
+                answers = {*host.deliver_all(), *host.deliver_all(), *host.deliver_all()}
+                sick = host.daemon.request("GET", "/healthz")[0] if share == 1000 else 503
+                faulty.set()
+                until_healed = host.recovers()
+                line.check(
+                    answers <= {202, 503} and (share < 1000 or answers == {503}) and sick == 503 and until_healed,
+                    f"answers {answers}, health {sick}, made good {until_healed}",
+                )
+            account.tell(line)
+        host.judge()
+        assert "DAMAGED" not in host.daemon.log, host.daemon.log
+
+
+def move_the_clock(folder: Path, account: Account, rounds: int) -> None:
+    """The wall clock is set an hour forward and back while deliveries wait and runs are in hand."""
+    line = account.fault("the clock set forward and back by an hour")
+    faulty = Faulty(folder)
+    with Host(folder, account, settings=faulty.settings) as host:
+        for number in range(rounds):
+            host.push(host.number + 1)
+            host.deliver_all()
+            faulty.set(hours=(1, 0, -1, 0)[number % 4])
+            line.check(host.deliver_all() == {202} and host.recovers(), "deliveries were not accepted or not served")
+        faulty.set()
+        host.settle()
+        host.judge(clock_moved=True)
+    account.tell(line)
