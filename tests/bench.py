@@ -203,7 +203,7 @@ def measure_push_to_checkout(folder: Path, rounds: int, url: str) -> tuple[list[
             git("remote", "set-url", "origin", f"{url}/acme/site.git", cwd=path)
     ours, bare = [], []
     with Daemon(folder) as daemon:
-        daemon.wait_for(r"run \w+ .*trigger=sweep")
+        daemon.wait_for_run("trigger=sweep")
         for number in range(rounds):
             after = upstream.commit({f"{number}.txt": "work\n"})
             began = time.perf_counter()

@@ -24,7 +24,7 @@ def main() -> int:
             print(f"upstream   {upstream.bare}")
             print(f"checkout   {checkout}, at {git('log', '-1', '--format=%h %s', cwd=checkout)}")
             print(f"daemon     http://127.0.0.1:{daemon.port}{WEBHOOK}, process {daemon.process.pid}")
-            daemon.wait_for(r"run \w+ .*trigger=sweep")  # it looks at every checkout as it starts
+            daemon.wait_for_run("trigger=sweep")  # it looks at every checkout as it starts
 
             before = upstream.head()
             after = upstream.commit({"index.html": "<h1>Hello</h1>\n"}, message="Say hello")
@@ -32,7 +32,7 @@ def main() -> int:
             began = time.perf_counter()
             status, answer = daemon.deliver(push("acme/site", after, before=before))
             answered = time.perf_counter()
-            outcome = daemon.wait_for(r"run (\S+).* run=(\d+)")
+            outcome = daemon.wait_for_run("trigger=push")
             done = time.perf_counter()
 
             log = daemon.state / "runs" / f"{outcome[2]}.log"

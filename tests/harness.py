@@ -206,6 +206,10 @@ class Daemon:
                     raise AssertionError(f"no line matches {pattern!r}:\n" + self.log)
                 self._news.wait(min(remaining, 0.5))
 
+    def wait_for_run(self, having: str = "", timeout: float = 30) -> re.Match[str]:
+        """The line of the next run that has ended (groups: outcome, run) and that has `having` among its fields."""
+        return self.wait_for(rf"run (?!started)(\S+) (?=.*{having}).* run=(\d+)", timeout)
+
     @property
     def log(self) -> str:
         return "\n".join(self.lines)

@@ -77,7 +77,7 @@ def test_sync_beside_the_daemon_is_one_run_more_and_no_overlap(tmp_path, upstrea
         daemon.deliver(push("acme/site", upstream.commit({"a": str(number)})))
     typed.join()
     while daemon.query("SELECT count(*) FROM deliveries WHERE owed") != [(0,)]:
-        daemon.wait_for(r"run \w+ ")
+        daemon.wait_for_run()
     assert not (tmp_path / "root/trace").exists()
     assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/site") == upstream.head()
     assert {"manual", "push"} <= {trigger for (trigger,) in daemon.query("SELECT trigger FROM runs")}

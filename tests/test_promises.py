@@ -32,7 +32,7 @@ def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, s
     assert daemon.stop() == 0  # runs in hand end
     daemon.start()
     while daemon.query("SELECT count(*) FROM deliveries WHERE owed") != [(0,)]:
-        daemon.wait_for(r"run \w+ ")
+        daemon.wait_for_run()
     assert daemon.stop() == 0
 
     trace = (daemon.root / "trace").read_text().split()
