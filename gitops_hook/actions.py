@@ -28,7 +28,8 @@ from gitops_hook.config import Failure, Settings, read_secrets
 from gitops_hook.dispatcher import Dispatcher
 from gitops_hook.github import ApiError, Client, is_at, read_token
 from gitops_hook.hooks import Hooks, Missed, Registration
-from gitops_hook.journal import JournalReader, Run
+from gitops_hook.journal import JournalReader
+from gitops_hook.records import Run
 from gitops_hook.repository import Checkout, Checkouts, is_valid, may_clone, name_in_url
 from gitops_hook.runner import OUTCOMES
 from gitops_hook.webhook import WEBHOOK

@@ -23,8 +23,9 @@ from collections.abc import Callable
 from gitops_hook.config import Failure, Settings
 from gitops_hook.dispatcher import is_settled
 from gitops_hook.github import ApiError, Client, is_at, read_token
-from gitops_hook.journal import Claim, Journal, JournalError, Report, Run
+from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
+from gitops_hook.records import Claim, Report, Run
 from gitops_hook.repository import Checkouts, name_in_url
 from gitops_hook.runner import Task
 

@@ -19,8 +19,9 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from gitops_hook import framing
-from gitops_hook.journal import Arrival, Delivery, Journal, JournalError
+from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
+from gitops_hook.records import Arrival, Delivery
 from gitops_hook.repository import Checkouts, may_clone
 from gitops_hook.webhook import (
     WEBHOOK,

@@ -27,7 +27,8 @@ from gitops_hook.timers import UNIT
 if TYPE_CHECKING:
     from gitops_hook.github import Client
     from gitops_hook.hooks import Hooks, Listed, Registration
-    from gitops_hook.journal import JournalReader, Run
+    from gitops_hook.journal import JournalReader
+    from gitops_hook.records import Run
     from gitops_hook.repository import Checkout, Checkouts
 
 EX_USAGE = 64

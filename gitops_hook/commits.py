@@ -14,8 +14,9 @@ import os
 import re
 import subprocess
 
-from gitops_hook.journal import Claim, Commit, Journal, JournalError, Run
+from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
+from gitops_hook.records import Claim, Commit, Run
 from gitops_hook.repository import Checkout, Checkouts
 from gitops_hook.runner import Task
 from gitops_hook.webhook import printable

@@ -26,8 +26,9 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 from gitops_hook.config import Settings
-from gitops_hook.journal import Claim, Journal, JournalError, Run
+from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
+from gitops_hook.records import Claim, Run
 from gitops_hook.repository import Checkouts, may_clone
 from gitops_hook.runner import GRACE, Result, Runner, Task, last_lines
 

@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 
 from gitops_hook.config import Failure
 from gitops_hook.github import ApiError, Client
-from gitops_hook.journal import Arrival, JournalReader
+from gitops_hook.journal import JournalReader
+from gitops_hook.records import Arrival
 from gitops_hook.repository import is_valid
 from gitops_hook.webhook import WEBHOOK, fingerprint, printable
 

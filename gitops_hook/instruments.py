@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gitops_hook import __version__
-from gitops_hook.journal import Claim, Journal, JournalError, Run
+from gitops_hook.journal import Journal, JournalError
 from gitops_hook.metrics import Counter, Family, Histogram, Sample, exposition, gauge
 from gitops_hook.overview import Standing, standings
+from gitops_hook.records import Claim, Run
 from gitops_hook.repository import Checkouts, position
 from gitops_hook.runner import EVERY_OUTCOME, Task
 

@@ -9,8 +9,8 @@ Rules:
    shares the next one, so a burst pays for few syncs of the disk. Readers have connections of their own.
 4. A fault of the disk is an answer (`JournalError`), and the next piece of work simply tries again. A damaged file is
    set aside, never deleted.
-5. This is the only module that knows SQL, and the only one that knows how the state folder is laid out:
-   ``journal.db``, ``runs/<id>.log``, and ``runs/notice.log`` of the last notice.
+5. `schema` has the tables. Beside it this is the only module that knows SQL, and the only one that knows how the
+   state folder is laid out: ``journal.db``, ``runs/<id>.log``, and ``runs/notice.log`` of the last notice.
 """
 
 from __future__ import annotations
@@ -23,106 +23,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from gitops_hook.config import Failure
 from gitops_hook.logs import log
+from gitops_hook.records import DIED, Arrival, Claim, Commit, Delivery, Past, Report, Run, Served, Told
+from gitops_hook.schema import STEPS
 
 T = TypeVar("T")
-
-#: Each step leads from the version that is its index to the next; the last one makes today's. Never edit a step that
-#: was released: add one.
-_MIGRATIONS = (
-    """
-    CREATE TABLE runs (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, for logs are named by it
-        repository TEXT NOT NULL COLLATE NOCASE,
-        trigger TEXT NOT NULL,
-        started REAL NOT NULL,
-        ended REAL,
-        outcome TEXT,
-        exit INTEGER,
-        before TEXT,
-        after TEXT,
-        message TEXT
-    );
-    CREATE INDEX runs_by_repository ON runs (repository, id);
-    CREATE INDEX runs_in_hand ON runs (id) WHERE outcome IS NULL;
-    CREATE TABLE deliveries (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        guid TEXT NOT NULL,
-        event TEXT NOT NULL,
-        received REAL NOT NULL,
-        repository TEXT NOT NULL COLLATE NOCASE,
-        ref TEXT NOT NULL,
-        before TEXT NOT NULL,
-        after TEXT NOT NULL,
-        pusher TEXT NOT NULL,
-        run INTEGER REFERENCES runs,
-        owed INTEGER NOT NULL DEFAULT 1
-    );
-    CREATE INDEX deliveries_owed ON deliveries (repository) WHERE owed;
-    CREATE INDEX deliveries_by_guid ON deliveries (guid);
-    CREATE INDEX deliveries_by_run ON deliveries (run) WHERE run IS NOT NULL;
-    """,
-    """
-    ALTER TABLE runs ADD COLUMN fetched REAL;
-    ALTER TABLE runs ADD COLUMN deployed REAL;
-    ALTER TABLE runs ADD COLUMN healthy REAL;
-    ALTER TABLE runs ADD COLUMN brought INTEGER;
-    CREATE TABLE commits (  -- where a run left its checkout, and below that what else it brought, newest first
-        run INTEGER NOT NULL REFERENCES runs,
-        position INTEGER NOT NULL,
-        id TEXT NOT NULL,
-        author TEXT NOT NULL,
-        subject TEXT NOT NULL,
-        time REAL NOT NULL,
-        PRIMARY KEY (run, position)
-    ) WITHOUT ROWID;
-    CREATE INDEX commits_by_id ON commits (id);
-    CREATE TRIGGER commits_go_with_their_run AFTER DELETE ON runs BEGIN DELETE FROM commits WHERE run = old.id; END;
-    -- What the overview shows of each repository, found without a look at the rows themselves.
-    DROP INDEX runs_by_repository;
-    CREATE INDEX runs_by_repository ON runs (repository, id, outcome, started, ended);
-    CREATE INDEX runs_in_sync ON runs (repository, ended) WHERE outcome IN ('updated', 'unchanged', 'cloned');
-    CREATE INDEX runs_with_commit ON runs (repository, id, after) WHERE after > '';
-    """,
-    """
-    CREATE TABLE told (  -- that somebody was told: this repository fails, for this reason
-        repository TEXT PRIMARY KEY COLLATE NOCASE,
-        outcome TEXT NOT NULL,
-        since REAL NOT NULL,
-        at REAL NOT NULL
-    );
-    """,
-    """
-    CREATE TABLE pings (
-        hook INTEGER PRIMARY KEY,
-        target TEXT NOT NULL COLLATE NOCASE,
-        url TEXT NOT NULL,
-        guid TEXT NOT NULL,
-        received REAL NOT NULL,
-        signed TEXT NOT NULL
-    );
-    CREATE TABLE reports (
-        repository TEXT NOT NULL COLLATE NOCASE,
-        commit_id TEXT NOT NULL,
-        run INTEGER NOT NULL,
-        state TEXT NOT NULL,
-        description TEXT NOT NULL,
-        changed REAL NOT NULL,
-        version INTEGER NOT NULL DEFAULT 1,
-        due REAL,  -- when to send it; none once it was sent
-        tries INTEGER NOT NULL DEFAULT 0,
-        deployment INTEGER NOT NULL DEFAULT 0,  -- the forge's id of it; 0 while there is none
-        PRIMARY KEY (repository, commit_id)
-    );
-    CREATE INDEX reports_due ON reports (due) WHERE due IS NOT NULL;
-    """,
-)
-
-#: What is said of a run that was in hand when its daemon died.
-DIED = "The daemon died while this run was in hand; what it owed is done again."
 
 #: How long rows are kept, and how many at most: a quarter of a year for an operator's questions, and a journal
 #: that stays in the tens of megabytes.
@@ -137,7 +45,6 @@ KEEP_LOG_BYTES = 1 << 30
 _BATCH = 100
 #: How long to wait, in milliseconds, for another process that holds the file (a person with the sqlite3 shell).
 _BUSY_MS = 5000
-
 
 #: Above every id.
 _BEYOND = 2**62
@@ -165,141 +72,12 @@ class JournalTooNew(JournalError):
     """The file was written by a later version: this one must not touch it."""
 
 
-class Delivery(NamedTuple):
-    """An accepted webhook. `received` is in seconds since the epoch; `id` and `run` are 0 until they are known."""
-
-    guid: str
-    event: str
-    received: float
-    repository: str
-    ref: str
-    before: str = ""
-    after: str = ""
-    pusher: str = ""
-    id: int = 0
-    run: int = 0
-    owed: bool = True
-
-
-class Arrival(NamedTuple):
-    """The newest ping of one webhook: the proof that it reaches us, and that its secret is ours.
-
-    `hook` is the forge's id, `target` the repository or organisation that it belongs to, `url` where the forge sends;
-    `signed` tells the secret by its `webhook.fingerprint`.
-    """
-
-    hook: int
-    target: str
-    url: str
-    guid: str
-    received: float
-    signed: str
-
-
-class Report(NamedTuple):
-    """What the forge is to be told of a commit: ``pending``, ``success`` or ``failure``, and a sentence.
-
-    A newer report on the same commit takes the place of this one and counts `version` up. `tries` have failed so far;
-    `deployment` is the forge's id of the deployment made for the commit, or 0.
-    """
-
-    repository: str
-    commit: str
-    run: int
-    state: str
-    description: str
-    changed: float = 0.0
-    version: int = 1
-    due: float | None = None
-    tries: int = 0
-    deployment: int = 0
-
-
-class Run(NamedTuple):
-    """One run of the script, in hand while `outcome` is None. Times are in seconds since the epoch."""
-
-    id: int
-    repository: str
-    trigger: str
-    started: float
-    ended: float | None = None
-    outcome: str | None = None
-    exit: int | None = None
-    before: str | None = None
-    after: str | None = None
-    message: str | None = None
-    #: When steps were over, those that came to pass: upstream asked, the deploy made, its health check passed.
-    fetched: float | None = None
-    deployed: float | None = None
-    healthy: float | None = None
-    #: How many commits it brought; None while that is not known.
-    brought: int | None = None
-
-
-class Commit(NamedTuple):
-    """A commit, as far as it is shown. `time` is its committer's, in seconds since the epoch."""
-
-    id: str
-    author: str
-    subject: str
-    time: float
-
-
-class Served(NamedTuple):
-    """The deliveries that a run serves: how many, when the first was received, and the oldest of them."""
-
-    number: int
-    received: float | None
-    deliveries: Sequence[Delivery]
-
-
-class Past(NamedTuple):
-    """What is remembered of one repository."""
-
-    newest: Run
-    #: When a run last left the checkout where upstream was, in seconds since the epoch.
-    confirmed: float | None
-    #: Where a run last left the checkout; author and subject are empty where they are not known.
-    commit: Commit | None
-    #: Its last runs, newest first: outcome (None in hand), started, ended.
-    history: Sequence[tuple[str | None, float, float | None]]
-
-
 _NEWEST = f"""
     SELECT {", ".join(f"runs.{field}" for field in Run._fields)},
         (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ('updated', 'unchanged', 'cloned')),
         {_POSITION}
     FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)
 """
-
-
-class Claim(NamedTuple):
-    """A run that has begun, and the deliveries that it serves, oldest first, as they were before it claimed them.
-
-    So the `run` of a delivery is 0 where this run is the first to serve it.
-    """
-
-    run: Run
-    served: tuple[Delivery, ...] = ()
-
-    @property
-    def deliveries(self) -> int:
-        """How many it serves."""
-        return len(self.served)
-
-    @property
-    def newest(self) -> Delivery | None:
-        """The one that came last."""
-        return self.served[-1] if self.served else None
-
-
-class Told(NamedTuple):
-    """What the operator was last told of a repository that fails: why, since when, and when that was said."""
-
-    repository: str
-    outcome: str
-    since: float
-    at: float
 
 
 class _Work(Generic[T]):
@@ -453,7 +231,7 @@ class JournalReader:
         try:
             with closing(sqlite3.connect(uri, timeout=_BUSY_MS / 1000, uri=True)) as connection:
                 ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-                if 0 < version < len(_MIGRATIONS):
+                if 0 < version < len(STEPS):
                     raise JournalError(f"{self._path} is an earlier version's; restart the daemon, which migrates it")
                 yield connection
         except sqlite3.Error as error:
@@ -641,7 +419,7 @@ class Journal(JournalReader):
     def probe(self) -> None:
         """Try a write; `fault` tells afterwards."""
         with suppress(JournalError):
-            self._submit(_Work(lambda connection: connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")))
+            self._submit(_Work(lambda connection: connection.execute(f"PRAGMA user_version = {len(STEPS)}")))
 
     def prune(self) -> None:
         """Drop what is too old or too much: rows that nothing owes, and logs."""
@@ -778,11 +556,11 @@ class Journal(JournalReader):
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-        if version > len(_MIGRATIONS):
+        if version > len(STEPS):
             raise JournalTooNew(
-                f"{self._path} has version {version}, made by a later gitops-hook; this one knows {len(_MIGRATIONS)}"
+                f"{self._path} has version {version}, made by a later gitops-hook; this one knows {len(STEPS)}"
             )
-        for number, step in enumerate(_MIGRATIONS[version:], version + 1):
+        for number, step in enumerate(STEPS[version:], version + 1):
             connection.executescript(f"BEGIN IMMEDIATE; {step}; PRAGMA user_version = {number}; COMMIT")
 
     def _set_aside(self, reason: str) -> None:

@@ -25,8 +25,9 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from gitops_hook.dispatcher import ENDED_BY_US, is_settled
-from gitops_hook.journal import DIED, Claim, Journal, JournalError, Run, Told
+from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
+from gitops_hook.records import DIED, Claim, Run, Told
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task, confined, last_lines
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gitops_hook.journal import Commit, JournalReader, Past, Run
+from gitops_hook.journal import JournalReader
+from gitops_hook.records import Commit, Past, Run
 from gitops_hook.repository import Checkout, Checkouts
 
 #: Where a repository can stand, what needs a person first.

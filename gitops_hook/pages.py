@@ -24,8 +24,8 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from gitops_hook.commits import COUNTED
-from gitops_hook.journal import Commit, Delivery, Run, Served
 from gitops_hook.overview import IN_HAND, STATES, InForce, Standing, age, span, tone
+from gitops_hook.records import Commit, Delivery, Run, Served
 
 
 def _shipped(name: str) -> str:

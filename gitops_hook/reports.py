@@ -17,9 +17,10 @@ from typing import TextIO
 
 from gitops_hook.doctor import Finding
 from gitops_hook.hooks import Listed, Missed, Registration
-from gitops_hook.journal import JournalReader, Run
+from gitops_hook.journal import JournalReader
 from gitops_hook.logs import escape
 from gitops_hook.overview import IN_HAND, Standing, age, span, tone
+from gitops_hook.records import Run
 from gitops_hook.runner import read_log
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"

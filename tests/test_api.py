@@ -18,7 +18,8 @@ from scratch import Upstream, git
 from webtest import TestApp
 
 from gitops_hook.dashboard import Dashboard
-from gitops_hook.journal import Commit, Delivery, Journal
+from gitops_hook.journal import Journal
+from gitops_hook.records import Commit, Delivery
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import HEAD_BYTES
 

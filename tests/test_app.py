@@ -17,7 +17,8 @@ from scratch import Upstream
 from webtest import TestApp, TestRequest
 
 from gitops_hook.app import MAX_BODY, WebhookApp
-from gitops_hook.journal import Delivery, Journal
+from gitops_hook.journal import Journal
+from gitops_hook.records import Delivery
 from gitops_hook.repository import Checkouts
 from gitops_hook.webhook import Secrets, fingerprint
 

@@ -11,7 +11,8 @@ import pytest
 from scratch import Upstream, git
 
 from gitops_hook.commits import Commits
-from gitops_hook.journal import Claim, Commit, Journal, Run
+from gitops_hook.journal import Journal
+from gitops_hook.records import Claim, Commit, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task
 

@@ -15,7 +15,8 @@ from scratch import Upstream
 from webtest import TestApp
 
 from gitops_hook.dashboard import Dashboard
-from gitops_hook.journal import Commit, Delivery, Journal, _Work
+from gitops_hook.journal import Journal, _Work
+from gitops_hook.records import Commit, Delivery
 from gitops_hook.repository import Checkouts
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\ud800"

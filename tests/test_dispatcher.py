@@ -19,7 +19,8 @@ from gitops_hook import dispatcher as module
 from gitops_hook import journal, runner
 from gitops_hook.config import load
 from gitops_hook.dispatcher import Dispatcher, Places, Wake, _Worker
-from gitops_hook.journal import Claim, Delivery, Journal, Run
+from gitops_hook.journal import Journal
+from gitops_hook.records import Claim, Delivery, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Runner, Task
 

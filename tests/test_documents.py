@@ -14,8 +14,9 @@ from test_layers import FLOORS, MODULES
 from gitops_hook.app import RESULTS
 from gitops_hook.config import CONTRACT, OPTIONS
 from gitops_hook.instruments import Instruments
-from gitops_hook.journal import Journal, Run
+from gitops_hook.journal import Journal
 from gitops_hook.notices import Notice, Notices
+from gitops_hook.records import Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import OUTCOMES
 from gitops_hook.webhook import FORGES

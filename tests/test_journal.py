@@ -20,19 +20,8 @@ from disks import fill, small_disk
 from test_app import full_disk
 
 from gitops_hook import journal as module
-from gitops_hook.journal import (
-    Arrival,
-    Claim,
-    Commit,
-    Delivery,
-    Journal,
-    JournalError,
-    JournalReader,
-    JournalTooNew,
-    Report,
-    Run,
-    Told,
-)
+from gitops_hook.journal import Journal, JournalError, JournalReader, JournalTooNew
+from gitops_hook.records import Arrival, Claim, Commit, Delivery, Report, Run, Told
 
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -483,7 +472,7 @@ class TestSchema:
         journal.close()
         Journal(tmp_path).close()
         assert query(tmp_path, "PRAGMA journal_mode") == [("wal",)]
-        assert query(tmp_path, "PRAGMA user_version") == [(len(module._MIGRATIONS),)]
+        assert query(tmp_path, "PRAGMA user_version") == [(len(module.STEPS),)]
         assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600
         assert (tmp_path / "runs").stat().st_mode & 0o777 == 0o700
 
@@ -495,12 +484,12 @@ class TestSchema:
         with pytest.raises(JournalTooNew) as caught:
             Journal(tmp_path)
         told = f"{tmp_path / 'journal.db'} has version 99, made by a later gitops-hook; this one knows "
-        assert str(caught.value) == told + str(len(module._MIGRATIONS))
+        assert str(caught.value) == told + str(len(module.STEPS))
         assert (tmp_path / "journal.db").read_bytes() == before
         assert set_aside(tmp_path) == []
 
     def test_migrations_are_applied_in_order_and_each_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        first = module._MIGRATIONS
+        first = module.STEPS
         with closing(Journal(tmp_path)) as journal:
             journal.record(delivery("kept"))
         steps = (
@@ -508,7 +497,7 @@ class TestSchema:
             "CREATE TABLE notes (text); INSERT INTO notes VALUES ('one')",
             "INSERT INTO notes SELECT text || ', two' FROM notes",
         )
-        monkeypatch.setattr(module, "_MIGRATIONS", steps)
+        monkeypatch.setattr(module, "STEPS", steps)
         for _ in range(2):
             with closing(Journal(tmp_path)) as journal:
                 assert journal.owed() == ["acme/site"]
@@ -516,9 +505,9 @@ class TestSchema:
         assert query(tmp_path, "PRAGMA user_version") == [(len(steps),)]
 
     def test_a_journal_from_before_notices_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        step = next(number for number, step in enumerate(module._MIGRATIONS) if "CREATE TABLE told" in step)
+        step = next(number for number, step in enumerate(module.STEPS) if "CREATE TABLE told" in step)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:step])
+            patch.setattr(module, "STEPS", module.STEPS[:step])
             with closing(Journal(tmp_path)) as journal:
                 journal.record(delivery("kept"))
         with closing(Journal(tmp_path)) as journal:
@@ -529,7 +518,7 @@ class TestSchema:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:1])
+            patch.setattr(module, "STEPS", module.STEPS[:1])
             with closing(Journal(tmp_path)) as journal:
                 journal.record(delivery("kept"))
         with closing(sqlite3.connect(tmp_path / "journal.db")) as old:
@@ -550,7 +539,7 @@ class TestSchema:
 
     def test_a_journal_without_pings_and_reports_gets_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_MIGRATIONS", module._MIGRATIONS[:2])
+            patch.setattr(module, "STEPS", module.STEPS[:2])
             with closing(Journal(tmp_path)) as journal:
                 journal.record(delivery("kept"))
         with closing(Journal(tmp_path)) as journal:
@@ -561,9 +550,9 @@ class TestSchema:
 
     def test_a_migration_that_fails_leaves_the_version_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         Journal(tmp_path).close()
-        steps = (*module._MIGRATIONS, "CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)")
+        steps = (*module.STEPS, "CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)")
         with monkeypatch.context() as patch, pytest.raises(JournalError, match="nowhere"):
-            patch.setattr(module, "_MIGRATIONS", steps)
+            patch.setattr(module, "STEPS", steps)
             Journal(tmp_path)
         assert query(tmp_path, "SELECT name FROM sqlite_master WHERE name = 'half'") == []
         Journal(tmp_path).close()

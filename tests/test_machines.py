@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gitops_hook import dispatcher as module
 from gitops_hook import logs
 from gitops_hook.dispatcher import Dispatcher, _Worker
-from gitops_hook.journal import KEEP_SECONDS, Delivery, Journal, Run
+from gitops_hook.journal import KEEP_SECONDS, Journal
+from gitops_hook.records import Delivery, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Runner
 

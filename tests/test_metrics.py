@@ -22,8 +22,9 @@ from webtest import TestApp
 from gitops_hook.app import RESULTS, WebhookApp
 from gitops_hook.dashboard import Dashboard
 from gitops_hook.instruments import Instruments, process_families
-from gitops_hook.journal import Claim, Delivery, Journal
+from gitops_hook.journal import Journal
 from gitops_hook.metrics import Counter, Family, Histogram, Sample, exposition, gauge
+from gitops_hook.records import Claim, Delivery
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import EVERY_OUTCOME, Task
 from gitops_hook.webhook import Secrets

@@ -19,8 +19,9 @@ from test_dispatcher import until
 
 from gitops_hook import notices as module
 from gitops_hook.dispatcher import ENDED_BY_US
-from gitops_hook.journal import DIED, Journal, Run, Told
+from gitops_hook.journal import Journal
 from gitops_hook.notices import AGAIN, PATIENCE, Notices, notice
+from gitops_hook.records import DIED, Run, Told
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task
 

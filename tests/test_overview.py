@@ -11,8 +11,9 @@ from harness import SOURCE
 from scratch import Upstream, git
 
 from gitops_hook import overview
-from gitops_hook.journal import Delivery, Journal
+from gitops_hook.journal import Journal
 from gitops_hook.overview import SETTINGS, STATES, settings_in_force, span, standings, tone
+from gitops_hook.records import Delivery
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import OUTCOMES
 

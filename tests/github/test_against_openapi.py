@@ -25,7 +25,8 @@ from gitops_hook.answers import Sender
 from gitops_hook.config import load
 from gitops_hook.github import ApiError, Client
 from gitops_hook.hooks import Hooks
-from gitops_hook.journal import Arrival, Journal, JournalReader, Report
+from gitops_hook.journal import Journal, JournalReader
+from gitops_hook.records import Arrival, Report
 from gitops_hook.repository import Checkouts
 
 CACHE = SOURCE / ".cache/openapi"

@@ -16,7 +16,8 @@ from scratch import Upstream, git
 
 from gitops_hook.answers import Answers, Sender, _reports
 from gitops_hook.config import load
-from gitops_hook.journal import Claim, Delivery, Journal, Report, Run
+from gitops_hook.journal import Journal
+from gitops_hook.records import Claim, Delivery, Report, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task
 

@@ -1,0 +1,96 @@
+"""The tables of the journal, as steps from each version of them to the next.
+
+A new layout is one step more. A step that was released is never edited, for there are journals that have taken it.
+"""
+
+from __future__ import annotations
+
+#: Each leads from the version that is its index to the next; the last one makes today's.
+STEPS = (
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, for logs are named by it
+        repository TEXT NOT NULL COLLATE NOCASE,
+        trigger TEXT NOT NULL,
+        started REAL NOT NULL,
+        ended REAL,
+        outcome TEXT,
+        exit INTEGER,
+        before TEXT,
+        after TEXT,
+        message TEXT
+    );
+    CREATE INDEX runs_by_repository ON runs (repository, id);
+    CREATE INDEX runs_in_hand ON runs (id) WHERE outcome IS NULL;
+    CREATE TABLE deliveries (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        guid TEXT NOT NULL,
+        event TEXT NOT NULL,
+        received REAL NOT NULL,
+        repository TEXT NOT NULL COLLATE NOCASE,
+        ref TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        pusher TEXT NOT NULL,
+        run INTEGER REFERENCES runs,
+        owed INTEGER NOT NULL DEFAULT 1
+    );
+    CREATE INDEX deliveries_owed ON deliveries (repository) WHERE owed;
+    CREATE INDEX deliveries_by_guid ON deliveries (guid);
+    CREATE INDEX deliveries_by_run ON deliveries (run) WHERE run IS NOT NULL;
+    """,
+    """
+    ALTER TABLE runs ADD COLUMN fetched REAL;
+    ALTER TABLE runs ADD COLUMN deployed REAL;
+    ALTER TABLE runs ADD COLUMN healthy REAL;
+    ALTER TABLE runs ADD COLUMN brought INTEGER;
+    CREATE TABLE commits (  -- where a run left its checkout, and below that what else it brought, newest first
+        run INTEGER NOT NULL REFERENCES runs,
+        position INTEGER NOT NULL,
+        id TEXT NOT NULL,
+        author TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        time REAL NOT NULL,
+        PRIMARY KEY (run, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX commits_by_id ON commits (id);
+    CREATE TRIGGER commits_go_with_their_run AFTER DELETE ON runs BEGIN DELETE FROM commits WHERE run = old.id; END;
+    -- What the overview shows of each repository, found without a look at the rows themselves.
+    DROP INDEX runs_by_repository;
+    CREATE INDEX runs_by_repository ON runs (repository, id, outcome, started, ended);
+    CREATE INDEX runs_in_sync ON runs (repository, ended) WHERE outcome IN ('updated', 'unchanged', 'cloned');
+    CREATE INDEX runs_with_commit ON runs (repository, id, after) WHERE after > '';
+    """,
+    """
+    CREATE TABLE told (  -- that somebody was told: this repository fails, for this reason
+        repository TEXT PRIMARY KEY COLLATE NOCASE,
+        outcome TEXT NOT NULL,
+        since REAL NOT NULL,
+        at REAL NOT NULL
+    );
+    """,
+    """
+    CREATE TABLE pings (
+        hook INTEGER PRIMARY KEY,
+        target TEXT NOT NULL COLLATE NOCASE,
+        url TEXT NOT NULL,
+        guid TEXT NOT NULL,
+        received REAL NOT NULL,
+        signed TEXT NOT NULL
+    );
+    CREATE TABLE reports (
+        repository TEXT NOT NULL COLLATE NOCASE,
+        commit_id TEXT NOT NULL,
+        run INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        description TEXT NOT NULL,
+        changed REAL NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
+        due REAL,  -- when to send it; none once it was sent
+        tries INTEGER NOT NULL DEFAULT 0,
+        deployment INTEGER NOT NULL DEFAULT 0,  -- the forge's id of it; 0 while there is none
+        PRIMARY KEY (repository, commit_id)
+    );
+    CREATE INDEX reports_due ON reports (due) WHERE due IS NOT NULL;
+    """,
+)
