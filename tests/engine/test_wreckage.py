@@ -575,15 +575,16 @@ def test_a_script_that_was_killed_takes_its_deploy_with_it(synced: Site) -> None
 
 @pytest.mark.parametrize("deploy", ["trap '' TERM; {}", "(trap '' TERM; {}) & wait", "(trap '' TERM; {}); true"])
 def test_a_deploy_that_ignores_term_keeps_the_lock_while_it_lives(synced: Site, deploy: str) -> None:
-    alive, go = fifo_of(synced), synced.folder / "go"
+    alive, hear, go = fifo_of(synced), synced.folder / "hear", synced.folder / "go"
+    os.mkfifo(hear)
     os.mkfifo(go)
-    synced.set("deploy", deploy.format(f"exec 7>{alive}; echo >&7; read -r _ <{go}; read -r _ <{go}"))
+    synced.set("deploy", deploy.format(f"exec 7>{alive}; echo >&7; read -r _ <{hear}; read -r _ <{go}"))
     synced.upstream.commit()
     run = synced.start()
     with alive.open("rb") as life:
         assert life.readline() == b"\n"
         os.killpg(run.pid, signal.SIGTERM)
-        go.write_text("it has had its TERM\n")
+        hear.write_text("it has had its TERM\n")
         assert synced.run().outcome == "unreachable", "the lock is held"
         assert run.poll() is None
         go.write_text("go\n")
