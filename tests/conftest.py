@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import hypothesis
 import pytest
 from harness import MEASURED, SECRET, SOURCE, Daemon
 from scratch import GIT_ENV, Upstream
+
+# What a shell puts in the background starts with SIGINT ignored, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # None is late on a busy machine. The gate tries the same examples every time; `--hypothesis-profile=search` does not.
 hypothesis.settings.register_profile(
