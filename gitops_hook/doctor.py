@@ -401,6 +401,7 @@ def _fetch(settings: Settings, checkout: Checkout) -> Said:
         check=False,
     )
     message = (done.stdout.strip().splitlines() or [f"no end of it within {_FETCH_PATIENCE} s"])[-1]
+    message = message.replace("; tried again later", "")  # a run would be, this is not
     cure = _CURE.search(message)
     if done.returncode == 0:
         yield _ok(message)

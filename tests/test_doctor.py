@@ -414,6 +414,8 @@ def test_a_remote_that_cannot_be_fetched_is_a_failure_with_the_command_that_show
     shutil.rmtree(upstream.bare)
     finding = only("fetch", settings, FAILURE)
     assert finding.message.startswith("unreachable: ")
+    # Nothing stands above, and nobody tries it again.
+    assert finding.message.endswith(f"cannot be fetched: fatal: '{upstream.bare}' does not appear to be a git repository")
     assert finding.cure.endswith(f"git -C {settings.root}/acme/site fetch origin")
 
 
