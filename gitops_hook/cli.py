@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gitops_hook import __version__
 from gitops_hook.config import OPTIONS, ConfigError, Failure, Settings, load, unit_environment
-from gitops_hook.logs import escape
+from gitops_hook.logs import escape, redact
 from gitops_hook.timers import UNIT
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = given.run(given)
         sys.stdout.flush()
     except Failure as failure:
-        print(f"gitops-hook: {failure}", file=sys.stderr)
+        _tell(str(failure))
         return failure.status
     except BrokenPipeError:
         # Whoever read us has seen enough; without this, Python would complain as it flushes on its way out.
@@ -379,10 +379,6 @@ def _audit_after(settings: Settings, client: Client, *, as_json: bool) -> None:
     reports.show_missed(actions.audit(hooks, settings, (), redeliver=True, tell=_tell), as_json=as_json)
 
 
-def _tell(trouble: str) -> None:
-    print(f"gitops-hook: {escape(trouble)}", file=sys.stderr)
-
-
 def _hooks_at_forge(given: argparse.Namespace, *, needs_url: bool = True) -> tuple[Settings, Hooks]:
     """The settings, and the webhooks as one who has secret and token; what root alone may read is read first."""
     from gitops_hook import actions
@@ -423,6 +419,11 @@ def _targets(given: argparse.Namespace, settings: Settings, *, all_by_default: b
 def _settings(given: argparse.Namespace) -> Settings:
     """The settings that the daemon has: those of its unit, of our own environment, and flags."""
     return load({**unit_environment(), **os.environ}, _flags(given))
+
+
+def _tell(trouble: str) -> None:
+    """Say what is amiss: one line, and no password of a URL in it, for settings and remotes have such."""
+    print(f"gitops-hook: {escape(redact(trouble))}", file=sys.stderr)
 
 
 def _progress(number: int, total: int, what: str) -> None:

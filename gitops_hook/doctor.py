@@ -32,6 +32,7 @@ from typing import NamedTuple
 from gitops_hook import timers
 from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, ConfigError, Failure, Settings, read_secrets
 from gitops_hook.github import ApiError, Client, read_token
+from gitops_hook.logs import redact
 from gitops_hook.repository import Checkout, Checkouts, name_in_url
 from gitops_hook.runner import inherited
 from gitops_hook.webhook import signing_key
@@ -102,7 +103,7 @@ def examine_settings(error: ConfigError, environ: Mapping[str, str]) -> Finding:
         cure = f"unset {error.option}"
     else:
         cure = f"sudoedit {ENVIRONMENT_FILE}"
-    return Finding("settings", FAILURE, str(error), cure)
+    return Finding("settings", FAILURE, redact(str(error)), cure)
 
 
 def examine(checks: Mapping[str, Callable[[Settings], Said]], settings: Settings) -> list[Finding]:

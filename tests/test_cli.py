@@ -43,6 +43,28 @@ def test_add_says_what_it_cannot_do(upstream, hook):
     assert "cannot be cloned" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=75).stderr
 
 
+def test_no_error_shows_a_password_in_a_url(upstream, hook):
+    bad = {"GITOPS_CLONE_URL": "https://ada:ghp_hunter2@forge.example/{repo}.git"}
+    for done in (
+        hook("serve", status=78, **bad),
+        hook("doctor", status=2, **bad),
+        hook("doctor", "--json", status=2, **bad),
+        hook("add", "acme/none", "--url=http://ada:hunter2@127.0.0.1:9/{repository}", status=75),
+    ):
+        assert "://***@" in done.stdout + done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_an_error_is_one_line(tmp_path, upstream, hook):
+    """Whatever is in it."""
+    checkout = upstream.checkout(tmp_path / "root")
+    (checkout / ".git/config.lock").write_text("")
+    said = hook("pause", "acme/site", status=77).stderr
+    assert "could not lock config file" in said and said.count("\n") == 1
+    hook("sync", "--all")
+    assert hook("logs", "a\x1b[31m\nb", status=66).stderr == "gitops-hook: a\\x1b[31m\\nb never ran\n"
+
+
 def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook):
     good = upstream.checkout(tmp_path / "root")
     bad = Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", deploy="exit 3")
