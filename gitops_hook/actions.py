@@ -203,9 +203,14 @@ def audit(
 ) -> list[Missed]:
     """The pushes that did not arrive, of all hooks that ever have reached us, or of `only` some repositories.
 
-    `tell` hears of each hook that could not be asked about.
+    `tell` hears of each hook that could not be asked about. Raises `Failure` where there is none to ask about.
     """
     checkouts, wanted = Checkouts(settings.root), {name.lower() for name in only}
+    known = {hook.target.lower() for hook in hooks.known()}
+    unknown = [name for name in only if not known & {name.lower(), name.lower().rpartition("/")[0]}]
+    if unknown or not known:
+        whose = f" of {', '.join(unknown)}" if unknown else ""
+        raise Failure(66, f"no webhook{whose} has reached this host yet, so there is none to ask: gitops-hook register")
     missed: list[Missed] = []
 
     def is_kept(name: str) -> bool:

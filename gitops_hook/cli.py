@@ -345,15 +345,19 @@ def _hooks(given: argparse.Namespace) -> int:
 
 
 def _audit(given: argparse.Namespace) -> int:
+    settings, hooks = _hooks_at_forge(given, needs_url=False)
+    for name in given.repository:
+        if "/" not in name:  # an organisation's deliveries tell of none but such names
+            raise Failure(EX_USAGE, f"`{name}` is not OWNER/NAME")
+    return _show_missed(hooks, settings, given.repository, redeliver=given.redeliver, as_json=given.json)
+
+
+def _show_missed(hooks: Hooks, settings: Settings, only: Sequence[str], *, redeliver: bool, as_json: bool) -> int:
     from gitops_hook import actions, reports
 
-    settings, hooks = _hooks_at_forge(given, needs_url=False)
-    if not hooks.known():
-        raise Failure(EX_NOINPUT, "no webhook has reached this host yet, so there is none to ask about: "
-                                  "gitops-hook register")  # fmt: skip
     troubles: list[str] = []
-    missed = actions.audit(hooks, settings, given.repository, redeliver=given.redeliver, tell=troubles.append)
-    reports.show_missed(missed, as_json=given.json)
+    missed = actions.audit(hooks, settings, only, redeliver=redeliver, tell=troubles.append)
+    reports.show_missed(missed, whole=not troubles, as_json=as_json)
     for trouble in troubles:
         _tell(trouble)
     return EX_UNAVAILABLE if troubles else int(any(push.then == "missed" for push in missed))
@@ -372,11 +376,12 @@ def _client_if_any(settings: Settings) -> Client | None:
 
 def _audit_after(settings: Settings, client: Client, *, as_json: bool) -> None:
     """After a sweep, ask for what it could not make up for; a forge that cannot be asked is no fault of the sweep."""
-    from gitops_hook import actions, reports
     from gitops_hook.hooks import Hooks
 
-    hooks = Hooks(client, _reader(settings), b"")
-    reports.show_missed(actions.audit(hooks, settings, (), redeliver=True, tell=_tell), as_json=as_json)
+    try:
+        _show_missed(Hooks(client, _reader(settings), b""), settings, (), redeliver=True, as_json=as_json)
+    except Failure as failure:
+        _tell(str(failure))
 
 
 def _hooks_at_forge(given: argparse.Namespace, *, needs_url: bool = True) -> tuple[Settings, Hooks]:
@@ -574,7 +579,7 @@ def _add_forge_commands(command: Callable[..., _Parser]) -> None:
     )
 
     audit = command("audit", _audit, "show the pushes that GitHub could not deliver, and why", _ON_AUDIT)
-    audit.add_argument("repository", nargs="*", metavar="REPO")
+    audit.add_argument("repository", nargs="*", metavar="OWNER/NAME")
     audit.add_argument("--redeliver", action="store_true", help="have those delivered again that nothing made up for")
 
     for asking in (register, unregister, hooks, audit):

@@ -147,14 +147,15 @@ def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
     _print_table(head, rows, coloured=2)
 
 
-def show_missed(missed: Sequence[Missed], *, as_json: bool) -> None:
-    """A row for each push that the forge could not deliver; below them, why."""
+def show_missed(missed: Sequence[Missed], *, whole: bool, as_json: bool) -> None:
+    """A row for each push that the forge could not deliver; below them, why. `whole`: all hooks could be asked about."""
     if as_json:
         for push in missed:
             _print_json(push._asdict())
         return
     if not missed:
-        print("No push of the last three days was missed.")
+        if whole:
+            print("No push of the last three days was missed.")
         return
     rows = [[push.repository, _when(push.delivered), push.guid, push.then] for push in missed]
     _print_table(["repository", "delivered", "delivery", "then"], rows, coloured=3)
