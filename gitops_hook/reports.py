@@ -148,7 +148,7 @@ def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
 
 
 def show_missed(missed: Sequence[Missed], *, whole: bool, as_json: bool) -> None:
-    """A row for each push that the forge could not deliver; below them, why. `whole`: all hooks could be asked about."""
+    """A row for each push that the forge could not deliver; below them, why. `whole`: all hooks were asked about."""
     if as_json:
         for push in missed:
             _print_json(push._asdict())
