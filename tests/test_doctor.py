@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,10 @@ from gitops_hook.config import Settings, load
 from gitops_hook.doctor import FAILURE, OK, WARNING, Finding
 
 Program = Callable[[str, str], Path]
+
+
+#: Whom a missing folder is made for.
+SERVICE_USER = "gitops-hook" if "gitops-hook" in {user.pw_name for user in pwd.getpwall()} else getpass.getuser()
 
 
 class Silent(WSGIRequestHandler):
@@ -137,7 +143,7 @@ def test_the_worst_level_counts():
 def test_a_setting_that_will_not_do_is_a_finding(tmp_path, hook):
     (tmp_path / "script").write_text("")
     for bad, cure in (
-        ({"GITOPS_ROOT": "/no/such folder"}, "sudo install -d -o gitops-hook -g gitops-hook '/no/such folder'"),
+        ({"GITOPS_ROOT": "/no/such folder"}, f"sudo install -d -o {SERVICE_USER} '/no/such folder'"),
         ({"GITOPS_SYNC_SCRIPT": f"{tmp_path}/script"}, f"sudo chmod +x {tmp_path}/script"),
         ({"GITOPS_LISTEN": "here"}, "unset GITOPS_LISTEN"),
         ({"GITOPS_LISTN": "127.0.0.1:1"}, "unset GITOPS_LISTN"),
@@ -145,6 +151,13 @@ def test_a_setting_that_will_not_do_is_a_finding(tmp_path, hook):
         (tmp_path / "root").mkdir(exist_ok=True)
         (row,) = [json.loads(line) for line in hook("doctor", "--json", status=2, **bad).stdout.splitlines()]
         assert (row["check"], row["level"], row["cure"]) == ("settings", "failure", cure)
+
+
+def test_a_missing_root_is_mended_though_no_package_has_made_a_user(tmp_path, hook, mend):
+    root = tmp_path / "new root"
+    (row,) = [json.loads(line) for line in hook("doctor", "--json", status=2, GITOPS_ROOT=str(root)).stdout.splitlines()]
+    mend(row["cure"])
+    assert root.is_dir()
 
 
 def test_a_bad_setting_in_the_unit_s_file_is_mended_there():
