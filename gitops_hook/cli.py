@@ -37,6 +37,15 @@ EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
 EX_NOPERM = 77
 
+#: What leads git to another repository than the one that it is called in (git rev-parse --local-env-vars), or to
+#: another part of it: a caller that is itself a hook of git's, or a shell at work elsewhere, has such.
+LEADING_ELSEWHERE = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_SHALLOW_FILE", "GIT_GRAFT_FILE",
+    "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT", "GIT_IMPLICIT_WORK_TREE", "GIT_INTERNAL_SUPER_PREFIX",
+    "GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE",
+)  # fmt: skip
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -47,6 +56,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what `arguments` (by default the process's) ask for; returns the exit status."""
     given = _parser().parse_args(arguments)
+    for name in LEADING_ELSEWHERE:
+        os.environ.pop(name, None)
     try:
         status: int = given.run(given)
         sys.stdout.flush()

@@ -16,6 +16,8 @@ import pytest
 from harness import SECRET, push
 from scratch import Upstream, git
 
+from gitops_hook import cli
+
 
 def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, upstream, hook):
     said = hook("add", "acme/site", "--branch", "main", "--deploy", "echo live > ../live").stdout
@@ -115,6 +117,29 @@ def test_pause_holds_a_repository_and_resume_brings_it_up_in_one_sync(tmp_path, 
     hook("resume", "acme/site")
     assert git("rev-parse", "HEAD", cwd=checkout) == after
     hook("resume", "acme/site")  # twice is no fault
+
+
+def test_what_the_caller_s_git_was_told_leads_to_no_other_repository(tmp_path, upstream, hook):
+    """As in a hook of git's, or in a shell that works on another repository."""
+    checkout = upstream.checkout(tmp_path / "root")
+    other = Upstream(tmp_path / "forge", "acme/other").work
+    before = (other / ".git/config").read_bytes()
+    told = {"GIT_DIR": f"{other}/.git", "GIT_WORK_TREE": str(other), "GIT_INDEX_FILE": str(other / ".git/index")}
+    hook("pause", "acme/site", **told)
+    assert git("config", "gitops.paused", cwd=checkout) == "true"
+    hook("resume", "acme/site", **told)
+    assert "paused" not in git("config", "--list", cwd=checkout)
+    hook("add", "acme/site", "--branch", "main", **told)
+    assert git("config", "gitops.branch", cwd=checkout) == "main"
+    hook("add", "acme/other", **told)
+    assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/other") == git("rev-parse", "HEAD", cwd=other)
+    assert (other / ".git/config").read_bytes() == before
+    assert not git("status", "--porcelain", cwd=other)
+
+
+def test_all_that_names_a_repository_to_git_is_dropped():
+    names = set(git("rev-parse", "--local-env-vars", cwd=Path("/")).split())
+    assert names <= set(cli.LEADING_ELSEWHERE)
 
 
 def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream, hook):
