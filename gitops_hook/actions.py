@@ -119,6 +119,8 @@ def send(settings: Settings, secret: bytes, repository: str, branch: str) -> tup
             return guid, response.status, response.read().decode("utf-8", "replace").strip()
         except OSError as error:
             raise Failure(69, f"no daemon answers at {settings.listen}: {error.strerror or error}") from None
+        except http.client.HTTPException:
+            raise Failure(69, f"what answers at {settings.listen} is not gitops-hook") from None
 
 
 def newest_secret(settings: Settings) -> bytes:

@@ -173,6 +173,7 @@ SETTINGS: Mapping[str, tuple[str | None, str]] = {
     "timeout": (None, "the daemon's GITOPS_SYNC_TIMEOUT, in seconds"),
 }
 
+
 def settings_in_force(checkout: Checkout, sync_timeout: int) -> list[InForce]:
     """Every setting of the repository in `checkout`, and where each comes from; no password in a URL is among them."""
     own = dict(checkout.settings)

@@ -20,7 +20,7 @@ from gitops_hook.hooks import Listed, Missed, Registration
 from gitops_hook.journal import JournalReader
 from gitops_hook.logs import escape
 from gitops_hook.overview import IN_HAND, Standing, age, span, tone
-from gitops_hook.records import Run
+from gitops_hook.records import Delivery, Run
 from gitops_hook.runner import read_log
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"
@@ -76,11 +76,14 @@ def show_standings(standings: Sequence[Standing], *, as_json: bool) -> None:
             print(f"\n{standing.cure}")
 
 
-def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
+def show_runs(runs: Sequence[Run], *, as_json: bool) -> None:
     """A row for each run, as they come."""
     if as_json:
         for run in runs:
             _print_json(run._asdict())
+        return
+    if not runs:
+        print("No run yet.")
         return
     rows = [
         [
@@ -95,6 +98,16 @@ def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
         for run in runs
     ]
     _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, coloured=3)
+
+
+def show_waiting(deliveries: Iterable[Delivery], *, as_json: bool) -> None:
+    """What was accepted, and no run has served yet."""
+    for delivery in deliveries:
+        guid, name = delivery.guid, delivery.repository
+        if as_json:
+            _print_json({"delivery": guid, "repository": name, "received": delivery.received, "run": None})
+        else:
+            print(escape(f"{guid} was accepted for {name}, and waits for its turn."))
 
 
 def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:

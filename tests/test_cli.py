@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from harness import SECRET, push
 from scratch import Upstream, git
 
 from gitops_hook import cli
+from gitops_hook.journal import Journal
+from gitops_hook.records import Delivery
 
 
 def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, upstream, hook):
@@ -173,6 +177,26 @@ def test_runs_tells_what_became_of_a_delivery(upstream, tmp_path, hook, start_da
     hook("runs", "--delivery", "another", status=66)
 
 
+def test_runs_tells_of_a_delivery_that_waits_for_its_turn(tmp_path, upstream, hook):
+    with closing(Journal(tmp_path / "state")) as journal:
+        received = time.time()
+        journal.record(Delivery("the-one", "push", received, "acme/site", "refs/heads/main"))
+        said = hook("runs", "--delivery", "the-one").stdout
+        assert said == "the-one was accepted for acme/site, and waits for its turn.\n"
+        (row,) = [json.loads(line) for line in hook("runs", "--delivery", "the-one", "--json").stdout.splitlines()]
+        assert row == {"delivery": "the-one", "repository": "acme/site", "received": received, "run": None}
+
+
+def test_runs_says_what_it_does_not_know(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    Journal(tmp_path / "state").close()
+    assert hook("runs").stdout == "No run yet.\n"
+    assert hook("runs", "--json").stdout == ""
+    hook("sync", "--all")
+    assert hook("runs", "nosuch/x", status=66).stderr == "gitops-hook: nosuch/x never ran\n"
+    assert "REPO or --delivery" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
+
+
 def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, environ, hook, start_daemon):
     os.mkfifo(tmp_path / "go")
     daemon = start_daemon()
@@ -220,6 +244,61 @@ def test_send_signs_with_the_whole_first_line_of_the_file_as_the_daemon_reads_it
 def test_send_without_a_daemon_says_so(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
     assert "no daemon answers at 127.0.0.1:9" in hook("send", "acme/site", status=69).stderr
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 yes\r\n\r\n", b""])
+def test_send_says_where_something_else_answers(upstream, tmp_path, hook, answer: bytes):
+    upstream.checkout(tmp_path / "root")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(65536)
+                peer.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = hook("send", "acme/site", GITOPS_LISTEN=address, status=69).stderr
+    assert address in said and said.count("\n") == 1
+
+
+def test_numbers_that_no_run_can_have(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    for number in ("99999999999999999999999", "9" * 5000, "9223372036854775808"):
+        assert hook("logs", number, status=66).stderr == f"gitops-hook: there is no run {number}\n"
+    for words in (
+        ("runs", "-n", "99999999999999999999999"),
+        ("runs", "-n", "0"),
+        ("runs", "-n", "-1"),
+        ("runs", "-n", "many"),
+        ("send", "acme/site", "--timeout", "9" * 400),
+        ("register", "acme/site", "--timeout", "1e3"),
+    ):
+        assert f"`{words[-1]}` is not a whole number from 1 to " in hook(*words, status=64).stderr
+
+
+def test_output_that_cannot_be_written(tmp_path, upstream, environ, hook):
+    upstream.checkout(tmp_path / "root", deploy="echo é€")
+    hook("sync", "--all")
+
+    def typed(command: str, **more: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["bash", "-c", command.replace("gitops-hook", f"{sys.executable} -m gitops_hook")],
+            env={**environ, **more},
+            capture_output=True,
+            timeout=60,
+        )
+        return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode()
+
+    assert typed("gitops-hook runs >/dev/full") == (74, "", "gitops-hook: No space left on device\n")
+    assert typed("gitops-hook runs >&-") == (74, "", "gitops-hook: standard output is closed\n")
+    assert typed("gitops-hook sync --all 2>&-")[0] == 0
+    assert typed("gitops-hook logs acme/none 2>&-") == (66, "", "")
+    status, said, trouble = typed("gitops-hook logs 1", PYTHONIOENCODING="latin-1")
+    assert (status, trouble) == (0, "") and "é\\u20ac\n" in said
+    assert typed("gitops-hook logs 1", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")[::2] == (0, "")
 
 
 def test_what_reads_the_journal_says_where_there_is_none(upstream, hook):

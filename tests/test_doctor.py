@@ -155,7 +155,9 @@ def test_a_setting_that_will_not_do_is_a_finding(tmp_path, hook):
 
 def test_a_missing_root_is_mended_though_no_package_has_made_a_user(tmp_path, hook, mend):
     root = tmp_path / "new root"
-    (row,) = [json.loads(line) for line in hook("doctor", "--json", status=2, GITOPS_ROOT=str(root)).stdout.splitlines()]
+    (row,) = [
+        json.loads(line) for line in hook("doctor", "--json", status=2, GITOPS_ROOT=str(root)).stdout.splitlines()
+    ]
     mend(row["cure"])
     assert root.is_dir()
 
@@ -428,7 +430,9 @@ def test_a_remote_that_cannot_be_fetched_is_a_failure_with_the_command_that_show
     finding = only("fetch", settings, FAILURE)
     assert finding.message.startswith("unreachable: ")
     # Nothing stands above, and nobody tries it again.
-    assert finding.message.endswith(f"cannot be fetched: fatal: '{upstream.bare}' does not appear to be a git repository")
+    assert finding.message.endswith(
+        f"cannot be fetched: fatal: '{upstream.bare}' does not appear to be a git repository"
+    )
     assert finding.cure.endswith(f"git -C {settings.root}/acme/site fetch origin")
 
 

@@ -182,6 +182,12 @@ def test_a_terminal_is_told_how_far_it_is(forge, daemon, at_forge, url):
     assert b"1 of 1  acme/site" in shown
 
 
+def test_a_url_that_is_none_is_told(daemon, hook, at_forge):
+    for url in ("https://[x", "https://h:port/", "ftp://h/"):
+        said = hook("register", "acme/site", "--url", url, status=64).stderr
+        assert said == f"gitops-hook: `{url}` is not a URL that a forge could deliver to\n"
+
+
 # -- missed deliveries ---------------------------------------------------------------------------------------------
 
 
