@@ -96,7 +96,7 @@ def _failure(message: str, cure: str) -> _Said:
 def examine_settings(error: ConfigError, environ: Mapping[str, str]) -> Finding:
     """What keeps the settings from being read, so that most else cannot be looked at."""
     if error.option == "GITOPS_ROOT":
-        cure = f"sudo install -d -o {_service_user()} {shlex.quote(error.value)}"
+        cure = f"sudo install -d -o {_unit_user()} {shlex.quote(error.value)}"
     elif error.option == "GITOPS_SYNC_SCRIPT" and Path(error.value).is_file():
         cure = f"sudo chmod +x {shlex.quote(error.value)}"
     elif error.option in environ:
@@ -256,7 +256,7 @@ def _user(settings: Settings) -> Said:
 def _writable(folder: Callable[[Settings], Path], settings: Settings) -> Said:
     path = folder(settings)
     if not path.is_dir():
-        user = _service_user() if path == UNIT_STATE else _me()
+        user = _unit_user() if path == UNIT_STATE else _me()
         yield _failure(f"there is no folder {path}", f"sudo install -d -m 700 -o {user} {_q(path)}")
     elif os.access(path, os.R_OK | os.W_OK | os.X_OK):
         yield _ok(f"{_me()} can write to {path}")
@@ -496,7 +496,7 @@ def _git(checkout: Checkout) -> str:
     return f"sudo -u {_me()} git -C {_q(checkout.path)}"
 
 
-def _service_user() -> str:
+def _unit_user() -> str:
     """The user of the installed unit; who runs this from its source has none, and is it himself."""
     try:
         return pwd.getpwnam("gitops-hook").pw_name

@@ -10,11 +10,10 @@ import json
 import os
 import sys
 import time
-from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
 
+from gitops_hook.ansi import Rendered, for_terminal, whole
 from gitops_hook.doctor import Finding
 from gitops_hook.hooks import Listed, Missed, Registration
 from gitops_hook.journal import JournalReader
@@ -183,14 +182,12 @@ def show_messages(runs: Iterable[Run]) -> None:
             print(f"\n{run.message}")
 
 
-def show_log(journal: JournalReader, run: Run, *, follow: bool, out: TextIO | None = None) -> None:
+def show_log(journal: JournalReader, run: Run, *, follow: bool) -> None:
     """What a run has printed; with `follow`, what it goes on printing until it has ended."""
-    out = out or sys.stdout
-    path, offset = journal.log_path(run.id), 0
-    decoder = getincrementaldecoder("utf-8")("replace")  # a look may end within a character
+    path, offset, pen = journal.log_path(run.id), 0, ""
     while True:
         ended = not follow or _has_ended(journal, run.id)  # asked before the last look, so that nothing is missed
-        offset = _copy(path, offset, decoder, out)
+        offset, pen = _copy(path, offset, pen, ended=ended)
         if ended:
             return
         time.sleep(_LOOK)
@@ -201,15 +198,29 @@ def _has_ended(journal: JournalReader, run: int) -> bool:
     return known is None or known.outcome is not None
 
 
-def _copy(path: Path, offset: int, decoder: IncrementalDecoder, out: TextIO) -> int:
-    """Print what the log holds from `offset` on; returns the offset behind it."""
+def _copy(path: Path, offset: int, pen: str, *, ended: bool) -> tuple[int, str]:
+    """Print what the log holds from `offset` on; returns the offset behind it, and the codes in force there.
+
+    What may have only begun at its end, a character or a colour, is left for the next look unless it has `ended`.
+    """
     while True:
         part = read_log(path, offset, _PART)
-        if not part.content:
-            return offset
-        text, offset = decoder.decode(part.content), part.offset
-        out.write(text if not out.isatty() else "\n".join(escape(line) for line in text.split("\n")))
-        out.flush()
+        text = _printable(part.content, pen, more=True)
+        if not text.size and ended:
+            text = _printable(part.content, pen, more=False)
+        if not text.size:
+            return offset, pen
+        sys.stdout.write(text.shown)
+        sys.stdout.flush()
+        offset, pen = part.offset - len(part.content) + text.size, text.pen
+
+
+def _printable(content: bytes, pen: str, *, more: bool) -> Rendered:
+    """What is printed of a log: to a terminal nothing that could harm it, to a file all as it came."""
+    if sys.stdout.isatty():
+        return for_terminal(content, pen, more=more, colours=_paints())
+    complete = whole(content) if more else content
+    return Rendered(complete.decode("utf-8", "replace"), "", len(complete))
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int) -> None:

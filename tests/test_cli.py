@@ -342,9 +342,16 @@ def test_colours_and_progress_are_for_terminals(tmp_path, upstream, environ, hoo
 
 
 def test_a_log_paints_no_terminal(tmp_path, upstream, environ, hook):
-    upstream.checkout(tmp_path / "root", deploy=r"printf '\033]0;title\007\033[31mred\n'")
+    """It may have colours, which end with each piece of text, and nothing else of what a terminal obeys."""
+    printed = r"\033]0;title\007\033[31mred\033[0m\033[2K\tx\r\n\033[8mhidden\u202e\033[1mbold"
+    upstream.checkout(tmp_path / "root", deploy=f"printf '{printed}'")
     hook("sync", "--all")
-    assert r"\x1b]0;title\x07\x1b[31mred" in on_a_terminal(environ, "logs", "acme/site")
+    shown = on_a_terminal(environ, "logs", "acme/site")
+    assert r"\x1b]0;title\x07" + "\x1b[31mred\x1b[0m" + "\\x1b[2K\tx\r\n" + r"hidden\u202e" in shown
+    assert "\x1b[1mbold" in shown and shown.rstrip().endswith("\x1b[0m")
+    plain = on_a_terminal({**environ, "NO_COLOR": "1"}, "logs", "acme/site")
+    assert r"\x1b]0;title\x07red\x1b[2K" + "\tx\r\n" in plain and "\x1b" not in plain
+    assert "\x1b[31mred\x1b[0m\x1b[2K\tx\n" in hook("logs", "acme/site").stdout  # a file has all as it came
 
 
 def test_settings_come_from_the_units_file_too(tmp_path):
