@@ -322,9 +322,12 @@ def _socket(settings: Settings) -> Said:
             response = connection.getresponse()
             reason = json.loads(response.read()).get("reason")
         except OSError as error:
-            why = error.strerror or error
-            cure = "sudo systemctl start gitops-hook.socket gitops-hook.service"
-            yield _failure(f"nothing answers at {settings.listen}: {why}", cure)
+            told = f"nothing answers at {settings.listen}: {error.strerror or error}"
+            places = (_output("systemctl", "show", "--property=Listen", "--value", "gitops-hook.socket") or "").split()
+            if places and str(settings.listen) not in places:
+                yield _failure(f"{told}; gitops-hook.socket is at {' '.join(places)}", f"sudoedit {ENVIRONMENT_FILE}")
+            else:
+                yield _failure(told, "sudo systemctl start gitops-hook.socket gitops-hook.service")
             return
         except (http.client.HTTPException, ValueError, AttributeError):
             yield _failure(f"what answers at {settings.listen} is not gitops-hook", f"sudo ss -ltnp {_port(settings)}")

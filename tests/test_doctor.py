@@ -332,6 +332,18 @@ def test_programs_that_are_missing_are_failures(tmp_path, settings, monkeypatch)
     assert failures[1].cure == "sudo apt-get install --reinstall util-linux"
 
 
+def test_a_socket_elsewhere_is_told_with_where_to_say_so(settings, program):
+    program("systemctl", "echo '127.0.0.1:9787 (Stream)'")
+    finding = only("socket", settings, FAILURE)
+    assert finding.message.startswith("nothing answers at 127.0.0.1:9: ")
+    assert finding.message.endswith("; gitops-hook.socket is at 127.0.0.1:9787 (Stream)")
+    assert finding.cure == "sudoedit /etc/gitops-hook/gitops-hook.env"
+    program("systemctl", "echo '127.0.0.1:9 (Stream)'")
+    assert "systemctl start" in only("socket", settings, FAILURE).cure
+    program("systemctl", "echo")
+    assert "systemctl start" in only("socket", settings, FAILURE).cure
+
+
 def test_a_daemon_that_cannot_keep_what_it_accepts_is_a_failure(settings):
     def unavailable(environ, start_response):
         start_response("503 Service Unavailable", [("Content-Type", "application/json")])
