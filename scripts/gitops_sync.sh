@@ -545,8 +545,9 @@ repair_or_fail() {
 # -------------------------------------------------------------------------------------------- what upstream has
 
 # Talk to the remote: no prompt, no stall, and at most half of the run's time, so that some is left to deploy.
-# What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
-# ssh master left behind would keep open; where nothing may be changed, through one that has no name any more.
+# What it answers is in `answer`, the last of its complaints in `words`, in English as what is said around it. They go
+# through a file, not a pipe, which an ssh master left behind would keep open; where nothing may be changed, through one
+# that has no name any more.
 remote_git() {
     local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words lines=('see above') status=0 talk pid file
     local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
@@ -556,7 +557,7 @@ remote_git() {
         says=$(mktemp 2>/dev/null) && exec {file}<>"$says" && rm -- "$says" && says=/dev/fd/$file
     fi
     if [[ $says ]]; then
-        exec {talk}< <(exec "${command[@]}" 9<&- 2>"$says")
+        exec {talk}< <(LANGUAGE=en exec "${command[@]}" 9<&- 2>"$says")
     else
         exec {talk}< <(exec "${command[@]}" 9<&-)
     fi

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Callable
 
 import pytest
@@ -135,6 +138,16 @@ def test_the_complaint_is_told_not_git_s_advice_below_it(by_ssh: Site) -> None:
     assert f" cannot be fetched: {complaint}" in run.message and "see above" not in run.output
     run = by_ssh.run(BEHAVIOUR="silent")
     assert "cannot be fetched: fatal: Could not read from remote repository; tried again" in run.message
+
+
+@pytest.mark.skipif(
+    not (shutil.which("localedef") and Path("/usr/share/locale/de/LC_MESSAGES/git.mo").exists()),
+    reason="SKIPPED: git speaks no German here, or localedef is missing (Debian's package locales)",
+)
+def test_the_complaint_is_told_whatever_the_host_s_language(by_ssh: Site) -> None:
+    subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", by_ssh.folder / "de_DE.UTF-8"], check=True)
+    run = by_ssh.run(BEHAVIOUR="denied", LOCPATH=str(by_ssh.folder), LC_ALL="de_DE.UTF-8")
+    assert "cannot be fetched: git@forge.example: Permission denied (publickey); tried again" in run.message
 
 
 def test_a_dry_run_leaves_no_file_behind(by_ssh: Site) -> None:
