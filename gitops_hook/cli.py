@@ -2,8 +2,7 @@
 
 Exit statuses are those of sysexits(3): 64 for a wrong call, 66 for a repository or run that is not known, 69 where a
 daemon cannot start or does not answer, 74 for a fault of the disk or output that cannot be written, 77 for want of
-permission, 78 for a bad setting;
-``sync`` ends with that of the worst outcome, which is the script's own, and
+permission, 78 for a bad setting; ``sync`` ends with that of the worst outcome, which is the script's own, and
 ``doctor`` as monitoring plugins do: 0, 1 for a warning, 2 for a failure.
 
 Each command is a function of the parsed arguments; what it needs is imported when it runs, so ``--help`` waits for
@@ -71,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = given.run(given)
         sys.stdout.flush()
     except Failure as failure:
+        _close_output()
         _tell(str(failure))
         return failure.status
     except KeyboardInterrupt:
@@ -93,9 +93,9 @@ def _open_output(given: argparse.Namespace) -> None:
     if not sys.stderr:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     if not sys.stdout:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as above
         if given.run is not _serve:  # which prints nothing
             raise Failure(EX_IOERR, "standard output is closed")
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as above
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -293,8 +293,12 @@ def test_output_that_cannot_be_written(tmp_path, upstream, environ, hook):
         return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode()
 
     assert typed("gitops-hook runs >/dev/full") == (74, "", "gitops-hook: No space left on device\n")
+    assert typed("gitops-hook pause acme/site acme/none >/dev/full")[::2] == (
+        66,
+        f"gitops-hook: there is no checkout of acme/none under {tmp_path}/root\n",
+    )
     assert typed("gitops-hook runs >&-") == (74, "", "gitops-hook: standard output is closed\n")
-    assert typed("gitops-hook sync --all 2>&-")[0] == 0
+    assert typed("gitops-hook resume acme/site 2>&-")[0] == 0
     assert typed("gitops-hook logs acme/none 2>&-") == (66, "", "")
     status, said, trouble = typed("gitops-hook logs 1", PYTHONIOENCODING="latin-1")
     assert (status, trouble) == (0, "") and "é\\u20ac\n" in said
