@@ -184,6 +184,8 @@ class Dashboard:
         part = read_log(self._journal.log_path(run.id), _number(given, "offset", 0), _LOG_PART)
         more = not run.outcome or bool(part.content)
         log = ansi.render(part.content, given.get("pen", ""), more=more)
+        if run.outcome and not log.size:  # what a killed run only began to print will never be whole
+            log = ansi.render(part.content, given.get("pen", ""), more=False)
         offset = part.offset - len(part.content) + log.size
         return _json({"html": log.shown, "next": _output_path(run.id, offset, log.pen) if more else None})
 
