@@ -27,6 +27,7 @@ from typing import NamedTuple
 from gitops_hook.dispatcher import ENDED_BY_US, is_settled
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
+from gitops_hook.moments import rfc3339
 from gitops_hook.records import DIED, Claim, Run, Told
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task, confined, last_lines
@@ -245,7 +246,7 @@ class Notices:
             "repository": due.repository,
             "outcome": due.outcome,
             "previous": due.previous,
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(due.since)),
+            "since": rfc3339(due.since, "seconds"),
             "run": due.run.id,
             "commit": due.run.after or None,
             "message": due.run.message or None,
