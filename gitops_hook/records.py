@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: What is said of a run that was in hand when its daemon died.
-DIED = "The daemon died while this run was in hand; what it owed is done again."
+#: What is said of a run that was in hand when its process died, the daemon or a command.
+DIED = "The process that did this run died with it in hand; what it owed is done again."
 
 
 class Delivery(NamedTuple):

@@ -20,7 +20,7 @@ from gitops_hook import journal, runner
 from gitops_hook.config import load
 from gitops_hook.dispatcher import Dispatcher, Places, Wake, _Worker
 from gitops_hook.journal import Journal
-from gitops_hook.records import Claim, Delivery, Run
+from gitops_hook.records import DIED, Claim, Delivery, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Runner, Task
 
@@ -674,6 +674,27 @@ class TestStart:
         stage.record()
         dispatcher.remind()
         assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
+
+    def test_a_reminder_ends_the_runs_of_commands_that_were_killed(self, stage: Stage, capfd):
+        stage.checkouts("acme/patient")
+        (stage.root / "acme/patient/.git/config").write_text("[gitops]\ntimeout = 120\n")
+        dispatcher = stage.dispatcher("exit 0")  # 60 s, 10 s to end its group, 30 s to record it
+        stage.record("acme/dead")
+        for repository, ago in (("acme/dead", 103), ("acme/lives", 91), ("acme/patient", 103), ("acme/ours", 999)):
+            stage.journal.now = lambda ago=ago: time.time() - ago
+            claim = stage.journal.start(repository, "manual")
+        assert claim
+        dispatcher._due[claim.run.id] = 0.0
+        stage.journal.now = time.time
+        dispatcher.remind()
+        dead, *others = stage.wait_for_runs(2)
+        assert (dead.outcome, dead.message) == ("interrupted", DIED)
+        assert [(run.repository, run.outcome) for run in others] == [
+            ("acme/lives", None), ("acme/patient", None), ("acme/ours", None), ("acme/dead", "updated"),
+        ]  # fmt: skip
+        assert "run interrupted repository=acme/dead run=1 outcome=interrupted" in capfd.readouterr().err
+        stage.journal.finish(dead._replace(outcome="updated", message="it lived"), settled=True)
+        assert stage.runs()[0].message == "it lived"
 
     def test_after_a_damaged_journal_every_checkout_is_looked_at(self, stage: Stage):
         stage.checkouts("acme/a", "acme/b")

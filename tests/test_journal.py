@@ -184,7 +184,7 @@ class TestClaims:
         interrupted = journal.run(claim.run.id)
         assert interrupted
         assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
-        assert interrupted.message == "The daemon died while this run was in hand; what it owed is done again."
+        assert interrupted.message == "The process that did this run died with it in hand; what it owed is done again."
         assert (died.run, died.newest and died.newest.guid) == (interrupted, "g")
         assert journal.run(done.id) == done
         assert journal.owed() == ["acme/site"]
