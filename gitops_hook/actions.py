@@ -47,18 +47,20 @@ _LONG = 10
 _LOOK = 0.1
 
 
-def sync(dispatcher: Dispatcher, repositories: Sequence[str], at_once: int, tell: Callable[[int, Run], None]) -> int:
+def sync(
+    dispatcher: Dispatcher, repositories: Sequence[str], trigger: str, at_once: int, tell: Callable[[int, Run], None]
+) -> int:
     """Sync each of `repositories`, `at_once` at a time; returns the exit status of the worst outcome.
 
-    `tell` hears how many have ended, and how the last of them did. A signal that is to end us ends the runs in hand,
-    whose ends are recorded, and raises SystemExit.
+    `trigger` is why. `tell` hears how many have ended, and how the last of them did. A signal that is to end us ends
+    the runs in hand, whose ends are recorded, and raises SystemExit.
     """
     worst = 0
     runs: list[Future[Run]] = []
     with _signals_raise(), ThreadPoolExecutor(at_once) as pool:
         try:
             for name in repositories:
-                runs.append(pool.submit(dispatcher.run_now, name, "manual"))
+                runs.append(pool.submit(dispatcher.run_now, name, trigger))
             for number, future in enumerate(runs, 1):
                 run = future.result()
                 tell(number, run)

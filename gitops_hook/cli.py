@@ -143,7 +143,7 @@ def _sync(given: argparse.Namespace) -> int:
     client = _client_if_any(settings) if given.audit else None
     _become_owner(settings)
     names = list(_checkouts(settings)) if given.all else given.repository
-    status = _sync_now(settings, names, as_json=given.json)
+    status = _sync_now(settings, names, as_json=given.json, trigger="sweep" if given.all else "manual")
     if client:
         _audit_after(settings, client, as_json=given.json)
     return status
@@ -240,7 +240,7 @@ def _send(given: argparse.Namespace) -> int:
     return actions.EXIT_OF_OUTCOME.get(run.outcome or "", 1)
 
 
-def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int:
+def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool, trigger: str = "manual") -> int:
     """Sync each of `names`, a progress line on a terminal meanwhile; returns the exit status of the worst outcome."""
     from gitops_hook import actions, logs, reports
     from gitops_hook.answers import Answers
@@ -269,7 +269,7 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
             if settings.report:
                 witnesses.append(Answers(journal))  # it leaves rows that the daemon sends
             dispatcher = Dispatcher.by(settings, os.environ, journal, checkouts, witnesses)
-            status = actions.sync(dispatcher, names, settings.max_syncs, tell)
+            status = actions.sync(dispatcher, names, trigger, settings.max_syncs, tell)
     except OSError as error:
         raise Failure(EX_NOPERM, f"{error.filename}: {error.strerror}") from error
     reports.show_runs(runs, as_json=as_json)

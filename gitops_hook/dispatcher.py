@@ -9,7 +9,7 @@ Rules:
    it waited collapse into one run.
 4. Places go to whoever has waited longest, so that no busy repository keeps the others out.
 5. A run that settled nothing (the remote out of reach, the script killed, no process to be had) is tried again, later
-   each time; a push cuts that wait short.
+   each time; a push cuts that wait short. It may have been a command's: the journal tells (`Dispatcher.remind`).
 6. A worker never dies of an exception: its repository would be dead until the next start.
 """
 
@@ -28,7 +28,7 @@ from typing import NamedTuple, Protocol
 from gitops_hook.config import Settings
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
-from gitops_hook.records import Claim, Run
+from gitops_hook.records import ENDED_BY_US, ENDED_WITH_COMMAND, Claim, Run
 from gitops_hook.repository import Checkout, Checkouts, may_clone
 from gitops_hook.runner import GRACE, Result, Runner, Task, last_lines
 
@@ -44,10 +44,9 @@ _JOURNAL_WAIT = 1.0
 _RESTART_LOOP = 3
 #: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
 _OVERDUE = 30.0
-#: What is said of a run that our shutdown ended.
-ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
-#: What is said of a run that was ended with the command that did it.
-ENDED_WITH_COMMAND = "A signal ended the command that did this run; the daemon tries it again in a minute or two."
+#: Seconds after a run that settled nothing until it is tried again though no worker of ours waits to: a command did it,
+#: and whoever gave that may have it done again himself.
+_LEFT_TO_US = 60.0
 
 #: What `gitops.timeout` may be, in seconds; anything else is as if it were not set.
 _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
@@ -234,7 +233,10 @@ class Dispatcher:
                 worker.queue.put(Wake(trigger, done))
 
     def remind(self) -> None:
-        """Called now and then, this repairs what was lost: a wake-up, what a damaged journal owed, who did a run."""
+        """Called now and then, this sees to what was lost, or left by commands.
+
+        A wake-up, all that a damaged journal owed, runs whose process was killed, and those that settled nothing.
+        """
         if self._renewals != self._journal.renewals:
             self.sweep()
         abandoned = [run.id for run in self._journal.in_hand() if self._is_abandoned(run)]
@@ -243,6 +245,9 @@ class Dispatcher:
         for repository in self._journal.owed():
             if repository.lower() not in self._workers:
                 self.wake(repository)
+        for run in self._journal.newest(sorted(_UNSETTLED), self._journal.now() - _LEFT_TO_US):
+            if run.repository.lower() not in self._workers and not self._restarts_us(run.repository):
+                self.wake(run.repository, "retry")
 
     def stop(self) -> None:
         """Start no more runs. Those in hand go on; `join` waits for them."""

@@ -58,6 +58,10 @@ _POSITION = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDE
 _LAST_COMMITS = f"""
     SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_POSITION} FROM names) GROUP BY id
 """
+_NEWEST_OF_EACH = f"""
+    WITH RECURSIVE {_EVERY_NAME} SELECT {", ".join(f"runs.{field}" for field in Run._fields)}
+    FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)
+"""
 _HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
 
 
@@ -133,6 +137,15 @@ class JournalReader:
         if repository is None:
             return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
         return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
+
+    def newest(self, outcomes: Sequence[str], before: float) -> list[Run]:
+        """The newest run of each repository, where it came to one of `outcomes` and ended before that moment.
+
+        `before` is in seconds since the epoch.
+        """
+        marks = ", ".join("?" * len(outcomes))
+        rows = self._query(f"{_NEWEST_OF_EACH} WHERE outcome IN ({marks}) AND ended < ?", *outcomes, before)
+        return [Run(*row) for row in rows]
 
     def in_hand(self) -> list[Run]:
         """The runs that have not ended, as far as anybody has said so."""

@@ -24,11 +24,11 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
 
-from gitops_hook.dispatcher import ENDED_BY_US, ENDED_WITH_COMMAND, is_settled
+from gitops_hook.dispatcher import is_settled
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
 from gitops_hook.moments import rfc3339
-from gitops_hook.records import DIED, Claim, Run, Told
+from gitops_hook.records import DIED, ENDED_BY_US, ENDED_WITH_COMMAND, Claim, Run, Told
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task, confined, last_lines
 

@@ -49,10 +49,11 @@ def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook
     bad = Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", deploy="exit 3")
     rows = [json.loads(line) for line in hook("sync", "--all", "--json", status=70).stdout.splitlines()]
     assert {(row["repository"], row["outcome"], row["trigger"]) for row in rows} == {
-        ("acme/site", "updated", "manual"),
-        ("acme/blog", "deploy-failed", "manual"),
+        ("acme/site", "updated", "sweep"),
+        ("acme/blog", "deploy-failed", "sweep"),
     } or {row["outcome"] for row in rows} == {"unchanged", "deploy-failed"}
     assert "acme/blog" in hook("sync", "acme/blog", status=70).stdout
+    assert {json.loads(line)["trigger"] for line in hook("runs", "--json").stdout.splitlines()} == {"sweep", "manual"}
     git("config", "gitops.deploy", "true", cwd=bad)
     after = upstream.commit({"a": "b"})
     hook("sync", "acme/site", "acme/blog")

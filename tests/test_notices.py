@@ -18,10 +18,9 @@ from scratch import Upstream
 from test_dispatcher import until
 
 from gitops_hook import notices as module
-from gitops_hook.dispatcher import ENDED_BY_US, ENDED_WITH_COMMAND
 from gitops_hook.journal import Journal
 from gitops_hook.notices import AGAIN, PATIENCE, Notices, notice
-from gitops_hook.records import DIED, Run, Told
+from gitops_hook.records import DIED, ENDED_BY_US, ENDED_WITH_COMMAND, Run, Told
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task
 
