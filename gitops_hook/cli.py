@@ -80,7 +80,7 @@ def _status(given: argparse.Namespace) -> int:
     from gitops_hook import overview, reports
 
     settings = _settings(given)
-    only = [given.repository] if given.repository else []
+    only = [_called(settings, given.repository)] if given.repository else []
     standings = overview.standings(_reader(settings), _checkouts(settings), only)
     if only and standings[0].run is None and standings[0].path is None:
         raise Failure(EX_NOINPUT, f"nothing is known of {given.repository}")
@@ -91,7 +91,8 @@ def _status(given: argparse.Namespace) -> int:
 def _runs(given: argparse.Namespace) -> int:
     from gitops_hook import reports
 
-    journal = _reader(_settings(given))
+    settings = _settings(given)
+    journal = _reader(settings)
     if given.delivery:
         deliveries = journal.deliveries(given.delivery)
         if not deliveries:
@@ -99,7 +100,8 @@ def _runs(given: argparse.Namespace) -> int:
         known = {delivery.run: journal.run(delivery.run) for delivery in deliveries if delivery.run}
         runs = [run for run in known.values() if run]
     else:
-        runs = journal.runs(given.repository, given.number)
+        name = _called(settings, given.repository) if given.repository else None
+        runs = journal.runs(name, given.number)
     reports.show_runs(runs, as_json=given.json)
     return 0
 
@@ -107,9 +109,11 @@ def _runs(given: argparse.Namespace) -> int:
 def _logs(given: argparse.Namespace) -> int:
     from gitops_hook import reports
 
-    journal = _reader(_settings(given))
+    settings = _settings(given)
+    journal = _reader(settings)
     by_number = given.what.isdecimal()
-    run = journal.run(int(given.what)) if by_number else next(iter(journal.runs(given.what, 1)), None)
+    name = given.what if by_number else _called(settings, given.what)
+    run = journal.run(int(name)) if by_number else next(iter(journal.runs(name, 1)), None)
     if not run:
         raise Failure(EX_NOINPUT, f"there is no run {given.what}" if by_number else f"{given.what} never ran")
     reports.show_log(journal, run, follow=given.follow)
@@ -229,7 +233,7 @@ def _send(given: argparse.Namespace) -> int:
     secret = actions.newest_secret(settings)
     _become_owner(settings)
     branch = given.branch or _checkout(settings, given.repository).settings.get("branch") or "main"
-    guid, status, answer = actions.send(settings, secret, given.repository, branch)
+    guid, status, answer = actions.send(settings, secret, _called(settings, given.repository), branch)
     print(f"{status} {answer}")
     if status != 202:
         return EX_UNAVAILABLE
@@ -254,6 +258,7 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool, trigge
             raise Failure(EX_USAGE, f"`{name}` is not a repository's name")
         if not may_clone(name, settings.clone):
             _checkout(settings, name)
+    names = list(dict.fromkeys(_called(settings, name) for name in names))
     logs.mute()  # what there is to say is said below
     runs: list[Run] = []
 
@@ -469,6 +474,11 @@ def _checkout(settings: Settings, name: str) -> Checkout:
     if not checkout:
         raise Failure(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}")
     return checkout
+
+
+def _called(settings: Settings, name: str) -> str:
+    """What the daemon calls a repository that was named: a checkout right below the root goes by two names."""
+    return _checkouts(settings).called(name)
 
 
 def _reader(settings: Settings) -> JournalReader:

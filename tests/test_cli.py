@@ -60,6 +60,23 @@ def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook
     assert git("rev-parse", "HEAD", cwd=good) == after
 
 
+def test_a_checkout_right_below_the_root_is_one_repository_however_it_is_called(upstream, hook, start_daemon):
+    daemon = start_daemon()
+    upstream.checkout(daemon.root, nested=False)
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    daemon.wait_for_run()
+    hook("sync", "site", "SITE")  # one sync
+    hook("pause", "site")
+    hook("resume", "Site")
+    hook("send", "site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}")
+    for listed in (hook("runs", "--json"), hook("runs", "site", "--json")):
+        runs = [json.loads(line) for line in listed.stdout.splitlines()]
+        assert [run["repository"] for run in runs] == ["acme/site"] * 4
+    assert hook("logs", "site").stdout == hook("logs", str(runs[0]["id"])).stdout != ""
+    for listed in (hook("status", "--json"), hook("status", "site", "--json")):
+        assert json.loads(listed.stdout)["repository"] == "acme/site"
+
+
 def test_sync_refuses_what_it_does_not_know(upstream, hook):
     hook("sync", status=64)
     hook("sync", "--all", "acme/site", status=64)
