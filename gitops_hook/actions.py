@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from hmac import new as hmac
 from pathlib import Path
@@ -31,7 +32,7 @@ from gitops_hook.hooks import Hooks, Missed, Registration
 from gitops_hook.journal import JournalReader
 from gitops_hook.records import Run
 from gitops_hook.repository import Checkout, Checkouts, is_valid, may_clone, name_in_url
-from gitops_hook.runner import OUTCOMES
+from gitops_hook.runner import GRACE, OUTCOMES
 from gitops_hook.webhook import WEBHOOK
 
 #: Exit statuses by outcome: the script's own, and for what is not its, those that a shell would give.
@@ -46,17 +47,56 @@ _LONG = 10
 _LOOK = 0.1
 
 
-def sync(dispatcher: Dispatcher, repositories: Sequence[str], at_once: int, tell: Callable[[int, Run], None]) -> int:
+def sync(
+    dispatcher: Dispatcher, repositories: Sequence[str], trigger: str, at_once: int, tell: Callable[[int, Run], None]
+) -> int:
     """Sync each of `repositories`, `at_once` at a time; returns the exit status of the worst outcome.
 
-    `tell` hears how many have ended, and how the last of them did.
+    `trigger` is why. `tell` hears how many have ended, and how the last of them did. A signal that is to end us ends
+    the runs in hand, whose ends are recorded, and raises SystemExit.
     """
     worst = 0
-    with ThreadPoolExecutor(at_once) as pool:
-        for number, run in enumerate(pool.map(lambda name: dispatcher.run_now(name, "manual"), repositories), 1):
-            tell(number, run)
-            worst = max(worst, EXIT_OF_OUTCOME.get(run.outcome or "", 1), key=_WORSE.index)
+    runs: list[Future[Run]] = []
+    with _signals_raise(), ThreadPoolExecutor(at_once) as pool:
+        try:
+            for name in repositories:
+                runs.append(pool.submit(dispatcher.run_now, name, trigger))
+            for number, future in enumerate(runs, 1):
+                run = future.result()
+                tell(number, run)
+                worst = max(worst, EXIT_OF_OUTCOME.get(run.outcome or "", 1), key=_WORSE.index)
+        except SystemExit:
+            pool.shutdown(wait=False, cancel_futures=True)
+            dispatcher.stop()
+            dispatcher.terminate()
+            # One that was about to start its script is ended at the second time.
+            while wait([future for future in runs if not future.cancelled()], GRACE + 1).not_done:
+                dispatcher.terminate()
+            raise
     return worst
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Have the first signal that is to end us raise SystemExit, and those after it do nothing.
+
+    One that was ignored before, as under nohup(1), stays so.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def end(number: int, frame: object) -> None:
+        for other in heard:
+            signal.signal(other, lambda number, frame: None)
+        raise SystemExit(128 + number)
+
+    for number in heard:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def pause(checkout: Checkout) -> None:

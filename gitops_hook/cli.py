@@ -126,7 +126,7 @@ def _status(given: argparse.Namespace) -> int:
     from gitops_hook import overview, reports
 
     settings = _settings(given)
-    only = [given.repository] if given.repository else []
+    only = [_called(settings, given.repository)] if given.repository else []
     standings = overview.standings(_reader(settings), _checkouts(settings), only)
     if only and standings[0].run is None and standings[0].path is None:
         raise Failure(EX_NOINPUT, f"nothing is known of {given.repository}")
@@ -139,10 +139,11 @@ def _runs(given: argparse.Namespace) -> int:
 
     if given.repository and given.delivery:
         raise Failure(EX_USAGE, "give REPO or --delivery, not both")
-    journal = _reader(_settings(given))
+    settings = _settings(given)
+    journal = _reader(settings)
     if given.delivery:
         return _show_delivery(journal, given.delivery, as_json=given.json)
-    runs = journal.runs(given.repository, given.number)
+    runs = journal.runs(_called(settings, given.repository) if given.repository else None, given.number)
     if given.repository and not runs:
         raise Failure(EX_NOINPUT, f"{given.repository} never ran")
     reports.show_runs(runs, as_json=given.json)
@@ -166,10 +167,12 @@ def _show_delivery(journal: JournalReader, guid: str, *, as_json: bool) -> int:
 def _logs(given: argparse.Namespace) -> int:
     from gitops_hook import reports
 
-    journal = _reader(_settings(given))
+    settings = _settings(given)
+    journal = _reader(settings)
     by_number = given.what.isdecimal()
     number = int(given.what) if by_number and len(given.what) <= _DIGITS else 0
-    run = journal.run(number) if by_number else next(iter(journal.runs(given.what, 1)), None)
+    name = given.what if by_number else _called(settings, given.what)
+    run = journal.run(number) if by_number else next(iter(journal.runs(name, 1)), None)
     if not run:
         raise Failure(EX_NOINPUT, f"there is no run {given.what}" if by_number else f"{given.what} never ran")
     reports.show_log(journal, run, follow=given.follow)
@@ -203,7 +206,7 @@ def _sync(given: argparse.Namespace) -> int:
     client = _client_if_any(settings) if given.audit else None
     _become_owner(settings)
     names = list(_checkouts(settings)) if given.all else given.repository
-    status = _sync_now(settings, names, as_json=given.json)
+    status = _sync_now(settings, names, as_json=given.json, trigger="sweep" if given.all else "manual")
     if client:
         _audit_after(settings, client, as_json=given.json)
     return status
@@ -289,7 +292,7 @@ def _send(given: argparse.Namespace) -> int:
     secret = actions.newest_secret(settings)
     _become_owner(settings)
     branch = given.branch or _checkout(settings, given.repository).settings.get("branch") or "main"
-    guid, status, answer = actions.send(settings, secret, given.repository, branch)
+    guid, status, answer = actions.send(settings, secret, _called(settings, given.repository), branch)
     print(escape(f"{status} {answer}"))
     if status != 202:
         return EX_UNAVAILABLE
@@ -300,7 +303,7 @@ def _send(given: argparse.Namespace) -> int:
     return actions.EXIT_OF_OUTCOME.get(run.outcome or "", 1)
 
 
-def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int:
+def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool, trigger: str = "manual") -> int:
     """Sync each of `names`, a progress line on a terminal meanwhile; returns the exit status of the worst outcome."""
     from gitops_hook import actions, logs, reports
     from gitops_hook.answers import Answers
@@ -314,6 +317,7 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
             raise Failure(EX_USAGE, f"`{name}` is not a repository's name")
         if not may_clone(name, settings.clone):
             _checkout(settings, name)
+    names = list(dict.fromkeys(_called(settings, name) for name in names))
     logs.mute()  # what there is to say is said below
     runs: list[Run] = []
 
@@ -329,7 +333,7 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool) -> int
             if settings.report:
                 witnesses.append(Answers(journal))  # it leaves rows that the daemon sends
             dispatcher = Dispatcher.by(settings, os.environ, journal, checkouts, witnesses)
-            status = actions.sync(dispatcher, names, settings.max_syncs, tell)
+            status = actions.sync(dispatcher, names, trigger, settings.max_syncs, tell)
     except OSError as error:
         raise Failure(EX_NOPERM, f"{error.filename}: {error.strerror}") from error
     reports.show_runs(runs, as_json=as_json)
@@ -535,6 +539,11 @@ def _checkout(settings: Settings, name: str) -> Checkout:
     if not checkout:
         raise Failure(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}")
     return checkout
+
+
+def _called(settings: Settings, name: str) -> str:
+    """What the daemon calls a repository that was named: a checkout right below the root goes by two names."""
+    return _checkouts(settings).called(name)
 
 
 def _reader(settings: Settings) -> JournalReader:

@@ -35,6 +35,7 @@ from gitops_hook.dispatcher import Dispatcher, Witness
 from gitops_hook.instruments import Instruments
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import escape, log
+from gitops_hook.moments import local
 from gitops_hook.notices import Notices
 from gitops_hook.proxies import behind
 from gitops_hook.repository import Checkouts
@@ -224,8 +225,8 @@ class _Housekeeping:
         status = f"repositories: {self._repositories}, runs in hand: {self._dispatcher.in_hand}"
         failure = self._dispatcher.failure
         if failure:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.ended))
-            status += f"; last failure: run {failure.id} of {failure.repository}, {failure.outcome}, {when}"
+            when = f", {local(failure.ended)}" if failure.ended else ""
+            status += f"; last failure: run {failure.id} of {failure.repository}, {failure.outcome}{when}"
         if self._journal.fault:
             status += f"; the journal cannot be written: {self._journal.fault}"
         if status != self._told:

@@ -28,8 +28,9 @@ from urllib.parse import parse_qs, quote
 from gitops_hook import __version__, ansi, pages
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.metrics import CONTENT_TYPE
+from gitops_hook.moments import rfc3339
 from gitops_hook.overview import STATES, InForce, Standing, settings_in_force, standings
-from gitops_hook.pages import Chapter, Health, Output, Query, rfc3339
+from gitops_hook.pages import Chapter, Health, Output, Query
 from gitops_hook.records import Commit, Delivery, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import read_log

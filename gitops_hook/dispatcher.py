@@ -9,7 +9,7 @@ Rules:
    it waited collapse into one run.
 4. Places go to whoever has waited longest, so that no busy repository keeps the others out.
 5. A run that settled nothing (the remote out of reach, the script killed, no process to be had) is tried again, later
-   each time; a push cuts that wait short.
+   each time; a push cuts that wait short. It may have been a command's: the journal tells (`Dispatcher.remind`).
 6. A worker never dies of an exception: its repository would be dead until the next start.
 """
 
@@ -28,8 +28,8 @@ from typing import NamedTuple, Protocol
 from gitops_hook.config import Settings
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
-from gitops_hook.records import Claim, Run
-from gitops_hook.repository import Checkouts, may_clone
+from gitops_hook.records import ENDED_BY_US, ENDED_WITH_COMMAND, Claim, Run
+from gitops_hook.repository import Checkout, Checkouts, may_clone
 from gitops_hook.runner import GRACE, Result, Runner, Task, last_lines
 
 #: Seconds that a worker waits for more work before it goes: a thread is cheap to start, and a sweep needs many.
@@ -44,8 +44,9 @@ _JOURNAL_WAIT = 1.0
 _RESTART_LOOP = 3
 #: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
 _OVERDUE = 30.0
-#: What is said of a run that our shutdown ended.
-ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
+#: Seconds after a run that settled nothing until it is tried again though no worker of ours waits to: a command did it,
+#: and whoever gave that may have it done again himself.
+_LEFT_TO_US = 60.0
 
 #: What `gitops.timeout` may be, in seconds; anything else is as if it were not set.
 _TIMEOUT = re.compile("[1-9][0-9]{0,6}")
@@ -232,12 +233,21 @@ class Dispatcher:
                 worker.queue.put(Wake(trigger, done))
 
     def remind(self) -> None:
-        """Called now and then, this repairs what was lost: a wake-up, or all that a damaged journal owed."""
+        """Called now and then, this sees to what was lost, or left by commands.
+
+        A wake-up, all that a damaged journal owed, runs whose process was killed, and those that settled nothing.
+        """
         if self._renewals != self._journal.renewals:
             self.sweep()
+        abandoned = [run.id for run in self._journal.in_hand() if self._is_abandoned(run)]
+        for died in self._journal.interrupt(abandoned) if abandoned else ():
+            _tell_end(died.run, died)
         for repository in self._journal.owed():
             if repository.lower() not in self._workers:
                 self.wake(repository)
+        for run in self._journal.newest(sorted(_UNSETTLED), self._journal.now() - _LEFT_TO_US):
+            if run.repository.lower() not in self._workers and not self._restarts_us(run.repository):
+                self.wake(run.repository, "retry")
 
     def stop(self) -> None:
         """Start no more runs. Those in hand go on; `join` waits for them."""
@@ -307,10 +317,13 @@ class Dispatcher:
         with self._places.one():
             claim = self._journal.start(repository, trigger)
             assert claim
-            return self._run(claim)[0]
+            return self._run(claim, ENDED_WITH_COMMAND)[0]
 
-    def _run(self, claim: Claim) -> tuple[Run, bool]:
-        """Do a run that has begun; returns how it ended, and whether that settles the matter."""
+    def _run(self, claim: Claim, ended_by: str = ENDED_BY_US) -> tuple[Run, bool]:
+        """Do a run that has begun; returns how it ended, and whether that settles the matter.
+
+        `ended_by` is what is said of it if `terminate` ends it.
+        """
         run, newest = claim.run, claim.newest
         task = Task(
             repository=newest.repository if newest else run.repository,
@@ -332,7 +345,7 @@ class Dispatcher:
             result = Result("interrupted", None, message="A fault of the daemon's own; its log has the traceback.")
         # A script may answer TERM with a status of its own. That is not how it would have ended.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=ENDED_BY_US)
+            result = result._replace(outcome="interrupted", message=ended_by)
         ended = run._replace(ended=self._journal.now(), **result._asdict())
         settled = is_settled(ended)
         if ended.outcome not in _GOOD:
@@ -355,17 +368,29 @@ class Dispatcher:
     def _execute(self, task: Task, run: Run) -> Result:
         """Run the script, under the limit that the checkout sets, or with leave to clone one."""
         checkout = self._checkouts.find(run.repository)
-        limit = self._sync_timeout
-        if checkout:
-            own = checkout.settings.get("timeout", "")
-            limit = int(own) if _TIMEOUT.fullmatch(own) else limit
-        elif may_clone(run.repository, self._clone):
+        limit = self._limit(checkout)
+        if not checkout and may_clone(run.repository, self._clone):
             task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
         self._due[run.id] = self._clock() + limit + GRACE + _OVERDUE
         try:
             return self._runner.run(task, self._journal.log_path(run.id), limit)
         finally:
             del self._due[run.id]
+
+    def _limit(self, checkout: Checkout | None) -> int:
+        """How long a run may take, in seconds."""
+        own = checkout.settings.get("timeout", "") if checkout else ""
+        return int(own) if _TIMEOUT.fullmatch(own) else self._sync_timeout
+
+    def _is_abandoned(self, run: Run) -> bool:
+        """Whether a run in hand is none of ours, and older than any of its kind: a command's, which was killed."""
+        if run.id in self._due:
+            return False
+        try:
+            limit = self._limit(self._checkouts.find(run.repository))
+        except OSError:  # no process to be had; the next look will tell
+            return False
+        return self._journal.now() - run.started > limit + GRACE + _OVERDUE
 
     def _record(self, run: Run, *, settled: bool) -> None:
         """Write down how a run ended, however long the journal takes to be writable again."""

@@ -28,6 +28,7 @@ from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandl
 
 from gitops_hook import __version__
 from gitops_hook.config import Failure
+from gitops_hook.moments import local
 from gitops_hook.webhook import printable
 
 #: The version of the API that this was written for.
@@ -185,7 +186,7 @@ class Client:
         now = self._clock()
         ready = self._ready if method == "GET" else max(self._ready, self._ready_to_write)
         if ready - now > self._patience:
-            until = time.strftime("%H:%M:%S", time.localtime(ready))
+            until = local(ready, "%H:%M:%S")
             raise ApiError(f"GitHub's rate limit lets nothing through before {until}", 429, ready)
         if ready > now:
             self._sleep(ready - now)

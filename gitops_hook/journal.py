@@ -20,7 +20,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -57,6 +57,10 @@ _EVERY_NAME = """names (name) AS (
 _POSITION = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDER BY id DESC LIMIT 1)"
 _LAST_COMMITS = f"""
     SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_POSITION} FROM names) GROUP BY id
+"""
+_NEWEST_OF_EACH = f"""
+    WITH RECURSIVE {_EVERY_NAME} SELECT {", ".join(f"runs.{field}" for field in Run._fields)}
+    FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)
 """
 _HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
 
@@ -133,6 +137,19 @@ class JournalReader:
         if repository is None:
             return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
         return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
+
+    def newest(self, outcomes: Sequence[str], before: float) -> list[Run]:
+        """The newest run of each repository, where it came to one of `outcomes` and ended before that moment.
+
+        `before` is in seconds since the epoch.
+        """
+        marks = ", ".join("?" * len(outcomes))
+        rows = self._query(f"{_NEWEST_OF_EACH} WHERE outcome IN ({marks}) AND ended < ?", *outcomes, before)
+        return [Run(*row) for row in rows]
+
+    def in_hand(self) -> list[Run]:
+        """The runs that have not ended, as far as anybody has said so."""
+        return self._runs("outcome IS NULL")
 
     def commits(self, runs: Sequence[int]) -> dict[int, list[Commit]]:
         """Where each run left its checkout, and below that what else it brought, newest first, as far as it is kept.
@@ -335,12 +352,15 @@ class Journal(JournalReader):
 
         self._submit(_Work(work))
 
-    def interrupt(self) -> list[Claim]:
-        """At the start: whatever run was in hand has died with its daemon. Returns those runs, as they stand now."""
+    def interrupt(self, runs: Collection[int] | None = None) -> list[Claim]:
+        """Record that `runs`, or all, have died with their processes, as far as they are in hand; returns those.
+
+        One that lives after all is put right by `finish`.
+        """
 
         def work(connection: sqlite3.Connection) -> list[Claim]:
             rows = connection.execute(f"SELECT {', '.join(Run._fields)} FROM runs WHERE outcome IS NULL")
-            in_hand = [Run(*row) for row in rows]
+            in_hand = [Run(*row) for row in rows if runs is None or row[0] in runs]
             died = [run._replace(outcome="interrupted", ended=self.now(), message=DIED) for run in in_hand]
             connection.executemany(
                 "UPDATE runs SET outcome = ?, ended = ?, message = ? WHERE id = ?",

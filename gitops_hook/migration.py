@@ -102,7 +102,16 @@ class Record:
 def plan(found: Iterable[Timer], root: Path, service: os.stat_result) -> list[Step]:
     """What is to be done about the timers that still poll. `service` is the state folder's, which tells whose it is."""
     checkouts = Checkouts(root)
-    return [_step(timer, checkouts, service.st_uid) for timer in found if timer.polls]
+    steps: list[Step] = []
+    taken: dict[str, Path] = {}  # which checkout is to be linked where; names differ without regard to case
+    for timer in found:
+        step = _step(timer, checkouts, service.st_uid) if timer.polls else None
+        if step and step.link and timer.checkout:
+            taker = taken.setdefault(str(step.link).lower(), timer.checkout.path)
+            if not taker.samefile(timer.checkout.path):
+                step = Step(timer, obstacle=f"{taker} takes its place; move that away, and again")
+        steps += [step] if step else []
+    return steps
 
 
 def migrate(step: Step, record: Record, service: os.stat_result) -> None:

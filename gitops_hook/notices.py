@@ -6,8 +6,8 @@ Rules:
    two differ, it is told. So nothing is queued that a restart could lose or repeat, a failure that is over before it
    could be told needs no word, and a sync from the command line counts like the daemon's own.
 2. Told is what the command ended well for. If it fails, all notices wait a while: it is tried again, not hammered.
-3. What heals by itself is no failure yet: a remote out of reach is one after `PATIENCE`. Neither is a run that our own
-   shutdown ended, nor one that died with its daemon; a pause says nothing, and nothing is said while it lasts.
+3. What heals by itself is no failure yet: a remote out of reach is one after `PATIENCE`. Neither is a run that ended
+   with the process that did it, the daemon or a command; a pause says nothing, and nothing is said while it lasts.
 4. One thread tells, one notice after the other, each bounded in time. No run waits for it.
 """
 
@@ -24,10 +24,11 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
 
-from gitops_hook.dispatcher import ENDED_BY_US, is_settled
+from gitops_hook.dispatcher import is_settled
 from gitops_hook.journal import Journal, JournalError
 from gitops_hook.logs import log
-from gitops_hook.records import DIED, Claim, Run, Told
+from gitops_hook.moments import rfc3339
+from gitops_hook.records import DIED, ENDED_BY_US, ENDED_WITH_COMMAND, Claim, Run, Told
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task, confined, last_lines
 
@@ -50,6 +51,8 @@ _SAID = {
     "well": "is well again: {}, no more {}",
 }
 _GOOD = {"updated", "unchanged", "cloned"}
+#: What is said of runs that tell nothing of their repository: they ended with their process.
+_ENDED_WITH_PROCESS = (ENDED_BY_US, ENDED_WITH_COMMAND, DIED)
 
 
 class Notice(NamedTuple):
@@ -74,7 +77,7 @@ class Verdict(NamedTuple):
 
 def verdict(runs: Iterable[Run]) -> Verdict | None:
     """What a repository's `runs`, newest first, say of it; None if they say nothing yet."""
-    telling = [run for run in runs if run.ended and run.outcome != "paused" and run.message not in (ENDED_BY_US, DIED)]
+    telling = [run for run in runs if run.ended and run.outcome != "paused" and run.message not in _ENDED_WITH_PROCESS]
     retried = list(takewhile(lambda run: not is_settled(run), telling))
     if retried and _ended(retried[0]) - _ended(retried[-1]) < PATIENCE:
         telling = telling[len(retried) :]
@@ -245,7 +248,7 @@ class Notices:
             "repository": due.repository,
             "outcome": due.outcome,
             "previous": due.previous,
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(due.since)),
+            "since": rfc3339(due.since, "seconds"),
             "run": due.run.id,
             "commit": due.run.after or None,
             "message": due.run.message or None,

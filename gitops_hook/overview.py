@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from gitops_hook.journal import JournalReader
 from gitops_hook.logs import redact
-from gitops_hook.records import Commit, Past, Run
+from gitops_hook.records import ENDED_BY_US, Commit, Past, Run
 from gitops_hook.repository import Checkout, Checkouts
 
 #: Where a repository can stand, what needs a person first.
@@ -38,6 +38,7 @@ _STATE_OF_OUTCOME = {
     "cloned": "in sync",
     "paused": "queued",  # the pause has ended since, or the setting would tell
     "unreachable": "waiting to retry",
+    "interrupted": "waiting to retry",
     "rolled-back": "rolled back",
 }
 
@@ -139,6 +140,8 @@ def _state(run: Run | None, owed: int, *, paused: bool) -> str:
         return "paused"
     if owed and (not run or run.outcome not in ("unreachable", "rolled-back")):
         return "queued"
+    if run and run.message == ENDED_BY_US:
+        return "needs you"  # a daemon that starts does it again, unless it has given up a deploy that restarts it
     return _STATE_OF_OUTCOME.get(run.outcome, "needs you") if run else "never synced"
 
 

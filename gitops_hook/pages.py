@@ -19,11 +19,11 @@ import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from gitops_hook.commits import COUNTED
+from gitops_hook.moments import rfc3339, utc
 from gitops_hook.overview import IN_HAND, STATES, InForce, Standing, age, span, tone
 from gitops_hook.records import Commit, Delivery, Run, Served
 
@@ -390,7 +390,7 @@ def _time_line(run: Run, received: float | None) -> str:
 
 
 def _moment(step: str, label: str, moment: float, note: str) -> str:
-    clock = datetime.fromtimestamp(moment, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
+    clock = utc(moment).strftime("%H:%M:%S.%f")[:-3]
     when = f'<time datetime="{rfc3339(moment)}" title="{_when(moment)} UTC">{clock}</time>'
     return f'<li class="{step}"><b>{label}</b> {when} <span class="quiet">{note}</span></li>'
 
@@ -587,12 +587,7 @@ def _ago(moment: float | None) -> str:
 
 def _when(moment: float) -> str:
     """The date and the time of day, to the second, in UTC."""
-    return datetime.fromtimestamp(int(moment), timezone.utc).isoformat(" ")[:19]
-
-
-def rfc3339(moment: float) -> str:
-    """A moment, in seconds since the epoch, as RFC 3339 has it, in UTC with milliseconds."""
-    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc(moment).isoformat(" ")[:19]
 
 
 def _count(number: int, one: str, many: str = "") -> str:

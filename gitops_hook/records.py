@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: What is said of a run that was in hand when its daemon died.
-DIED = "The daemon died while this run was in hand; what it owed is done again."
+#: What is said of a run that the daemon's shutdown ended.
+ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
+#: What is said of a run that was ended with the command that did it.
+ENDED_WITH_COMMAND = "A signal ended the command that did this run; the daemon tries it again in a minute or two."
+#: What is said of a run that was in hand when its process died, the daemon or a command.
+DIED = "The process that did this run died with it in hand; what it owed is done again."
 
 
 class Delivery(NamedTuple):

@@ -18,6 +18,7 @@ from gitops_hook.doctor import Finding
 from gitops_hook.hooks import Listed, Missed, Registration
 from gitops_hook.journal import JournalReader
 from gitops_hook.logs import escape
+from gitops_hook.moments import local
 from gitops_hook.overview import IN_HAND, Standing, age, span, tone
 from gitops_hook.records import Delivery, Run
 from gitops_hook.runner import read_log
@@ -88,7 +89,7 @@ def show_runs(runs: Sequence[Run], *, as_json: bool) -> None:
         [
             str(run.id),
             run.repository,
-            _when(run.started),
+            local(run.started),
             run.outcome or IN_HAND,
             "" if run.ended is None else span(run.ended - run.started),
             run.trigger,
@@ -149,7 +150,7 @@ def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
             hook.standing,
             ", ".join(hook.amiss),
             ", ".join(hook.events),
-            "" if hook.last is None else _when(hook.last),
+            "" if hook.last is None else local(hook.last),
             hook.status,
             hook.url,
         ]
@@ -169,7 +170,7 @@ def show_missed(missed: Sequence[Missed], *, whole: bool, as_json: bool) -> None
         if whole:
             print("No push of the last three days was missed.")
         return
-    rows = [[push.repository, _when(push.delivered), push.guid, push.then] for push in missed]
+    rows = [[push.repository, local(push.delivered), push.guid, push.then] for push in missed]
     _print_table(["repository", "delivered", "delivery", "then"], rows, coloured=3)
     for reason in dict.fromkeys(push.reason for push in missed):
         print(f"\n{escape(reason)}")
@@ -247,7 +248,3 @@ def _last(run: Run | None) -> str:
     if not run:
         return ""
     return f"{run.id} {run.outcome}, {age(run.ended)} ago" if run.outcome else f"{run.id} since {age(run.started)}"
-
-
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

@@ -152,6 +152,19 @@ class Checkouts:
                 for nested in filter(is_checkout, _folders(path)):
                     yield f"{path.name}/{nested.name}"
 
+    def called(self, repository: str) -> str:
+        """What a repository is called in a listing (`__iter__`) that somebody names by its folder below the root alone.
+
+        Any other name stays as it is, and so does one whose origin's name leads to another checkout. Raises OSError
+        as `find` does.
+        """
+        checkout = None if "/" in repository else self.find(repository)
+        if not checkout:
+            return repository
+        name = self._name_by_origin(checkout.path)
+        found = self.find(name)
+        return name if found and found.path == checkout.path else repository
+
     def _name_by_origin(self, path: Path) -> str:
         """What the checkout at `path` is called by its origin, if that agrees with its folder's name."""
         try:

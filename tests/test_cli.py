@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from harness import SECRET, push
+from harness import SECRET, processes_of, push
 from scratch import Upstream, git
 
 from gitops_hook import cli
@@ -76,14 +77,32 @@ def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook
     bad = Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", deploy="exit 3")
     rows = [json.loads(line) for line in hook("sync", "--all", "--json", status=70).stdout.splitlines()]
     assert {(row["repository"], row["outcome"], row["trigger"]) for row in rows} == {
-        ("acme/site", "updated", "manual"),
-        ("acme/blog", "deploy-failed", "manual"),
+        ("acme/site", "updated", "sweep"),
+        ("acme/blog", "deploy-failed", "sweep"),
     } or {row["outcome"] for row in rows} == {"unchanged", "deploy-failed"}
     assert "acme/blog" in hook("sync", "acme/blog", status=70).stdout
+    assert {json.loads(line)["trigger"] for line in hook("runs", "--json").stdout.splitlines()} == {"sweep", "manual"}
     git("config", "gitops.deploy", "true", cwd=bad)
     after = upstream.commit({"a": "b"})
     hook("sync", "acme/site", "acme/blog")
     assert git("rev-parse", "HEAD", cwd=good) == after
+
+
+def test_a_checkout_right_below_the_root_is_one_repository_however_it_is_called(upstream, hook, start_daemon):
+    daemon = start_daemon()
+    upstream.checkout(daemon.root, nested=False)
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    daemon.wait_for_run()
+    hook("sync", "site", "SITE")  # one sync
+    hook("pause", "site")
+    hook("resume", "Site")
+    hook("send", "site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}")
+    for listed in (hook("runs", "--json"), hook("runs", "site", "--json")):
+        runs = [json.loads(line) for line in listed.stdout.splitlines()]
+        assert [run["repository"] for run in runs] == ["acme/site"] * 4
+    assert hook("logs", "site").stdout == hook("logs", str(runs[0]["id"])).stdout != ""
+    for listed in (hook("status", "--json"), hook("status", "site", "--json")):
+        assert json.loads(listed.stdout)["repository"] == "acme/site"
 
 
 def test_sync_refuses_what_it_does_not_know(upstream, hook):
@@ -91,6 +110,40 @@ def test_sync_refuses_what_it_does_not_know(upstream, hook):
     hook("sync", "--all", "acme/site", status=64)
     assert "is not a repository's name" in hook("sync", "../etc", status=64).stderr
     assert "there is no checkout of acme/none" in hook("sync", "acme/none", status=66).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_sync_that_a_signal_ends_leaves_no_run_in_hand(tmp_path, upstream, environ, hook, number):
+    os.mkfifo(tmp_path / "gate")
+    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; exec sleep 600")
+    Upstream(tmp_path / "forge", "acme/waits").checkout(tmp_path / "root")
+    command = [sys.executable, "-m", "gitops_hook", "sync", "acme/site", "acme/waits"]
+    environ = {**environ, "GITOPS_MAX_SYNCS": "1"}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as typed:
+        with (tmp_path / "gate").open() as gate:
+            assert gate.read() == "begun\n"
+        typed.send_signal(number)
+        typed.send_signal(number)  # who is impatient gets it no sooner, and no worse
+        assert "Traceback" not in typed.communicate(timeout=60)[1]
+    assert typed.returncode == 128 + number
+    (run,) = [json.loads(line) for line in hook("runs", "--json").stdout.splitlines()]
+    assert (run["repository"], run["outcome"]) == ("acme/site", "interrupted")
+    assert "A signal ended the command" in run["message"]
+    assert processes_of(tmp_path / "root") == []
+    assert "begun" not in hook("logs", "-f", "acme/site").stdout
+
+
+def test_a_sync_goes_on_past_a_signal_that_whoever_started_it_ignores(tmp_path, upstream, environ):
+    os.mkfifo(tmp_path / "gate")
+    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; read -r _ < {tmp_path}/gate")
+    command = ["nohup", sys.executable, "-m", "gitops_hook", "sync", "acme/site"]
+    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as typed:
+        with (tmp_path / "gate").open() as gate:
+            assert gate.read() == "begun\n"
+        typed.send_signal(signal.SIGHUP)
+        (tmp_path / "gate").write_text("go on\n")
+        assert "updated" in typed.communicate(timeout=60)[0]
+    assert typed.returncode == 0
 
 
 def test_sync_beside_the_daemon_is_one_run_more_and_no_overlap(tmp_path, upstream, hook, start_daemon, script):

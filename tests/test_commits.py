@@ -8,9 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from scratch import Upstream, git
+from scratch import GIT_ENV, Upstream, git
+from webtest import TestApp
 
 from gitops_hook.commits import Commits
+from gitops_hook.dashboard import Dashboard
 from gitops_hook.journal import Journal
 from gitops_hook.records import Claim, Commit, Run
 from gitops_hook.repository import Checkouts
@@ -68,6 +70,17 @@ def test_the_commits_that_a_run_brought_newest_first(host, upstream, tmp_path):
         (first, "Ada", "Say hello"),
     ]
     assert commits[0].time == float(git("log", "-1", "--format=%ct", cwd=upstream.work))
+
+
+def test_a_date_beyond_every_calendar_is_shown_as_its_end(tmp_path, upstream, hook, monkeypatch):
+    upstream.checkout(tmp_path / "root")
+    monkeypatch.setitem(GIT_ENV, "GIT_COMMITTER_DATE", "@999999999999 +0000")
+    upstream.commit({"a": "1"})
+    hook("sync", "acme/site")
+    with closing(Journal(tmp_path / "state")) as journal:
+        page = TestApp(Dashboard(journal, Checkouts(tmp_path / "root")), extra_environ={"HTTP_HOST": "localhost:8788"})
+        assert "9999-12-31 23:59:59" in page.get("/").text
+        assert "9999-12-31T23:59:59.000Z" in page.get("/api/repositories").text
 
 
 def test_a_run_that_only_confirms_tells_of_its_commit_once(host, upstream):

@@ -123,7 +123,7 @@ def test_sigterm_lets_a_run_end(fifos, start_daemon, script):
     daemon.process.send_signal(signal.SIGTERM)
     daemon.wait_for("stopping signal=SIGTERM")
     (fifos / "go").write_text("word\n")
-    assert daemon.stop() == 0
+    assert daemon.wait() == 0
     assert daemon.query("SELECT outcome, exit FROM runs") == [("updated", 0)]
     assert (daemon.state / "runs/1.log").read_text() == "word\n"
 
@@ -163,7 +163,7 @@ def test_a_reload_while_it_stops_ends_no_run(fifos, start_daemon, script):
     daemon.process.send_signal(signal.SIGHUP)
     daemon.wait_for("stopping goes on signal=SIGHUP")
     (fifos / "go").write_text("word\n")
-    assert daemon.stop() == 0
+    assert daemon.wait() == 0
     assert daemon.query("SELECT outcome, exit FROM runs") == [("updated", 0)]
 
 

@@ -108,6 +108,17 @@ def test_rows_are_searched_sorted_and_picked_by_state(page, journal):
     assert 'class="repository" aria-sort="ascending"><a href="/?q=acme&amp;sort=-repository"' in sorted_by
 
 
+@pytest.mark.parametrize("moment", [999_999_999_999.0, 1e300, -1e12])
+def test_a_date_beyond_every_calendar_spoils_no_answer(page, journal, moment):
+    run = finished(journal, "acme/site", "updated", before="b" * 40, after="a" * 40)
+    journal.remember(run, [Commit("a" * 40, "Ada", "Say hello", moment)], 1)
+    year = "9999-12-31" if moment > 0 else "1970-01-01"
+    for path in ("/", "/repositories/acme/site", f"/runs/{run}"):
+        assert year in page.get(path).text
+    for path in ("/api/repositories", "/api/repositories/acme/site", f"/api/runs/{run}"):
+        assert f'"{year}T' in page.get(path).text
+
+
 def test_a_search_for_a_guid_leads_to_its_delivery(page, journal):
     journal.record(Delivery("a/b c", "push", time.time(), "acme/site", "refs/heads/main"))
     answer = page.get("/", {"q": "a/b c"}, status=303)

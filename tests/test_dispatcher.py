@@ -20,7 +20,7 @@ from gitops_hook import journal, runner
 from gitops_hook.config import load
 from gitops_hook.dispatcher import Dispatcher, Places, Wake, _Worker
 from gitops_hook.journal import Journal
-from gitops_hook.records import Claim, Delivery, Run
+from gitops_hook.records import DIED, ENDED_BY_US, Claim, Delivery, Run
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Runner, Task
 
@@ -675,6 +675,58 @@ class TestStart:
         dispatcher.remind()
         assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
 
+    @pytest.mark.parametrize("script", ["exit 75", "kill -KILL $$"])
+    def test_a_reminder_tries_again_what_a_command_left_unsettled(self, stage: Stage, script: str):
+        stage.dispatcher(script).run_now("acme/left", "sweep")
+        dispatcher = stage.dispatcher("exit 0")
+        dispatcher.run_now("acme/fine", "sweep")
+        dispatcher.remind()
+        assert dispatcher.workers == 0, "whoever did it may do it again himself"
+        stage.journal.now = lambda: time.time() + 61
+        dispatcher.remind()
+        last = stage.wait_for_runs(3)[-1]
+        assert (last.repository, last.trigger, last.outcome) == ("acme/left", "retry", "updated")
+        until(lambda: not dispatcher.workers)
+        stage.journal.now = lambda: time.time() + 3600
+        dispatcher.remind()
+        assert dispatcher.workers == 0
+
+    def test_a_reminder_leaves_alone_what_has_a_worker_and_what_was_given_up(self, stage: Stage, monkeypatch):
+        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
+        dispatcher = stage.dispatcher("exit 75")
+        dispatcher.wake("acme/waits", "sweep")
+        stage.wait_for_runs(1)
+        for _ in range(3):
+            claim = stage.journal.start("acme/restarts", "sweep")
+            assert claim
+            ended = claim.run._replace(ended=time.time(), outcome="interrupted", message=ENDED_BY_US)
+            stage.journal.finish(ended, settled=False)
+        stage.journal.now = lambda: time.time() + 61
+        dispatcher.remind()
+        assert [*dispatcher._workers] == ["acme/waits"]
+        assert dispatcher._workers["acme/waits"].queue.empty()
+
+    def test_a_reminder_ends_the_runs_of_commands_that_were_killed(self, stage: Stage, capfd):
+        stage.checkouts("acme/patient")
+        (stage.root / "acme/patient/.git/config").write_text("[gitops]\ntimeout = 120\n")
+        dispatcher = stage.dispatcher("exit 0")  # 60 s, 10 s to end its group, 30 s to record it
+        stage.record("acme/dead")
+        for repository, ago in (("acme/dead", 103), ("acme/lives", 91), ("acme/patient", 103), ("acme/ours", 999)):
+            stage.journal.now = lambda ago=ago: time.time() - ago
+            claim = stage.journal.start(repository, "manual")
+        assert claim
+        dispatcher._due[claim.run.id] = 0.0
+        stage.journal.now = time.time
+        dispatcher.remind()
+        dead, *others = stage.wait_for_runs(2)
+        assert (dead.outcome, dead.message) == ("interrupted", DIED)
+        assert [(run.repository, run.outcome) for run in others] == [
+            ("acme/lives", None), ("acme/patient", None), ("acme/ours", None), ("acme/dead", "updated"),
+        ]  # fmt: skip
+        assert "run interrupted repository=acme/dead run=1 outcome=interrupted" in capfd.readouterr().err
+        stage.journal.finish(dead._replace(outcome="updated", message="it lived"), settled=True)
+        assert stage.runs()[0].message == "it lived"
+
     def test_after_a_damaged_journal_every_checkout_is_looked_at(self, stage: Stage):
         stage.checkouts("acme/a", "acme/b")
         dispatcher = stage.dispatcher("exit 0")
@@ -722,7 +774,7 @@ class TestStop:
         dispatcher.stop()
         dispatcher.terminate()
         assert dispatcher.join(20) is True
-        assert [(run.outcome, run.message) for run in stage.runs()] == [("interrupted", module.ENDED_BY_US)]
+        assert [(run.outcome, run.message) for run in stage.runs()] == [("interrupted", ENDED_BY_US)]
         assert stage.journal.owed() == ["acme/site"]
 
     def test_a_run_that_ends_well_in_spite_of_it_is_done(self, stage: Stage):

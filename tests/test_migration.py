@@ -260,6 +260,19 @@ def test_another_checkout_in_the_place_is_left_alone(tmp_path, upstream, host, m
     assert host.active == {unit}
 
 
+@pytest.mark.parametrize("name", ["acme/site", "Acme/Site"])
+def test_of_two_checkouts_of_one_repository_the_second_is_left_alone(tmp_path, upstream, host, migrate, name):
+    staging, production = upstream.checkout(tmp_path / "staging"), upstream.checkout(tmp_path / "production")
+    git("remote", "set-url", "origin", f"https://forge.example/{name}.git", cwd=production)
+    host.add("a", "/usr/bin/git pull", str(staging))
+    unit = host.add("b", "/usr/bin/git pull", str(production))
+    obstacle = f"{unit} polls {name} at {production}\n  is left as it is: {staging} takes its place; move that away"
+    assert obstacle in migrate("--dry-run", status=65)
+    assert obstacle in migrate(status=65)
+    assert (tmp_path / "root/acme/site").resolve() == staging
+    assert (host.enabled, host.active) == ({unit}, {unit})
+
+
 def test_what_lies_in_a_home_is_left_alone(tmp_path, upstream, host, monkeypatch):
     monkeypatch.setattr(migration, "_HOMES", (str(tmp_path / "home"),))
     path = upstream.checkout(tmp_path / "home/ada")

@@ -18,10 +18,9 @@ from scratch import Upstream
 from test_dispatcher import until
 
 from gitops_hook import notices as module
-from gitops_hook.dispatcher import ENDED_BY_US
 from gitops_hook.journal import Journal
 from gitops_hook.notices import AGAIN, PATIENCE, Notices, notice
-from gitops_hook.records import DIED, Run, Told
+from gitops_hook.records import DIED, ENDED_BY_US, ENDED_WITH_COMMAND, Run, Told
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import Task
 
@@ -76,7 +75,7 @@ class TestWhatThereIsToTell:
         due = notice(runs(*ends), told(*known) if known else None, NOW)
         assert (due.kind if due else None) == kind
 
-    @pytest.mark.parametrize("message", [ENDED_BY_US, DIED])
+    @pytest.mark.parametrize("message", [ENDED_BY_US, ENDED_WITH_COMMAND, DIED])
     def test_a_run_that_our_shutdown_ended_is_no_failure(self, message: str):
         assert notice(runs(("interrupted", 5), message=message), None, NOW) is None
 

@@ -13,7 +13,7 @@ from scratch import Upstream, git
 from gitops_hook import overview
 from gitops_hook.journal import Journal
 from gitops_hook.overview import SETTINGS, STATES, settings_in_force, span, standings, tone
-from gitops_hook.records import Delivery
+from gitops_hook.records import DIED, ENDED_BY_US, Delivery
 from gitops_hook.repository import Checkouts
 from gitops_hook.runner import OUTCOMES
 
@@ -73,6 +73,19 @@ def test_standings_are_of_checkouts_and_of_what_ran(tmp_path: Path, upstream: Up
         assert standings(journal, Checkouts(tmp_path / "root"), ["ACME/gone"]) == [gone]
         (unknown,) = standings(journal, Checkouts(tmp_path / "root"), ["acme/none"])
         assert (unknown.path, unknown.run) == (None, None)
+
+
+def test_what_settled_nothing_waits_to_be_tried_again_unless_the_daemon_s_end_was_its_end(tmp_path: Path):
+    with closing(Journal(tmp_path / "state")) as journal:
+        for name, outcome, message in (
+            ("away", "unreachable", ""), ("killed", "interrupted", ""), ("died", "interrupted", DIED),
+            ("ours", "interrupted", ENDED_BY_US),
+        ):  # fmt: skip
+            claim = journal.start(name, "sweep")
+            assert claim
+            journal.finish(claim.run._replace(ended=9.0, outcome=outcome, message=message), settled=False)
+        found = {standing.repository: standing.state for standing in standings(journal, Checkouts(tmp_path))}
+    assert found == {**dict.fromkeys(("away", "killed", "died"), "waiting to retry"), "ours": "needs you"}
 
 
 def test_settings_tell_what_is_in_force_and_where_it_comes_from(tmp_path: Path, upstream: Upstream):

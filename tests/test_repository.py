@@ -372,3 +372,14 @@ class TestListing:
         make(checkouts.root / "b" / "c")
         monkeypatch.setenv("PATH", "/nonexistent")
         assert list(checkouts) == ["a", "b/c"]
+
+    def test_a_folder_right_below_the_root_is_called_so_by_whatever_name(self, checkouts: Checkouts):
+        path = make(checkouts.root / "site", origin="git@github.com:acme/site.git")
+        assert [*checkouts, checkouts.called("site"), checkouts.called("SITE")] == ["acme/site"] * 3
+        assert checkouts.called("other/site") == "other/site", "that it is not, the script tells"
+        assert [checkouts.called(name) for name in ("none", "..", "a/b/c")] == ["none", "..", "a/b/c"]
+        make(checkouts.root / "acme/site")
+        assert checkouts.called("site") == "site", "the owner's folder wins the other name"
+        shutil.rmtree(checkouts.root / "acme")
+        git("config", "remote.origin.url", "https://github.com/acme/renamed", cwd=path)
+        assert checkouts.called("site") == "site"
