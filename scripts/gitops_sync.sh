@@ -72,7 +72,8 @@ self=$0
 [[ $self == /* ]] || self=$PWD/$self
 dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='' before='' head=''
 head_branch='' default_branch='' deployed='' bad='' answer=''
-asked='' locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
+asked='' locked='' settings='' branch='' known='' target='' refetched='' cloned='' moved='' owed='' tried='' failure=''
+kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
 arguments=("$@") steps=()
 # What the webhook said: text from outside, compared with, never passed on.
@@ -278,8 +279,10 @@ url_ends_in() {
     [[ /${url%.git} == *[/:]"${1,,}" ]]
 }
 
-# Read every ref that matters. False: git cannot, or HEAD's commit is gone.
-read_refs() { read_refs_as_files "${setting[branch]}" || list_refs; }
+# Read every ref that matters; and again whenever a person has had the time to commit.
+read_refs() {
+    read_refs_as_files "${branch:-${setting[branch]}}" || list_refs || repair_or_fail 'HEAD or its commit cannot be read'
+}
 
 # In the ordinary case, HEAD on the tracked branch, as files, which spares a process. False: ask git.
 read_refs_as_files() {
@@ -294,7 +297,7 @@ read_refs_as_files() {
     default_branch=${default_branch#refs/remotes/origin/} head_branch=${head_branch#refs/heads/}
     [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
     read_ref "refs/heads/$branch" && is_commit "$REPLY" || return
-    head=$REPLY before=$REPLY local_branch[$branch]=$REPLY
+    head=$REPLY local_branch[$branch]=$REPLY
     read_ref "refs/remotes/origin/$branch" && is_commit "$REPLY" && tracking[$branch]=$REPLY || return
     for name in deployed bad; do
         if read_ref "$state/$name"; then
@@ -314,9 +317,10 @@ read_ref() {
     fi
 }
 
+# False: git cannot, or HEAD's commit is gone.
 list_refs() {
     local lines line field
-    head='' head_branch='' default_branch='' deployed='' bad=''
+    head='' head_branch='' default_branch='' deployed='' bad='' tracking=() local_branch=()
     mapfile -t lines < <(git for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
         refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null; printf '%s\n' "$?")
     [[ ${lines[-1]} == 0 ]] || return
@@ -355,6 +359,7 @@ arrive() {
     ask_settings
     read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] && read_settings || return
     [[ ${config[remote.origin.url]:-} ]] && check_origin && ! is_paused && is_old_news || return
+    before=$head
     finish unchanged "${head:0:10} is here and deployed"
 }
 arrive "$@"
@@ -619,9 +624,10 @@ say_gone() {
 git -C '$checkout' config gitops.branch <branch>"
 }
 
-# Bring the branch's commit: `target`.
+# Bring the branch's commit: `target`. What was `known` of upstream before is nobody's own.
 fetch() {
     local quiet=--quiet
+    known=${tracking[$branch]:-}
     [[ ! -t 2 ]] || quiet=--progress
     if [[ $dry_run ]]; then
         remote_git ls-remote origin "refs/heads/$branch" || say_unreachable "$words"
@@ -630,9 +636,11 @@ fetch() {
         git cat-file -e "$target" 2>/dev/null || remote_git fetch "$quiet" --no-auto-maintenance --no-tags \
             --no-write-fetch-head --refmap= origin "refs/heads/$branch" || say_unreachable "$words"
     else
-        remote_git fetch "$quiet" --no-auto-maintenance --no-recurse-submodules "$@" \
+        # Not by FETCH_HEAD, which a person's fetch of another branch writes too.
+        remote_git fetch "$quiet" --no-auto-maintenance --no-recurse-submodules --no-write-fetch-head "$@" \
             origin "+refs/heads/$branch:refs/remotes/origin/$branch" || { fetch_again "$?" && return; }
-        read -r target _ <"$GIT_DIR/FETCH_HEAD"
+        read_refs
+        target=${tracking[$branch]:-}
     fi
     is_commit "$target" || finish failed "git fetch brought no commit of $branch"
 }
@@ -800,13 +808,13 @@ put_into_stash() {
 
 # Commits that only this checkout has would be lost to sight when their branch moves: keep them, or refuse.
 keep_local_commits() {
-    local tip=${local_branch[$branch]:-} ref
+    local tip=${local_branch[$branch]:-}
     [[ $tip ]] && has_own_commits "$tip" && keep_or_refuse "$tip" "$branch"
     [[ ! $head || $head_branch ]] || { has_own_commits "$head" --branches && keep_or_refuse "$head" 'a detached HEAD'; }
 }
 
 has_own_commits() {
-    local tip=$1 known=${tracking[$branch]:-} own
+    local tip=$1 own
     [[ $tip == "$target" || $tip == "$deployed" || $tip == "$known" ]] && return 1
     own=$(git rev-list --max-count=1 "$tip" --not "$target" ${known:+"$known"} ${deployed:+"$deployed"} "${@:2}") ||
         repair_or_fail 'its history cannot be read' # and so it cannot be said that nothing would be lost
@@ -816,7 +824,7 @@ has_own_commits() {
 keep_or_refuse() {
     local ref
     ref=refs/gitops/backup/$(now)
-    [[ ${setting[diverged]} == reset ]] || finish diverged "$2 has commits at ${1:0:10} that upstream does not have; \
+    [[ ${setting[diverged]} == reset ]] || finish diverged "${failure:+$failure; }$2 has commits at ${1:0:10} that upstream does not have; \
 push them, or git -C '$checkout' config gitops.diverged reset, which keeps them under refs/gitops/backup"
     [[ ! $dry_run && ! $(git for-each-ref --points-at="$1" refs/gitops/backup) ]] || return 0
     while ! git update-ref "$ref" "$1" ''; do
@@ -922,6 +930,8 @@ record_deploy() {
 # Back to what was last deployed with success. It is told truthfully if that fails too.
 restore_last_good() {
     local from=${target:0:10} to=${deployed:0:10}
+    read_refs
+    keep_local_commits
     [[ $head == "$deployed" ]] || move_to "$deployed" ||
         finish deploy-failed "$failure at $from, and $to could not be restored: ${in_the_way[*]:-$words}"
     bring_submodules
@@ -935,10 +945,7 @@ push a better commit, or gitops_sync.sh --force $name"
 # Upstream is still at a commit whose health check failed. Finish a roll-back that was cut short; else only say so.
 stay_off_bad_commit() {
     failure='gitops.health did not succeed'
-    if [[ ($head != "$deployed" || $owed) && ! $dry_run ]]; then
-        keep_local_commits
-        restore_last_good
-    fi
+    [[ ($head == "$deployed" && ! $owed) || $dry_run ]] || restore_last_good
     finish rolled-back "upstream is still at ${bad:0:10}, whose health check failed, so ${deployed:0:10} stays; \
 push a better commit, or gitops_sync.sh --force $name"
 }
@@ -986,7 +993,7 @@ main() {
     check_origin
     ! is_paused || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
     clear_stale_locks
-    read_refs || repair_or_fail 'HEAD or its commit cannot be read'
+    read_refs
     before=$head
     is_old_news && finish unchanged "${head:0:10} is here and deployed"
     settle_unfinished

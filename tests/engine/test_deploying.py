@@ -234,6 +234,23 @@ def test_a_roll_back_over_work_done_meanwhile_is_told(sick: Site) -> None:
     assert (sick.path / "page").read_text() == "mine\n"
 
 
+@pytest.mark.parametrize("moment", ["deploy", "health"])
+def test_a_commit_made_before_a_roll_back_is_kept(sick: Site, moment: str) -> None:
+    commit = "git commit --quiet --allow-empty --message mine"
+    if moment == "deploy":
+        sick.set("deploy", f"[[ ! -e sick ]] || {commit}")
+    else:
+        sick.set("health", f"[[ ! -e sick ]] || {{ {commit}; false; }}")
+    run = sick.run()
+    mine = sick.head()
+    assert sick.git("log", "--format=%s", "-1") == "mine" and sick.ref("refs/heads/main") == mine
+    assert run.outcome == "diverged" and mine[:10] in run.message and "gitops.health did not succeed" in run.message
+    assert sick.ref("refs/gitops/bad") == sick.bad
+    sick.set("diverged", "reset")
+    assert sick.run().outcome == "rolled-back" and sick.head() == sick.good
+    assert sick.ref("refs/gitops/backup") == mine
+
+
 def test_nothing_to_roll_back_to(site: Site) -> None:
     site.upstream.checkout(site.root, health="false", healthTimeout="0")
     run = site.run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Site
+from conftest import Site, meanwhile
 from scratch import git
 
 
@@ -122,6 +122,29 @@ def test_local_commits(synced: Site) -> None:
     synced.upstream.commit({"page": "1\n"})
     assert synced.run().outcome == "diverged"
     assert synced.head() == mine
+
+
+#: A person commits in the checkout.
+COMMIT = "echo mine >mine; git add mine; git commit -m mine"
+
+
+@pytest.mark.parametrize("prepare", ["", "git checkout --detach; ", "git checkout -b idea; git checkout main; "])
+def test_a_commit_made_during_the_fetch(synced: Site, prepare: str) -> None:
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run(**meanwhile(synced, "fetch", prepare + COMMIT))
+    mine = synced.head()
+    assert synced.git("show", "HEAD:mine") == "mine", "HEAD is where the person left it"
+    assert run.outcome == "diverged" and mine[:10] in run.message
+    synced.set("diverged", "reset")
+    run = synced.run()
+    assert run.outcome == "updated" and "refs/gitops/backup" in run.message and synced.is_at_upstream()
+    assert synced.ref("refs/gitops/backup") == mine
+
+
+def test_upstream_s_commits_fetched_and_merged_by_a_person_during_the_fetch(synced: Site) -> None:
+    tip = synced.upstream.commit({"page": "1\n"})
+    assert synced.run(**meanwhile(synced, "fetch", "git merge --ff-only origin/main")).after == tip
+    assert synced.is_at_upstream()
 
 
 def test_local_commits_are_kept_where_reset_is_asked(synced: Site) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import SCRIPT, Run, Site, needs_root
+from conftest import SCRIPT, Run, Site, needs_root, tool
 from scratch import git
 
 
@@ -517,15 +517,6 @@ def test_a_clone_killed_before_its_tree_is_whole(site: Site) -> None:
     site.git("init", "--quiet")
     site.git("remote", "add", "origin", site.upstream.bare)
     assert site.run().outcome == "updated" and site.is_at_upstream() and not site.status()
-
-
-def tool(site: Site, body: str) -> str:
-    """A git first on PATH that does `body`, or else what git does; the PATH."""
-    tools = site.folder / "tools"
-    tools.mkdir()
-    (tools / "git").write_text(f'#!/bin/bash\nreal={shutil.which("git")}\n{body}\nexec "$real" "$@"\n')
-    (tools / "git").chmod(0o755)
-    return f"{tools}:{os.environ['PATH']}"
 
 
 def test_a_git_that_was_killed_once_it_had_moved_everything_has_moved_it(synced: Site) -> None:
