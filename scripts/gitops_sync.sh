@@ -136,6 +136,7 @@ enter_checkout() {
     fi
     cd -P -- "$checkout" 2>/dev/null || finish denied "'$checkout' cannot be entered by $(id -un); $(mend_owner)"
     checkout=$PWD
+    shopt -u nocaseglob # from here on case counts: a branch may be called Yarn.LOCK
 }
 
 mend_owner() { printf "sudo chown -R '%s' '%s'" "$(id -un)" "$checkout"; }
@@ -423,16 +424,19 @@ clear_stale_locks() {
     done
 }
 
-# Has a living process the file open, or is a git at work here? (git commit closes the lock while its editor is up.)
+# Has a living process the file open, or is a git at work here, in another worktree or in a submodule, which share
+# the repository? (git commit closes the lock while its editor is up.)
 is_held() {
-    local at comm
+    local at comm common
     [[ -O $1 ]] || ((EUID == 0)) || return 0 # another user's processes cannot be looked into
     for at in /proc/[0-9]*/fd/*; do
         [[ $at -ef $1 ]] && return 0
     done
+    common=$(cd -P "$common_dir" && pwd)
     for at in /proc/[0-9]*/cwd; do
-        [[ $at -ef $checkout || $at -ef $GIT_DIR ]] && read -r comm 2>/dev/null <"${at%cwd}comm" &&
-            [[ $comm == git || $comm == git-* ]] && return 0
+        read -r comm 2>/dev/null <"${at%cwd}comm" && [[ $comm == git || $comm == git-* ]] || continue
+        at=$(unset GIT_DIR GIT_WORK_TREE && cd -P "$at" && cd -P "$(git rev-parse --git-common-dir)" && pwd) 2>/dev/null
+        [[ $at/ == "$common"/* ]] && return 0
     done
     return 1
 }

@@ -180,7 +180,7 @@ def tool(site: Site, body: str) -> str:
 
 def meanwhile(site: Site, word: str, act: str) -> dict[str, str]:
     """The environment of a run in which a person does `act`, in bash in the checkout, when `git <word>` has ended."""
-    act = f"(unset GIT_DIR GIT_WORK_TREE; PATH={os.environ['PATH']}; {act}) &>/dev/null"
+    act = f"(unset GIT_DIR GIT_WORK_TREE; PATH='{os.environ['PATH']}'; {act}) &>/dev/null"
     return {
         "PATH": tool(site, f'for it; do [[ $it != {word} ]] || {{ "$real" "$@"; done=$?; {act}; exit $done; }}; done')
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -211,6 +213,13 @@ def test_a_dead_run_s_lock_is_removed(synced: Site, lock: str) -> None:
     assert not path.exists()
 
 
+def test_a_branch_whose_name_looks_like_a_lock_s_is_none(synced: Site) -> None:
+    synced.git("branch", "Yarn.LOCK")
+    synced.git("tag", "v1.Lock")
+    refs = synced.git("show-ref")
+    assert synced.run().outcome == "unchanged" and synced.git("show-ref") == refs
+
+
 @pytest.mark.parametrize("lock", ["index.lock", "refs/heads/main.lock"])
 def test_a_living_process_s_lock_is_respected(synced: Site, lock: str) -> None:
     path = synced.path / ".git" / lock
@@ -222,29 +231,52 @@ def test_a_living_process_s_lock_is_respected(synced: Site, lock: str) -> None:
     assert synced.run().outcome == "updated"
 
 
+@contextlib.contextmanager
+def commit_with_its_editor_open(site: Site, cwd: Path) -> Iterator[None]:
+    """Let a person's `git commit` wait for its editor."""
+    up, down = site.folder / "up", site.folder / "down"
+    os.mkfifo(up)
+    os.mkfifo(down)
+    editor = f"core.editor=echo >{up}; read x <{down}; echo message >"
+    commit = subprocess.Popen(["git", "-c", editor, "commit", "--allow-empty"], cwd=cwd, env=site.environment)
+    up.read_text()
+    try:
+        yield
+    finally:
+        down.write_text("\n")
+        assert commit.wait() == 0
+
+
 def test_a_git_commit_with_its_editor_open_is_respected(synced: Site) -> None:
-    marker = synced.folder / "editor"
-    os.mkfifo(marker)
-    synced.write("README", "mine\n")
     synced.upstream.commit({"page": "1\n"})
-    commit = subprocess.Popen(
-        [
-            "git",
-            "-c",
-            f"core.editor=echo >{marker}; read x <{marker}; echo message >",
-            "commit",
-            "--quiet",
-            "--all",
-        ],
-        cwd=synced.path,
-        env=synced.environment,
-    )
-    marker.read_text()
     lock = synced.path / ".git/index.lock"
-    lock.touch()  # newer gits give it back while the editor is up
-    assert synced.run().outcome == "unreachable" and lock.exists()
-    marker.write_text("\n")
-    commit.wait()
+    with commit_with_its_editor_open(synced, synced.path):
+        lock.touch()  # newer gits give it back while the editor is up
+        assert synced.run().outcome == "unreachable" and lock.exists()
+        lock.unlink(missing_ok=True)
+
+
+def test_a_git_at_work_in_another_worktree_is_respected(synced: Site) -> None:
+    other = synced.folder / "other"
+    synced.git("worktree", "add", "--quiet", "-b", "other", other)
+    lock = synced.path / ".git/packed-refs.lock"
+    with commit_with_its_editor_open(synced, other):
+        lock.touch()
+        assert synced.run().outcome == "unreachable" and lock.exists()
+    assert synced.run().outcome == "unchanged" and not lock.exists()
+
+
+def test_a_git_at_work_in_a_submodule_is_respected(synced: Site) -> None:
+    inner = synced.path / ".git/modules/lib"
+    inner.parent.mkdir()
+    git("init", "--quiet", "--separate-git-dir", inner, "lib", cwd=synced.path)
+    lock = inner / "index.lock"
+    with commit_with_its_editor_open(synced, synced.path / "lib"):
+        lock.touch()
+        assert synced.run().outcome == "unreachable" and lock.exists()
+        lock.unlink()
+    lock.touch()
+    assert synced.run().outcome == "unchanged" and not lock.exists()
 
 
 def test_a_second_run_waits_and_is_told_to_come_again(synced: Site) -> None:
