@@ -749,29 +749,61 @@ is_like() { cmp --quiet <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/nu
 # what is staged, refuses to overwrite ignored files too, and comes back from another branch. False: refused,
 # with `in_the_way` naming the files, or failed, with everything put back.
 move_to() {
-    local to=$1 from=$head says line
+    local to=$1 from=$head says status=0 taken="/index.lock': File exists"
     [[ $from ]] || from=$(git hash-object -t tree /dev/null)
     note "$from $to $tried"
     in_the_way=()
-    if says=$(exec "${mortal[@]}" "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-) ||
-        has_arrived "$to"; then
-        head=$to head_branch=$branch moved=yes
-        return 0
-    fi
-    printf '%s\n' "$says" >&2
+    # In English, for it is read.
+    says=$(LANGUAGE=en exec "${mortal[@]}" \
+        "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-) || status=$?
+    [[ ! $says ]] || printf '%s\n' "$says" >&2
     words=${says##*$'\n'}
-    while IFS= read -r line; do
-        [[ $line == $'\t'* ]] && in_the_way+=("${line#$'\t'}")
-    done <<<"$says"
-    # A refusal comes before the first file is written; anything else may have come later.
-    if ((${#in_the_way[@]} == 0)) && ! is_in_the_midst && ! put_back "$from" "$to"; then
+    if ((status == 0)) || has_arrived "$to"; then
+        if is_written "$from" "$to"; then
+            head=$to head_branch=$branch moved=yes
+            return 0
+        fi
+        take_head_back
+    elif ((status == 1)); then # a refusal; what fails is fatal
+        read_names_in_the_way
+    fi
+    # A refusal comes before the first file is written, and so does a lock; anything else may have come later.
+    if ((${#in_the_way[@]} == 0)) && [[ $says != *"$taken"* ]] && ! is_in_the_midst && ! put_back "$from" "$to"; then
         words+='; not every file could be put back, which the next run tries again'
     elif [[ $owed ]]; then
         note "$from $from $tried"
     else
         forget_note
     fi
+    [[ $says != *"$taken"* ]] || finish unreachable "a git at work here holds '$GIT_DIR/index.lock'; tried again later"
     return 1
+}
+
+# The names in what git says where it refuses to overwrite files.
+read_names_in_the_way() {
+    local line
+    while IFS= read -r line; do
+        [[ $line == $'\t'* ]] && in_the_way+=("${line#$'\t'}")
+    done <<<"$says"
+}
+
+# Files that git cannot write or remove keep it neither from moving HEAD nor from saying that all is well. Is one of
+# those that it had to change not as it should be?
+is_written() {
+    [[ $'\n'$says == *$'\n'@(error|warning)': '* ]] || return 0
+    ! IFS= read -r -d '' _ < <(LC_ALL=C comm -z -12 \
+        <(git diff --name-only -z --no-renames --ignore-submodules=all "$1" "$2") \
+        <(git ls-files -z --modified --deleted --others | LC_ALL=C sort -zu))
+}
+
+# HEAD and the branch as they were before a move.
+take_head_back() {
+    git update-ref --stdin <<<"update refs/heads/$branch \"${local_branch[$branch]:-}\""
+    if [[ $head_branch ]]; then
+        git symbolic-ref HEAD "refs/heads/$head_branch"
+    elif [[ $head ]]; then
+        git update-ref --no-deref HEAD "$head"
+    fi
 }
 
 # git moves HEAD last. One that was killed after that has failed at nothing.

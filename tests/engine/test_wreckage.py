@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import SCRIPT, Run, Site, needs_root, tool
+from conftest import SCRIPT, Run, Site, meanwhile, needs_root, tool
 from scratch import git
 
 
@@ -189,6 +189,19 @@ def test_a_smudge_filter_that_fails_puts_the_old_tree_back(synced: Site) -> None
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 
 
+def test_what_a_filter_says_is_no_file_in_the_way(synced: Site) -> None:
+    synced.set("dirty", "stash")
+    (synced.path / ".git/info/attributes").write_text("page filter=loud\n")
+    synced.git("config", "filter.loud.smudge", "printf 'oh\\n\\tREADME\\n' >&2; false")
+    synced.git("config", "filter.loud.required", "true")
+    synced.write("README", "mine\n")
+    head = synced.head()
+    synced.upstream.commit({"a": "1\n", "page": "1\n", "z": "1\n"})
+    run = synced.run()
+    assert run.outcome == "failed" and "smudge filter" in run.message
+    assert synced.head() == head and synced.status() == "M README"
+
+
 LOCKS = [
     "index.lock",
     "HEAD.lock",
@@ -277,6 +290,22 @@ def test_a_git_at_work_in_a_submodule_is_respected(synced: Site) -> None:
         lock.unlink()
     lock.touch()
     assert synced.run().outcome == "unchanged" and not lock.exists()
+
+
+def test_a_git_that_begins_to_work_before_the_move_is_respected(synced: Site) -> None:
+    synced.upstream.commit({"page": "theirs\n", "README": "theirs\n", "long": "one\ntwo\n"})
+    synced.run()
+    synced.upstream.commit({"page": "new\n", "README": "new\n", "long": "one\ntwo\nthree\n", "fresh": "new\n"})
+    mine = {"page": "mine\n", "long": "one\n", "fresh": "ne"}  # the latter as a half-made move would leave them
+    for name, text in mine.items():
+        synced.write(name, text)
+    lock = synced.path / ".git/index.lock"
+    run = synced.run(**meanwhile(synced, "fetch", f"touch {lock}"))
+    assert run.outcome == "unreachable" and str(lock) in run.message and lock.exists()
+    assert not list(synced.path.glob("*.kept-*"))
+    assert synced.run().outcome == "dirty", "nothing is taken for a move that was begun"
+    for name, text in {**mine, "README": "theirs\n"}.items():
+        assert (synced.path / name).read_text() == text
 
 
 def test_a_second_run_waits_and_is_told_to_come_again(synced: Site) -> None:
