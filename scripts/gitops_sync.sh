@@ -203,6 +203,7 @@ check_owner() {
     done
 }
 
+in_the_way=() retired=()
 declare -A config=() tracking=() local_branch=() setting=(
     [branch]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
     [submodules]=false [paused]=false [verify]=false [timeout]=600
@@ -749,39 +750,41 @@ is_like() { cmp --quiet <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/nu
 # what is staged, refuses to overwrite ignored files too, and comes back from another branch. False: refused,
 # with `in_the_way` naming the files, or failed, with everything put back.
 move_to() {
-    local to=$1 from=$head says status=0 taken="/index.lock': File exists"
+    local to=$1 from=$head says status=0 taken=''
     [[ $from ]] || from=$(git hash-object -t tree /dev/null)
     note "$from $to $tried"
-    in_the_way=()
     # In English, for it is read.
     says=$(LANGUAGE=en exec "${mortal[@]}" \
         "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-) || status=$?
-    [[ ! $says ]] || printf '%s\n' "$says" >&2
-    words=${says##*$'\n'}
+    hear
+    ((status == 1)) || in_the_way=() # a refusal exits 1; what fails is fatal, and may print anything
+    [[ $says != *"/index.lock': File exists"* ]] || taken=yes
     if ((status == 0)) || has_arrived "$to"; then
         if is_written "$from" "$to"; then
             head=$to head_branch=$branch moved=yes
             return 0
         fi
         take_head_back
-    elif ((status == 1)); then # a refusal; what fails is fatal
-        read_names_in_the_way
     fi
     # A refusal comes before the first file is written, and so does a lock; anything else may have come later.
-    if ((${#in_the_way[@]} == 0)) && [[ $says != *"$taken"* ]] && ! is_in_the_midst && ! put_back "$from" "$to"; then
+    if ((${#in_the_way[@]} == 0)) && [[ ! $taken ]] && ! is_in_the_midst && ! put_back "$from" "$to"; then
         words+='; not every file could be put back, which the next run tries again'
     elif [[ $owed ]]; then
         note "$from $from $tried"
     else
         forget_note
     fi
-    [[ $says != *"$taken"* ]] || finish unreachable "a git at work here holds '$GIT_DIR/index.lock'; tried again later"
-    return 1
+    [[ $taken ]] || return 1
+    bring_retired_submodules
+    finish unreachable "a git at work here holds '$GIT_DIR/index.lock'; tried again later"
 }
 
-# The names in what git says where it refuses to overwrite files.
-read_names_in_the_way() {
+# Pass on what git `says`. Its last line is in `words`; where it refuses to overwrite files their names are `in_the_way`.
+hear() {
     local line
+    [[ ! $says ]] || printf '%s\n' "$says" >&2
+    words=${says##*$'\n'}
+    in_the_way=()
     while IFS= read -r line; do
         [[ $line == $'\t'* ]] && in_the_way+=("${line#$'\t'}")
     done <<<"$says"
@@ -826,6 +829,7 @@ move() {
     if ((${#in_the_way[@]})) && [[ ${setting[dirty]} == stash ]]; then
         put_into_stash && move_to "$target" && return
     fi
+    bring_retired_submodules
     local there="$branch ${target:0:10}"
     ((${#in_the_way[@]} == 0)) || finish dirty "changes here are in the way of $there: ${in_the_way[*]}; \
 commit or stash them, or git -C '$checkout' config gitops.dirty stash"
@@ -887,22 +891,32 @@ say_what_would_move() {
 }
 
 # A submodule that upstream has dropped: its files go if nothing of a person's is among them; its repository stays.
+# No configuration, the user's or the tree's, is to hide any of that, and what cannot be read is not empty.
 retire_submodules() {
     [[ ${setting[submodules]} == true && $head ]] || return 0
-    local modes path
+    local modes path says look='git status --porcelain --untracked-files=all --ignored --ignore-submodules=none'
     while IFS= read -r -d '' modes && IFS= read -r -d '' path; do
         [[ $modes == ':160000 '* && $modes != ':160000 160000 '* && -e $path/.git ]] || continue
-        [[ ! $(in_checkout git -C "$path" status --porcelain --ignored) ]] ||
+        says=$(cd "$path" && in_checkout bash -c "$look && git submodule --quiet foreach --recursive '$look'") &&
+            [[ ! $says ]] ||
             finish dirty "upstream has dropped the submodule $path, which holds changes; commit or remove them"
         git submodule --quiet deinit --force -- "$path"
-    done < <(git diff --raw -z --no-renames "$head" "$target")
+        retired+=("$path")
+    done < <(git diff --raw -z --no-renames --ignore-submodules=none "$head" "$target")
 }
 
+# The move was refused: the commit that stays has them.
+bring_retired_submodules() { ((${#retired[@]} == 0)) || bring_submodules "${retired[@]}"; }
+
+# Bring the submodules at these paths, or all.
 bring_submodules() {
     [[ ${setting[submodules]} == true && -e .gitmodules ]] || return 0
+    local says='' in_the_way=()
     git submodule --quiet sync --recursive &&
-        remote_git submodule --quiet update --init --recursive ||
-        finish unreachable "submodules of ${head:0:10} cannot be brought: $words; tried again later"
+        says=$(remote_git submodule --quiet update --init --recursive -- "$@" 2>&1) && return
+    hear
+    ((${#in_the_way[@]} == 0)) || finish dirty "changes in a submodule are in the way of ${head:0:10}: ${in_the_way[*]}; $words; commit or stash them there"
+    finish unreachable "submodules of ${head:0:10} cannot be brought: $words; tried again later"
 }
 
 # ------------------------------------------------------------------------------------------------------ deploying
@@ -927,7 +941,7 @@ concerns_deploy() {
     local patterns
     [[ ${setting[paths]} && $deployed && $deployed != "$head" && ! $tried && ! $force ]] || return 0
     read -r -a patterns <<<"${setting[paths]//$'\n'/ }"
-    ! git diff --quiet "$deployed" "$head" -- "${patterns[@]}" 2>/dev/null
+    ! git diff --quiet --ignore-submodules=none "$deployed" "$head" -- "${patterns[@]}" 2>/dev/null
 }
 
 # Deploy what the tree holds, and look whether it is well. What failed is in `failure`.
