@@ -338,8 +338,16 @@ list_refs() {
         esac
         [[ $line == '*'* ]] && head=${field[0]} head_branch=${field[1]#refs/heads/}
     done
-    # On no branch: detached, or not yet born, as in a fresh clone, which has no index either.
-    [[ $head ]] || head=$(git rev-parse --verify --quiet 'HEAD^{commit}') || [[ ! -e $GIT_DIR/index ]]
+    # On no branch: detached, or not yet born.
+    [[ $head ]] || head=$(git rev-parse --verify --quiet 'HEAD^{commit}') || is_unborn
+}
+
+# Is HEAD a branch that never had a commit, as its missing log tells: a fresh clone's, or one that a person begins?
+is_unborn() {
+    local ref
+    ref=$(git symbolic-ref --quiet HEAD) && [[ ! -s $common_dir/logs/$ref ]] && git ls-files &>/dev/null || return
+    git rev-parse --verify --quiet "$ref" >/dev/null
+    (($? == 1))
 }
 
 # Has what the webhook announced been here and deployed since long? Then there is nothing to ask anybody.
@@ -543,7 +551,8 @@ is_complete() { git rev-list --objects --no-walk --exclude-promisor-objects HEAD
 
 # Asked only when git has failed for no other reason, because it reads everything. A git that was killed says nothing.
 is_broken() {
-    git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null && git fsck --no-dangling --no-progress &>/dev/null
+    { is_unborn || git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null; } &&
+        git fsck --no-dangling --no-progress &>/dev/null
     (($? > 0 && $? <= 128))
 }
 
@@ -849,6 +858,8 @@ put_into_stash() {
 # Commits that only this checkout has would be lost to sight when their branch moves: keep them, or refuse.
 keep_local_commits() {
     local tip=${local_branch[$branch]:-}
+    [[ $head || ! -e $GIT_DIR/index || ! $(git ls-files) ]] ||
+        finish dirty "the branch $(git symbolic-ref --short HEAD) has no commit yet, but files are staged here; commit them"
     [[ $tip ]] && has_own_commits "$tip" && keep_or_refuse "$tip" "$branch"
     [[ ! $head || $head_branch ]] || { has_own_commits "$head" --branches && keep_or_refuse "$head" 'a detached HEAD'; }
 }
@@ -881,7 +892,7 @@ say_what_would_move() {
     if cp -- "$GIT_DIR/index" "$copy" 2>/dev/null; then
         GIT_INDEX_FILE=$copy git update-index -q --refresh >/dev/null
         says=$(GIT_INDEX_FILE=$copy git read-tree --dry-run -um --exclude-per-directory=.gitignore \
-            "$head" "$target" 2>&1) || {
+            "${head:-$(git hash-object -t tree /dev/null)}" "$target" 2>&1) || {
             rm -f "$copy"
             finish dirty "changes here would be in the way of $branch ${target:0:10}: $says"
         }

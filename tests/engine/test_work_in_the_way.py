@@ -264,11 +264,33 @@ def test_in_the_middle_of_a_merge(synced: Site, what: str) -> None:
     assert (synced.path / "README").read_text() == conflict and "<<<<" in conflict
 
 
-def test_an_unborn_branch_of_a_person(synced: Site) -> None:
-    synced.git("checkout", "--quiet", "--orphan", "fresh")
+@pytest.mark.parametrize("how", ["checkout --orphan", "switch --orphan"])  # the latter empties the index and the tree
+@pytest.mark.parametrize("moved", [True, False], ids=["upstream moved", "upstream still"])
+def test_an_unborn_branch_of_a_person(synced: Site, how: str, moved: bool) -> None:
+    synced.set("deploy", f"touch {synced.folder}/ran")
+    synced.git(*how.split(), "mine")
     synced.write("draft", "mine\n")
     synced.git("add", "draft")
-    synced.upstream.commit({"page": "1\n"})
+    if moved:
+        synced.upstream.commit({"page": "1\n"})
+    before = synced.status()
     run = synced.run()
-    assert run.outcome in ("dirty", "updated")
-    assert (synced.path / "draft").read_text() == "mine\n" and synced.git("show", ":draft") == "mine"
+    assert run.outcome == "dirty" and "mine has no commit yet" in run.message
+    assert synced.git("symbolic-ref", "HEAD") == "refs/heads/mine" and synced.status() == before
+    assert not list(synced.path.glob(".git/broken-*")) and not (synced.folder / "ran").exists()
+    assert synced.run("--dry-run").outcome == "dirty"
+    mine = synced.commit_here()
+    assert synced.run().outcome == "updated" and synced.is_at_upstream() and synced.ref("refs/heads/mine") == mine
+
+
+def test_an_unborn_branch_without_anything_in_it_is_left(synced: Site) -> None:
+    synced.git("switch", "--quiet", "--orphan", "mine")
+    synced.write("draft", "mine\n")
+    assert "would move" in synced.run("--dry-run").message
+    assert synced.run().outcome == "updated" and synced.is_at_upstream() and synced.status() == "?? draft"
+
+
+def test_an_unborn_branch_begun_during_the_fetch(synced: Site) -> None:
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run(**meanwhile(synced, "fetch", "git checkout --orphan mine")).outcome == "dirty"
+    assert synced.git("symbolic-ref", "HEAD") == "refs/heads/mine" and not list(synced.path.glob(".git/broken-*"))

@@ -580,6 +580,15 @@ def test_a_clone_killed_before_its_tree_is_whole(site: Site) -> None:
     assert site.run().outcome == "updated" and site.is_at_upstream() and not site.status()
 
 
+def test_a_clone_killed_between_the_index_and_head(site: Site) -> None:
+    path = tool(site, 'for it; do [[ $it != switch ]] || { "$real" read-tree -m -u origin/main; kill -KILL 0; }; done')
+    site.start(PATH=path, GITOPS_CLONE_URL=str(site.upstream.bare)).wait()
+    assert site.status() == "A  README"
+    site.upstream.commit({"README": "2\n", "page": "1\n"})
+    run = site.run()
+    assert run.outcome == "updated" and "broken" not in run.message and site.is_at_upstream() and not site.status()
+
+
 def test_a_git_that_was_killed_once_it_had_moved_everything_has_moved_it(synced: Site) -> None:
     synced.upstream.commit({"page": "1\n", "README": "2\n"})
     path = tool(synced, 'for word; do [[ $word == switch ]] && { "$real" "$@"; kill -KILL $$; }; done')
