@@ -514,7 +514,7 @@ drop_building() { rm -rf "$GIT_DIR" && finish "$@"; }
 # Into the new repository, whatever of the broken one can be read; the files are linked, not copied.
 carry_over() {
     local broken=$1 part id ref branch base answer
-    for part in objects info hooks modules worktrees lfs logs gitops-unfinished; do
+    for part in objects info hooks modules worktrees lfs logs config.worktree gitops-unfinished; do
         [[ ! -e $broken/$part ]] || cp -a --link --no-clobber -- "$broken/$part" "$GIT_DIR/" 2>/dev/null
     done
     find "$GIT_DIR/objects" -type f -size 0 -delete
@@ -682,8 +682,9 @@ fetch_again() {
 
 # ------------------------------------------------------------------------------------------------ moving the tree
 
-# A note says that the tree is being moved, or that its deploy has begun ("tried"), until the deploy is recorded.
-note() { printf '%s\n' "$*" 2>/dev/null >"$unfinished" || finish failed "'$unfinished' cannot be written"; }
+# A note says that the tree is being moved, or that its deploy has begun ("tried"), until the deploy is recorded. It is
+# written over the last one, at the length of the longest: emptied first, a run that dies there has a deploy forgotten.
+note() { printf '%-135s\n' "$*" 2>/dev/null 1<>"$unfinished" || finish failed "'$unfinished' cannot be written"; }
 forget_note() { : >"$unfinished"; }
 
 # A run died in the middle: if the tree had not arrived, put it back; either way a deploy is owed.

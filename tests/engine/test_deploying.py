@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Site
+from conftest import Site, tool
 from scratch import git, git_version
 
 #: A deploy that says what it deployed.
@@ -128,6 +128,20 @@ def test_a_failed_deploy_is_owed_even_if_upstream_goes_back(synced: Site) -> Non
     assert synced.run().outcome == "deploy-failed"
     git("reset", "--quiet", "--hard", old, cwd=synced.upstream.work)
     git("push", "--quiet", "--force", "origin", "HEAD", cwd=synced.upstream.work)
+    assert synced.run().outcome == "updated" and deployed(synced)[-1] == old
+
+
+def test_a_deploy_that_is_owed_stays_owed_while_that_is_written_down(synced: Site) -> None:
+    """A run dies where it notes that it deploys: no file may grow any more, for one process that cannot write."""
+    old = synced.head()
+    synced.set("deploy", f"{TRACING}; [[ $GITOPS_AFTER == {old} ]]")
+    synced.upstream.commit()
+    assert synced.run().outcome == "deploy-failed"
+    git("reset", "--quiet", "--hard", old, cwd=synced.upstream.work)
+    git("push", "--quiet", "--force", "origin", "HEAD", cwd=synced.upstream.work)
+    stop = 'for it; do [[ $it != switch ]] || { "$real" "$@"; exec prlimit --pid "$PPID" --fsize=0; }; done'
+    assert synced.start(PATH=tool(synced, stop)).wait() != 0
+    assert synced.head() == old and deployed(synced)[-1] != old, "it died between the move and the deploy"
     assert synced.run().outcome == "updated" and deployed(synced)[-1] == old
 
 

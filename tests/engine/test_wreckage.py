@@ -484,6 +484,15 @@ def test_a_person_s_commits_survive_the_repair(synced: Site) -> None:
     assert synced.git("show", ":new") == "staged"
 
 
+def test_settings_of_the_worktree_survive_the_repair(synced: Site) -> None:
+    synced.git("config", "extensions.worktreeConfig", "true")
+    synced.git("config", "--worktree", "gitops.deploy", f"touch {synced.folder}/ran")
+    corrupt_head(synced)
+    synced.upstream.commit()
+    assert synced.run().outcome == "updated" and (synced.folder / "ran").exists()
+    assert synced.git("config", "--worktree", "gitops.deploy")
+
+
 def test_a_broken_local_commit_fails_loudly(synced: Site) -> None:
     mine = synced.commit_here()
     (synced.path / f".git/objects/{mine[:2]}/{mine[2:]}").unlink()
