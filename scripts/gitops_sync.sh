@@ -517,14 +517,19 @@ carry_over() {
     for part in objects info hooks modules worktrees lfs logs config.worktree gitops-unfinished; do
         [[ ! -e $broken/$part ]] || cp -a --link --no-clobber -- "$broken/$part" "$GIT_DIR/" 2>/dev/null
     done
-    find "$GIT_DIR/objects" -type f -size 0 -delete
+    for part in "$GIT_DIR"/objects/**; do
+        [[ ! -f $part || -s $part ]] || rm -f -- "$part"
+    done
     rm -rf "$GIT_DIR"/objects/info/commit-graph* "$GIT_DIR"/objects/pack/multi-pack-index
     local -A refs=()
     while read -r id ref; do # the loose refs last, for they are the newer
-        [[ $ref != refs/remotes/* ]] && git cat-file -e "$id" 2>/dev/null && refs[$ref]=$id
+        is_commit "$id" && [[ $ref == refs/* && $ref != refs/remotes/* ]] &&
+            git cat-file -e "$id" 2>/dev/null && refs[$ref]=$id
     done < <(cd "$broken" && {
-        grep -ahE '^[0-9a-f]{40,64} refs/' packed-refs
-        grep -arE '^[0-9a-f]{40,64}$' refs | sed -E 's/^(.*):([0-9a-f]+)$/\2 \1/'
+        cat packed-refs && echo
+        for ref in refs/**; do
+            [[ ! -f $ref ]] || { read -r id <"$ref"; printf '%s %s\n' "$id" "$ref"; }
+        done
     } 2>/dev/null)
     for ref in "${!refs[@]}"; do git update-ref "$ref" "${refs[$ref]}"; done
     # HEAD as it was; where that cannot be read, the tracked branch, as the reflog or the last deploy has it.
@@ -753,8 +758,9 @@ is_restored() {
 
 # What a file or a link holds, and how it compares with the file of that name in a commit.
 shown() { if [[ -L $1 ]]; then readlink --no-newline -- "$1"; else cat -- "$1"; fi; }
-begins() { cmp --quiet --bytes="$(shown "$1" | wc -c)" <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/null); }
-is_like() { cmp --quiet <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/null); }
+begins() { [[ $(shown "$1" | sha256sum) == "$(in_commit "$1" "$2" | head -c "$(shown "$1" | wc -c)" | sha256sum)" ]]; }
+is_like() { [[ $(shown "$1" | sha256sum) == "$(in_commit "$1" "$2" | sha256sum)" ]]; }
+in_commit() { git cat-file --filters "$2:$1" 2>/dev/null; }
 
 # Put the tracked branch at a commit and the tree with it. git switch does it as reset --keep would, but it keeps
 # what is staged, refuses to overwrite ignored files too, and comes back from another branch. False: refused,
@@ -970,13 +976,14 @@ deploy() {
 
 is_healthy() {
     [[ ${setting[health]} ]] || return 0
-    local end=$((SECONDS + setting[healthtimeout])) left
-    while left=$((end - SECONDS)); do
-        # One try may hang, and must not take the time of all.
-        in_checkout timeout --foreground --kill-after=1 "$((left < 1 ? 1 : left > 10 ? 10 : left))" \
-            bash -c "${setting[health]}" && return
+    local left=${setting[healthtimeout]} end=$((SECONDS + setting[healthtimeout]))
+    ((left)) || left=10 # of one try
+    # One try may hang, and must not take the time of all.
+    until in_checkout timeout --foreground --kill-after=1 "$((left < 1 ? 1 : left > 10 ? 10 : left))" \
+        bash -c "${setting[health]}"; do
         ((SECONDS < end)) || return 1
         sleep 1
+        left=$((end - SECONDS))
     done
 }
 

@@ -299,6 +299,18 @@ def test_a_health_check_that_hangs_has_its_time(synced: Site) -> None:
     assert time.monotonic() - start < 15
 
 
+def test_the_one_try_of_no_time_at_all_may_take_a_while(synced: Site) -> None:
+    synced.set("healthTimeout", "0")
+    synced.set("health", "sleep 1.5")
+    synced.upstream.commit()
+    assert synced.run().outcome == "updated"
+    tries = synced.folder / "tries"
+    synced.set("health", f"echo >>{tries}; false")
+    synced.upstream.commit()
+    assert synced.run().outcome == "deploy-failed"
+    assert len(tries.read_text().splitlines()) == 2, "one, and one after the roll-back"
+
+
 def test_only_paths_that_concern_it_are_deployed(synced: Site) -> None:
     synced.set("deploy", TRACING)
     synced.run("--force")
