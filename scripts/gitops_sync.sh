@@ -778,6 +778,7 @@ move_to() {
     if ((status == 0)) || has_arrived "$to"; then
         if is_written "$from" "$to"; then
             head=$to head_branch=$branch moved=yes
+            keep_overwritten_commit
             return 0
         fi
         take_head_back
@@ -813,6 +814,14 @@ is_written() {
     ! IFS= read -r -d '' _ < <(LC_ALL=C comm -z -12 \
         <(git diff --name-only -z --no-renames --ignore-submodules=all "$1" "$2") \
         <(git ls-files -z --modified --deleted --others | LC_ALL=C sort -zu))
+}
+
+# A git commit that waited for its editor may have moved the branch while git wrote the tree, and before git did.
+# What the branch was at last is in its log, where git has moved it.
+keep_overwritten_commit() {
+    local tip=${local_branch[$branch]:-} was
+    [[ $tip && $tip != "$head" ]] && read -r was _ < <(tail -n 1 "$common_dir/logs/refs/heads/$branch" 2>/dev/null) &&
+        [[ $was != "$tip" ]] && is_commit "$was" && has_own_commits "$was" && keep "$was" "$branch"
 }
 
 # HEAD and the branch as they were before a move.
@@ -880,10 +889,15 @@ has_own_commits() {
 }
 
 keep_or_refuse() {
+    [[ ${setting[diverged]} == reset ]] || finish diverged "${failure:+$failure; }$2 has commits at ${1:0:10} that \
+upstream does not have; push them, or git -C '$checkout' config gitops.diverged reset, which keeps them under \
+refs/gitops/backup"
+    keep "$@"
+}
+
+keep() {
     local ref
     ref=refs/gitops/backup/$(now)
-    [[ ${setting[diverged]} == reset ]] || finish diverged "${failure:+$failure; }$2 has commits at ${1:0:10} that upstream does not have; \
-push them, or git -C '$checkout' config gitops.diverged reset, which keeps them under refs/gitops/backup"
     [[ ! $dry_run && ! $(git for-each-ref --points-at="$1" refs/gitops/backup) ]] || return 0
     while ! git update-ref "$ref" "$1" ''; do
         [[ $ref == *+++ ]] && finish failed "the commits at ${1:0:10} cannot be kept as $ref"

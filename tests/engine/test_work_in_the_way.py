@@ -141,6 +141,18 @@ def test_a_commit_made_during_the_fetch(synced: Site, prepare: str) -> None:
     assert synced.ref("refs/gitops/backup") == mine
 
 
+def test_a_commit_made_while_git_writes_the_tree(synced: Site) -> None:
+    """As by a git commit that waited for its editor, and held no lock meanwhile."""
+    (synced.path / ".git/info/attributes").write_text("page filter=person\n")
+    commit = "git update-ref refs/heads/main $(git commit-tree -p main -m mine main^{tree})"
+    synced.git("config", "filter.person.smudge", f"{commit}; git rev-parse main >{synced.folder}/mine; cat")
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    mine = (synced.folder / "mine").read_text().strip()
+    assert run.outcome == "updated" and synced.is_at_upstream() and not synced.status()
+    assert synced.ref("refs/gitops/backup") == mine and "refs/gitops/backup" in run.message
+
+
 def test_upstream_s_commits_fetched_and_merged_by_a_person_during_the_fetch(synced: Site) -> None:
     tip = synced.upstream.commit({"page": "1\n"})
     assert synced.run(**meanwhile(synced, "fetch", "git merge --ff-only origin/main")).after == tip
