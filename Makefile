@@ -71,6 +71,7 @@ test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of i
 
 test-github: $(TEST_TOOLS) ## what is asked of GitHub, held to GitHub's own description; needs node and npm
 	@if ! command -v node npm >/dev/null; then echo "SKIPPED: the tests against GitHub's description need node and npm"; \
+	elif ! $(MAKE) --no-print-directory .cache/openapi/installed; then echo "SKIPPED: npm cannot install Prism here"; \
 	else $(MAKE) --no-print-directory .cache/openapi/slice.json && \
 	    $(TEST_PYTHON) -m pytest -m openapi -rs tests/github $(ARGS); fi
 
@@ -160,8 +161,13 @@ clean: ## remove what the above made, except ./var
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 # Prism stays; of GitHub's description, which takes 400 MB with all its kin, the slice does.
-.cache/openapi/slice.json: tests/github/slice_openapi.py
-	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/openapi @stoplight/prism-cli@5 @octokit/openapi@23
+.cache/openapi/installed:
+	timeout 300 npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/openapi \
+	    @stoplight/prism-cli@5 @octokit/openapi@23
+	@touch $@
+
+.cache/openapi/slice.json: tests/github/slice_openapi.py | .cache/openapi/installed
+	test -d .cache/openapi/node_modules/@octokit || $(MAKE) --no-print-directory -B .cache/openapi/installed
 	$(TEST_PYTHON) $< .cache/openapi/node_modules/@octokit/openapi/generated/api.github.com.json $@
 	rm -r .cache/openapi/node_modules/@octokit
 

@@ -251,15 +251,20 @@ def _stop(words: Words, servers: list[Server], dispatcher: Dispatcher) -> None:
     dispatcher.stop()
     for server in servers:
         server.shutdown()
+    deadline = time.monotonic() + REQUESTS_DEADLINE
     for server in servers:
-        server.drain(REQUESTS_DEADLINE)
+        server.drain(max(0.0, deadline - time.monotonic()))
 
     def wait_for_runs() -> None:
         dispatcher.join(RUNS_DEADLINE + GRACE)
         words.put(_RUNS_ENDED)
 
     threading.Thread(target=wait_for_runs, name="wait for runs", daemon=True).start()
+    deadline = time.monotonic() + RUNS_DEADLINE
     word = words.get(RUNS_DEADLINE)
+    while word in (signal.SIGHUP, _NOT_ACCEPTING):  # no reason to hurry
+        log.info("stopping goes on", signal="SIGHUP" if word == signal.SIGHUP else None)
+        word = words.get(max(0.0, deadline - time.monotonic()))
     if word != _RUNS_ENDED:
         log.warning("runs are ended", reason="a second signal" if word else f"{RUNS_DEADLINE:.0f} s are over")
         dispatcher.terminate()

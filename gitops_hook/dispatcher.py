@@ -169,6 +169,8 @@ class Dispatcher:
         # The runs of the script in hand, and the time on the clock when each must be over. Written by their
         # workers, looked at by anyone; each step is whole, so no lock is needed.
         self._due: dict[int, float] = {}
+        # The newest run of each repository that was given up, when that was said. By anyone, each step whole.
+        self._loops: dict[str, int] = {}
 
     @classmethod
     def by(
@@ -208,9 +210,7 @@ class Dispatcher:
     def sweep(self) -> None:
         """Sync every managed checkout once."""
         self._renewals = self._journal.renewals
-        self._feed(
-            (name for name in self._checkouts if not self._restarts_us(name)), "sweep", max(1, self._max_syncs // 2)
-        )
+        self._feed(self._checkouts, "sweep", max(1, self._max_syncs // 2))
 
     def wake(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
         """See to `repository` soon. A push runs what is owed, if anything still is; any other trigger runs anyway."""
@@ -389,11 +389,13 @@ class Dispatcher:
                 return False
         except JournalError:
             return False  # then nothing can be run either; whoever tries comes back to it
-        log.error(
-            "its runs end only by the daemon's shutdown, so it waits for a push; a deploy that restarts the daemon"
-            " must not wait for it: systemctl --no-block restart gitops-hook",
-            repository=repository,
-        )
+        if self._loops.get(repository.lower()) != last[0].id:  # said once, however often it is asked
+            self._loops[repository.lower()] = last[0].id
+            log.error(
+                "its runs end only by the daemon's shutdown, so it waits for a push; a deploy that restarts the daemon"
+                " must not wait for it: systemctl --no-block restart gitops-hook",
+                repository=repository,
+            )
         return True
 
     def _feed(self, repositories: Iterable[str], trigger: str, lanes: int) -> None:
@@ -402,13 +404,19 @@ class Dispatcher:
         A lane ends where no worker is to be had: `remind` comes back to what is owed, the next sweep to the rest.
         """
         rest = iter(repositories)
-        lock = threading.Lock()  # guards `rest`, an iterator that several workers come to
+        lock = (
+            threading.Lock()
+        )  # guards `rest`, which several workers come to, and which may have to ask git for a name
 
         def next_one() -> None:
-            with lock:
-                repository = next(rest, None)
-            if repository:
-                self.wake(repository, trigger, next_one)
+            while True:
+                with lock:
+                    repository = next(rest, None)
+                if not repository:
+                    return
+                if not self._restarts_us(repository):
+                    self.wake(repository, trigger, next_one)
+                    return
 
         for _ in range(lanes):
             next_one()

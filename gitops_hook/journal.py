@@ -522,12 +522,9 @@ class Journal(JournalReader):
             except sqlite3.DatabaseError as error:
                 if not (_is_damage(error) and self._mends):
                     raise
+                self.renewals += 1  # even if no new file can be made now: from here on it is a new one
                 self._set_aside(str(error))
-            connection = self._connect()
-            # Runs in hand end under their old ids and go on with their old logs: no new run may be called so.
-            connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('runs', ?)", (self._newest_run,))
-            self.renewals += 1
-            return connection
+            return self._connect()
         except sqlite3.Error as error:
             raise JournalError(f"{self._path}: {error}") from error
         except OSError as error:
@@ -548,6 +545,13 @@ class Journal(JournalReader):
                 raise sqlite3.DatabaseError(verdict)
             connection.execute("PRAGMA synchronous = FULL")
             self._migrate(connection)
+            if self.renewals:
+                # Runs in hand end under their old ids and go on with their old logs: no new run may be called so.
+                connection.execute(
+                    "INSERT INTO sqlite_sequence (name, seq) SELECT 'runs', ?"
+                    " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'runs')",
+                    (self._newest_run,),
+                )
             connection.execute("PRAGMA journal_mode = WAL")  # this changes the file, so it must be known as ours
         except BaseException:
             connection.close()

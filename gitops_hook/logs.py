@@ -78,7 +78,8 @@ def _emit(level: str, sentence: str, fields: Mapping[str, object]) -> None:
     if not line:
         return
     with suppress(OSError):  # nobody reads; the work goes on
-        # One write for a line: a pipe takes up to 4 KiB of it whole, so threads need no lock.
+        # One write for a line, which a pipe takes whole up to 4 KiB, so threads need no lock. The few that are longer,
+        # such as a failure's last words in Japanese, may meet another line there; journald's socket takes more.
         os.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
 
 

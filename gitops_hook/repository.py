@@ -39,6 +39,8 @@ _INCLUDE = re.compile(r"include(if\..*)?\.path", re.DOTALL)
 #: The coarsest step of a file's time, 10 ms where the kernel ticks at 100 Hz. What changed that shortly before it was
 #: read can change again and look the same.
 _TICK_NS = 10_000_000
+#: Names whose checkouts are remembered: several for each of a thousand checkouts, in a few megabytes.
+_MOST_KNOWN = 4096
 
 
 def is_valid(repository: str) -> bool:
@@ -110,7 +112,7 @@ class Checkouts:
     def __init__(self, root: Path) -> None:
         self.root = root
         # By repository. Replaced entry by entry, each in one step, so no lock is needed; at worst two threads read
-        # the same config. Only names that have a checkout get in, so it is as large as the root.
+        # the same config. A checkout right below the root goes by as many names as one can make up, hence the bound.
         self._known: dict[str, _Known] = {}
 
     def find(self, repository: str) -> Checkout | None:
@@ -136,6 +138,8 @@ class Checkouts:
             exact = self.root / repository
             if path != exact:  # it would take precedence, should it come
                 known = known._replace(stamps=[*known.stamps, _Stamp.of(str(exact / ".git"))])
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
             self._known[repository] = known
         return known.checkout
 
@@ -204,7 +208,7 @@ def _read(repository: str, path: Path) -> _Known:
     config = _git_folders(path)[1] / "config"
     # Stamps are taken before a file is read where that can be: a change in between is seen at the next look.
     began = time.time_ns()
-    stamps = [_Stamp.of(str(file)) for file in (config, path / ".git") if not file.is_dir()]
+    stamps = [_Stamp.of(str(file)) for file in (config, path / ".git") if not _is_folder(file)]
     listing = subprocess.run(
         ["git", "config", "--file", config, "--includes", "--show-origin", "--null", "--list"],
         stdin=subprocess.DEVNULL,
@@ -233,13 +237,18 @@ def _read(repository: str, path: Path) -> _Known:
 def _git_folders(checkout: Path) -> tuple[Path, Path]:
     """The checkout's own git folder and the one that holds what it shares: for all but a linked worktree, the same."""
     own = checkout / ".git"
-    if own.is_dir():
+    if _is_folder(own):
         return own, own
     try:
-        own = checkout / own.read_text().partition("gitdir:")[2].strip()
+        own = checkout / own.read_text().partition("gitdir:")[2].partition("\0")[0].strip()
         return own, own / (own / "commondir").read_text().strip()
     except (OSError, UnicodeDecodeError):
         return own, own  # a submodule's, which has no common folder
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder; no, where we may not look. Before Python 3.14 Path.is_dir raises there."""
+    return os.path.isdir(path)  # noqa: PTH112 - for that reason
 
 
 class Position(NamedTuple):

@@ -69,7 +69,7 @@ _CHUNK = 64 << 10
 #: deploy left behind may go on writing for ever.
 _AFTERMATH = 1 << 20
 #: What a failure's own log entry shows of the output: enough for a compiler's last words, and little enough that the
-#: whole line stays below the 4 KiB that a pipe takes at once.
+#: whole line, unless most of it is beyond ASCII, stays below the 4 KiB that a pipe takes at once.
 _LAST_LINES = 10
 _LAST_BYTES = 1500
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from wsgiref.handlers import SimpleHandler
 from wsgiref.headers import Headers
 
-from gitops_hook.framing import Refused, Request, parse_head
+from gitops_hook.framing import Refused, Request, parse_head, refuse_bare_line_feeds
 from gitops_hook.logs import log
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -297,8 +297,7 @@ class _Connection(BaseRequestHandler):
             head = bytes(self.received if end < 0 else self.received[:end])
             if len(head) > self.server.limits.head:
                 raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large")
-            if head.count(b"\n") > head.count(b"\r\n"):
-                raise Refused(HTTPStatus.BAD_REQUEST, "a line does not end in CR LF")
+            refuse_bare_line_feeds(head)
             if end >= 0:
                 del self.received[: end + 4]
                 return head
@@ -379,6 +378,7 @@ class _Call(SimpleHandler):
 
     environ: dict[str, Any]
     headers: Headers | None
+    status: str | None
     http_version = "1.1"
     server_software = ""
     os_environ = {}  # the process's own environment, with all that it holds, is nobody's business here  # noqa: RUF012
@@ -423,6 +423,10 @@ class _Call(SimpleHandler):
         )
         if not self.keep_alive:
             self.headers["Connection"] = "close"
+        if self.status and self.status.startswith(
+            "304"
+        ):  # its length would be that of what it stands for (RFC 9110, 8.6)
+            del self.headers["Content-Length"]
 
     def handle_error(self) -> None:
         """Answer for the application, which has raised something. What it had begun to say has not left yet."""
@@ -469,13 +473,17 @@ def _raising(refused: Refused) -> Application:
     return application
 
 
+#: A struct timeval. Where a long has 32 bits and a time has 64, the option is another one, SO_RCVTIMEO_NEW.
+_TIMEVAL = "qq" if socket.SO_RCVTIMEO == 66 else "ll"
+
+
 def _too_late() -> Refused:
     return Refused(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
 
 
 def _set_timeout(connection: socket.socket, which: int, seconds: float) -> None:
     whole = int(seconds)
-    connection.setsockopt(socket.SOL_SOCKET, which, struct.pack("ll", whole, int((seconds - whole) * 1e6)))
+    connection.setsockopt(socket.SOL_SOCKET, which, struct.pack(_TIMEVAL, whole, int((seconds - whole) * 1e6)))
 
 
 def _host_and_port(address: Any) -> tuple[str, str]:

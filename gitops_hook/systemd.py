@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 
 #: SD_LISTEN_FDS_START.
 _FIRST = 3
@@ -45,12 +46,10 @@ def notify(environ: MutableMapping[str, str], *states: str) -> None:
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.connect("\0" + address[1:] if address[0] == "@" else address)
-            channel.sendall("\n".join(states).encode())
-        except OSError:
-            pass  # a supervisor that does not listen must not end the daemon
+    # No descriptor to be had, or nobody who listens: neither must end the daemon.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.connect("\0" + address[1:] if address[0] == "@" else address)
+        channel.sendall("\n".join(states).encode())
 
 
 def reloading() -> tuple[str, str]:

@@ -19,9 +19,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 with atheris.instrument_imports(include=["gitops_hook"]):
+    from raw_requests import CASES
     from request_path import RequestPath, check_log_lines
     from test_forges import PUSHES
-    from test_framing import BAD_REQUESTS, ENVIRONS, REQUESTS
+    from test_framing import ENVIRONS, REQUESTS
 
     from gitops_hook.webhook import FORGES
 
@@ -29,8 +30,11 @@ with atheris.instrument_imports(include=["gitops_hook"]):
 def seed(folder: Path) -> Path:
     """Begin with what the tests know already; returns a dictionary of its words."""
     folder.mkdir(parents=True, exist_ok=True)
-    heads = [*BAD_REQUESTS.values(), *(raw for raw, _ in [*ENVIRONS.values(), *REQUESTS.values()])]
-    inputs = [b"\0" + head[:4000] + b"\r\n\r\n" for head in heads]
+    requests = [
+        *(case.raw for case in CASES),
+        *(raw + b"\r\n\r\n" for raw, _ in [*ENVIRONS.values(), *REQUESTS.values()]),
+    ]
+    inputs = [b"\0" + raw[:4000] for raw in requests]
     for index, forge in enumerate(FORGES):
         for payload in PUSHES[forge.name][1:]:
             inputs += [bytes([4 * index + how]) + json.dumps(payload).encode() for how in (1, 2, 3)]

@@ -153,6 +153,20 @@ def test_a_second_sigterm_ends_the_run_at_once(fifos, start_daemon, script):
     ends_the_run_and_owes_it(daemon, fifos)
 
 
+def test_a_reload_while_it_stops_ends_no_run(fifos, start_daemon, script):
+    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS))
+    (daemon.root / "acme/site/.git").mkdir(parents=True)
+    daemon.deliver(push("acme/site"))
+    (fifos / "running").read_text()
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.wait_for("stopping signal=SIGTERM")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for("stopping goes on signal=SIGHUP")
+    (fifos / "go").write_text("word\n")
+    assert daemon.stop() == 0
+    assert daemon.query("SELECT outcome, exit FROM runs") == [("updated", 0)]
+
+
 def test_past_the_deadline_the_run_is_ended_too(fifos, start_daemon, script):
     hasty = "import gitops_hook.daemon as d; d.RUNS_DEADLINE = 0.3; from gitops_hook.cli import main; raise SystemExit(main())"
     daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS), program=["-c", hasty])

@@ -633,6 +633,22 @@ class TestDamage:
         assert " error THE JOURNAL IS DAMAGED and was set aside; " in capfd.readouterr().err
         assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("runs*")] == [0o700] * 2
 
+    def test_damage_on_a_full_disk_is_made_good_as_soon_as_there_is_room(self, tmp_path: Path):
+        with small_disk(tmp_path / "disk", "400k") as folder, closing(Journal(folder)) as journal:
+            old = journal.start("acme/old", "push")
+            assert old
+            noise(folder / "journal.db")
+            empty(folder / "journal.db-wal")
+            ballast = fill(folder)
+            with pytest.raises(JournalError):
+                journal.owed()
+            assert journal.fault
+            ballast.unlink()
+            new = journal.start("acme/new", "push")
+            assert new
+            assert journal.renewals == 1
+            assert new.run.id > old.run.id
+
     def test_a_run_from_before_the_damage_ends_without_touching_one_from_after(self, journal: Journal, tmp_path: Path):
         old = journal.start("acme/old", "push")
         assert old

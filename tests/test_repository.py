@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from scratch import Upstream, git
 
-from gitops_hook.repository import Checkouts, is_valid, may_clone, name_in_url
+from gitops_hook import repository
+from gitops_hook.repository import Checkouts, Position, is_valid, may_clone, name_in_url, position
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,27 @@ class TestFinding:
         found = checkouts.find("acme/site")
         assert found
         assert found.settings["branch"] == "production"
+
+    def test_what_may_not_be_looked_into_is_a_checkout_without_settings(self, checkouts: Checkouts):
+        # The tests may run as root, whom no mode keeps out; what lies behind too long a name is out of reach for all.
+        (checkouts.root / "site").mkdir()
+        (checkouts.root / "site" / ".git").symlink_to("x" * 300)
+        found = checkouts.find("acme/site")
+        assert found
+        assert found.settings == {}
+        assert list(checkouts) == ["site"]
+        assert position(found) == Position(None, None)
+
+    def test_a_git_file_with_a_nul_leads_nowhere(self, checkouts: Checkouts):
+        (checkouts.root / "site").mkdir()
+        (checkouts.root / "site" / ".git").write_bytes(b"gitdir: a\0b\n")
+        assert list(checkouts) == ["site"]
+
+    def test_names_that_are_made_up_for_a_checkout_take_no_memory_without_end(self, checkouts: Checkouts, monkeypatch):
+        make(checkouts.root / "site")
+        monkeypatch.setattr(repository, "_MOST_KNOWN", 3)
+        assert {self.path(checkouts, f"owner{number}/site") for number in range(10)} == {"site"}
+        assert len(checkouts._known) <= 3
 
     def test_a_git_file_as_in_a_submodule_leads_to_the_settings(self, tmp_path: Path, checkouts: Checkouts):
         for number in (1, 2):

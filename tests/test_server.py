@@ -70,6 +70,10 @@ class Desk:
     def environ(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         return self._say(start_response, json.dumps(environ, default=str).encode())
 
+    def unchanged(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("304 Not Modified", [("ETag", '"x"')])
+        return []
+
     def unmeasured(self, environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
         yield from (b"one ", b"two")
@@ -237,6 +241,16 @@ def test_head_has_the_length_and_no_body() -> None:
         answer = peer.answer(of_head=True)
         assert (answer.status, answer.headers["Content-Length"]) == (413, "9")
         assert peer.answer().status == 200
+
+
+def test_what_has_not_changed_has_no_length_and_keeps_the_connection() -> None:
+    with Serving() as serving:
+        peer = serving.connect()
+        peer.send(request("/unchanged") + request("/echo", b"next"))
+        answer = peer.answer(of_head=True)
+        assert (answer.status, answer.headers["ETag"]) == (304, '"x"')
+        assert "Content-Length" not in answer.headers
+        assert peer.answer().body == b"next"
 
 
 def test_an_empty_line_after_a_body_is_overlooked_and_no_request_begins_with_it() -> None:

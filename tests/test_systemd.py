@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import threading
@@ -115,6 +116,15 @@ def test_without_a_supervisor_nothing_is_said_and_nothing_fails(tmp_path):
     notify({}, "READY=1")
     notify({"NOTIFY_SOCKET": str(tmp_path / "gone")}, "READY=1")
     notify({"NOTIFY_SOCKET": "relative"}, "READY=1")
+
+
+def test_out_of_descriptors_nothing_is_said_and_nothing_fails(supervisor):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        notify({"NOTIFY_SOCKET": str(supervisor.path)}, "WATCHDOG=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_abstract_socket_is_found(tmp_path):
