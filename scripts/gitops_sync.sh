@@ -943,11 +943,13 @@ bring_retired_submodules() { ((${#retired[@]} == 0)) || bring_submodules "${reti
 # Bring the submodules at these paths, or all.
 bring_submodules() {
     [[ ${setting[submodules]} == true && -e .gitmodules ]] || return 0
-    local says='' in_the_way=()
-    git submodule --quiet sync --recursive &&
-        says=$(remote_git submodule --quiet update --init --recursive -- "$@" 2>&1) && return
+    local says in_the_way
+    says=$({
+        git submodule --quiet sync --recursive && remote_git submodule --quiet update --init --recursive -- "$@"
+    } 2>&1) && return
     hear
-    ((${#in_the_way[@]} == 0)) || finish dirty "changes in a submodule are in the way of ${head:0:10}: ${in_the_way[*]}; $words; commit or stash them there"
+    ((${#in_the_way[@]} == 0)) || finish dirty "changes in a submodule are in the way of ${head:0:10}: \
+${in_the_way[*]}; $words; commit or stash them there"
     finish unreachable "submodules of ${head:0:10} cannot be brought: $words; tried again later"
 }
 
