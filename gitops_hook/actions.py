@@ -119,6 +119,8 @@ def send(settings: Settings, secret: bytes, repository: str, branch: str) -> tup
             return guid, response.status, response.read().decode("utf-8", "replace").strip()
         except OSError as error:
             raise Failure(69, f"no daemon answers at {settings.listen}: {error.strerror or error}") from None
+        except http.client.HTTPException:
+            raise Failure(69, f"what answers at {settings.listen} is not gitops-hook") from None
 
 
 def newest_secret(settings: Settings) -> bytes:
@@ -203,9 +205,14 @@ def audit(
 ) -> list[Missed]:
     """The pushes that did not arrive, of all hooks that ever have reached us, or of `only` some repositories.
 
-    `tell` hears of each hook that could not be asked about.
+    `tell` hears of each hook that could not be asked about. Raises `Failure` where there is none to ask about.
     """
     checkouts, wanted = Checkouts(settings.root), {name.lower() for name in only}
+    known = {hook.target.lower() for hook in hooks.known()}
+    unknown = [name for name in only if not known & {name.lower(), name.lower().rpartition("/")[0]}]
+    if unknown or not known:
+        whose = f" of {', '.join(unknown)}" if unknown else ""
+        raise Failure(66, f"no webhook{whose} has reached this host yet, so there is none to ask: gitops-hook register")
     missed: list[Missed] = []
 
     def is_kept(name: str) -> bool:

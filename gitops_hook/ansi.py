@@ -1,18 +1,20 @@
-r"""What a run has printed, as HTML: its colours kept, and everything else made harmless.
+r"""What a run has printed, for the page and for a terminal: its colours kept, and everything else made harmless.
 
 Rules:
 
-1. No I/O, no state. Bytes go in, and what must be known to go on from there comes out with the HTML.
-2. Of what a terminal obeys, only colours and the like (SGR, ECMA-48 8.3.117) are: as spans with a class for each code,
-   ``s1`` to ``s107``, for the page allows no style of its own to an element. The rest of the sequences is dropped.
-3. All other text is escaped. Control characters are dropped, a carriage return counts as a line's end, and switches of
-   writing direction, which make text look like other text, show as ``\u202e``.
+1. No I/O, no state. Bytes go in, and what must be known to go on from there comes out with the text.
+2. Of what a terminal obeys, only colours and the like (SGR, ECMA-48 8.3.117) are: in HTML as spans with a class for
+   each code, ``s1`` to ``s107``, for the page allows no style of its own to an element; on a terminal as themselves,
+   where each piece of text puts back what it has set. A page drops the other sequences, a terminal shows them escaped.
+3. All other text is escaped. A carriage return counts as a line's end, and switches of writing direction, which make
+   text look like other text, show as ``\u202e``. A page drops control characters, a terminal shows them escaped.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gitops_hook.logs import escape
@@ -40,6 +42,7 @@ _SEQUENCE = re.compile(
 _LINE_END = re.compile("\r\n?")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_WITHIN_LINE = re.compile("[^\n\t]+")
 #: What at the end may be the beginning of a sequence, of a character or of a line's end, and is left for the next time.
 _BEGUN = re.compile(
     rb"(?:\x1b(?:\[[0-?]{0,64}[ -/]{0,9}|[]PX^_][^\x07\x1b\n]{0,200}\x1b?|[ -/]{0,9})?"
@@ -47,14 +50,18 @@ _BEGUN = re.compile(
 )
 _LONGEST_BEGUN = 256
 
+#: Codes in force, by their kinds; and what makes text of them.
+_Codes = dict[str, int]
+_Paint = Callable[[str, _Codes], str]
+
 #: So many spans have colours; what comes behind stays plain. A megabyte that paints each letter would be ten of HTML.
 _MOST_SPANS = 20_000
 
 
 class Rendered(NamedTuple):
-    """HTML, the codes in force behind it (to go on with), and how many bytes it was made of."""
+    """What to show, the codes in force behind it (to go on with), and how many bytes it was made of."""
 
-    html: str
+    shown: str
     pen: str
     size: int
 
@@ -64,30 +71,56 @@ def render(content: bytes, pen: str = "", *, more: bool = False) -> Rendered:
 
     Where there may be `more`, what may have only begun at the end is left out, and does not count in the size.
     """
-    begun = _BEGUN.search(content[-_LONGEST_BEGUN:]) if more else None
-    size = len(content) - (len(begun[0]) if begun else 0)
-    text = _LINE_END.sub("\n", content[:size].decode("utf-8", "replace"))
+    return _rendered(content, pen, _span, lambda sequence: "", more=more)
+
+
+def for_terminal(content: bytes, pen: str = "", *, more: bool = False, colours: bool = True) -> Rendered:
+    """`content` as a terminal may be given it, with colours or without; `pen` and `more` as above."""
+    return _rendered(content, pen, _coloured if colours else _uncoloured, escape, more=more)
+
+
+def whole(content: bytes) -> bytes:
+    """`content` without what at its end may have only begun."""
+    begun = _BEGUN.search(content[-_LONGEST_BEGUN:])
+    return content[: len(content) - len(begun[0])] if begun else content
+
+
+def _rendered(content: bytes, pen: str, paint: _Paint, other: Callable[[str], str], *, more: bool) -> Rendered:
+    """What `paint` makes of each piece of text and its codes, and `other` of each sequence that is no colour."""
+    complete = whole(content) if more else content
+    text = _LINE_END.sub("\n", complete.decode("utf-8", "replace"))
     codes = _painted({}, pen)
     parts = []
     begin = spans = 0
     for sequence in _SEQUENCE.finditer(text):
         if begin < sequence.start():
-            parts.append(_span(text[begin : sequence.start()], codes if spans < _MOST_SPANS else {}))
+            parts.append(paint(text[begin : sequence.start()], codes if spans < _MOST_SPANS else {}))
         begin = sequence.end()
-        if sequence[1] is not None:
+        if sequence[1] is None:
+            parts.append(other(sequence[0]))
+        else:
             codes = _painted(codes, sequence[1])
             spans += 1
     if begin < len(text):
-        parts.append(_span(text[begin:], codes if spans < _MOST_SPANS else {}))
-    return Rendered("".join(parts), ";".join(map(str, codes.values())), size)
+        parts.append(paint(text[begin:], codes if spans < _MOST_SPANS else {}))
+    return Rendered("".join(parts), ";".join(map(str, codes.values())), len(complete))
 
 
-def _span(text: str, codes: dict[str, int]) -> str:
+def _span(text: str, codes: _Codes) -> str:
     plain = html.escape(_DIRECTIONS.sub(lambda match: escape(match[0]), _CONTROLS.sub("", text)), quote=False)
     return f'<span class="{" ".join(f"s{code}" for code in codes.values())}">{plain}</span>' if codes else plain
 
 
-def _painted(codes: dict[str, int], parameters: str) -> dict[str, int]:
+def _coloured(text: str, codes: _Codes) -> str:
+    plain = _uncoloured(text, codes)
+    return f"\033[{';'.join(map(str, codes.values()))}m{plain}\033[0m" if codes else plain
+
+
+def _uncoloured(text: str, codes: _Codes) -> str:
+    return _WITHIN_LINE.sub(lambda match: escape(match[0]), text)
+
+
+def _painted(codes: _Codes, parameters: str) -> _Codes:
     """`codes` by their kinds, after a sequence with these parameters."""
     codes = dict(codes)
     rest = [int(word or 0) for word in re.split("[;:]", parameters) if len(word) < 4 and (word or "0").isdecimal()]

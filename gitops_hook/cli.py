@@ -1,8 +1,8 @@
 """The command line: what can be asked of gitops-hook, and the exit status that it ends with.
 
 Exit statuses are those of sysexits(3): 64 for a wrong call, 66 for a repository or run that is not known, 69 where a
-daemon cannot start or does not answer, 74 for a fault of the disk, 77 for want of permission, 78 for a bad setting;
-``sync`` ends with that of the worst outcome, which is the script's own, and
+daemon cannot start or does not answer, 74 for a fault of the disk or output that cannot be written, 77 for want of
+permission, 78 for a bad setting; ``sync`` ends with that of the worst outcome, which is the script's own, and
 ``doctor`` as monitoring plugins do: 0, 1 for a warning, 2 for a failure.
 
 Each command is a function of the parsed arguments; what it needs is imported when it runs, so ``--help`` waits for
@@ -12,16 +12,18 @@ nothing.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pwd
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gitops_hook import __version__
 from gitops_hook.config import OPTIONS, ConfigError, Failure, Settings, load, unit_environment
-from gitops_hook.logs import escape
+from gitops_hook.logs import escape, redact
 from gitops_hook.timers import UNIT
 
 if TYPE_CHECKING:
@@ -35,7 +37,21 @@ EX_USAGE = 64
 EX_DATAERR = 65
 EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
+EX_IOERR = 74
 EX_NOPERM = 77
+
+#: What leads git to another repository than the one that it is called in (git rev-parse --local-env-vars), or to
+#: another part of it: a caller that is itself a hook of git's, or a shell at work elsewhere, has such.
+LEADING_ELSEWHERE = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_SHALLOW_FILE", "GIT_GRAFT_FILE",
+    "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT", "GIT_IMPLICIT_WORK_TREE", "GIT_INTERNAL_SUPER_PREFIX",
+    "GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE",
+)  # fmt: skip
+
+
+#: Digits of the largest number that is taken: of seconds 31 years, of runs more than there will be. SQLite takes 18.
+_DIGITS = 9
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,19 +63,49 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what `arguments` (by default the process's) ask for; returns the exit status."""
     given = _parser().parse_args(arguments)
+    for name in LEADING_ELSEWHERE:
+        os.environ.pop(name, None)
     try:
+        _open_output(given)
         status: int = given.run(given)
         sys.stdout.flush()
     except Failure as failure:
-        print(f"gitops-hook: {failure}", file=sys.stderr)
+        _close_output()
+        _tell(str(failure))
         return failure.status
-    except BrokenPipeError:
-        # Whoever read us has seen enough; without this, Python would complain as it flushes on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read us has seen enough
+        _close_output()
+        return 0
+    except OSError as error:
+        if given.run is _serve:  # a fault of ours
+            raise
+        _close_output()
+        what = f"{error.filename}: " if error.filename else ""
+        _tell(f"{what}{error.strerror or error}")
+        return EX_NOPERM if isinstance(error, PermissionError) else EX_IOERR
     return status
+
+
+def _open_output(given: argparse.Namespace) -> None:
+    """Let every character be printed, whatever the terminal's encoding; and see that there is where to print."""
+    if not sys.stderr:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+    if not sys.stdout:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as above
+        if given.run is not _serve:  # which prints nothing
+            raise Failure(EX_IOERR, "standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _close_output() -> None:
+    """Write what was printed so far, or drop what cannot be: else Python would complain of it on its way out."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- the daemon ----------------------------------------------------------------------------------------------------
@@ -91,16 +137,29 @@ def _status(given: argparse.Namespace) -> int:
 def _runs(given: argparse.Namespace) -> int:
     from gitops_hook import reports
 
+    if given.repository and given.delivery:
+        raise Failure(EX_USAGE, "give REPO or --delivery, not both")
     journal = _reader(_settings(given))
     if given.delivery:
-        deliveries = journal.deliveries(given.delivery)
-        if not deliveries:
-            raise Failure(EX_NOINPUT, f"no delivery {given.delivery} was accepted")
-        known = {delivery.run: journal.run(delivery.run) for delivery in deliveries if delivery.run}
-        runs = [run for run in known.values() if run]
-    else:
-        runs = journal.runs(given.repository, given.number)
+        return _show_delivery(journal, given.delivery, as_json=given.json)
+    runs = journal.runs(given.repository, given.number)
+    if given.repository and not runs:
+        raise Failure(EX_NOINPUT, f"{given.repository} never ran")
     reports.show_runs(runs, as_json=given.json)
+    return 0
+
+
+def _show_delivery(journal: JournalReader, guid: str, *, as_json: bool) -> int:
+    """The runs that served a delivery, each time that it came; and that it waits, where none has begun."""
+    from gitops_hook import reports
+
+    deliveries = journal.deliveries(guid)
+    if not deliveries:
+        raise Failure(EX_NOINPUT, f"no delivery {guid} was accepted")
+    numbers = dict.fromkeys(delivery.run for delivery in deliveries if delivery.run)
+    if numbers:
+        reports.show_runs([run for run in map(journal.run, numbers) if run], as_json=as_json)
+    reports.show_waiting([delivery for delivery in deliveries if not delivery.run], as_json=as_json)
     return 0
 
 
@@ -109,7 +168,8 @@ def _logs(given: argparse.Namespace) -> int:
 
     journal = _reader(_settings(given))
     by_number = given.what.isdecimal()
-    run = journal.run(int(given.what)) if by_number else next(iter(journal.runs(given.what, 1)), None)
+    number = int(given.what) if by_number and len(given.what) <= _DIGITS else 0
+    run = journal.run(number) if by_number else next(iter(journal.runs(given.what, 1)), None)
     if not run:
         raise Failure(EX_NOINPUT, f"there is no run {given.what}" if by_number else f"{given.what} never ran")
     reports.show_log(journal, run, follow=given.follow)
@@ -230,7 +290,7 @@ def _send(given: argparse.Namespace) -> int:
     _become_owner(settings)
     branch = given.branch or _checkout(settings, given.repository).settings.get("branch") or "main"
     guid, status, answer = actions.send(settings, secret, given.repository, branch)
-    print(f"{status} {answer}")
+    print(escape(f"{status} {answer}"))
     if status != 202:
         return EX_UNAVAILABLE
     run = actions.wait_for(_reader(settings), guid, given.timeout)
@@ -345,15 +405,19 @@ def _hooks(given: argparse.Namespace) -> int:
 
 
 def _audit(given: argparse.Namespace) -> int:
+    settings, hooks = _hooks_at_forge(given, needs_url=False)
+    for name in given.repository:
+        if "/" not in name:  # an organisation's deliveries tell of none but such names
+            raise Failure(EX_USAGE, f"`{name}` is not OWNER/NAME")
+    return _show_missed(hooks, settings, given.repository, redeliver=given.redeliver, as_json=given.json)
+
+
+def _show_missed(hooks: Hooks, settings: Settings, only: Sequence[str], *, redeliver: bool, as_json: bool) -> int:
     from gitops_hook import actions, reports
 
-    settings, hooks = _hooks_at_forge(given, needs_url=False)
-    if not hooks.known():
-        raise Failure(EX_NOINPUT, "no webhook has reached this host yet, so there is none to ask about: "
-                                  "gitops-hook register")  # fmt: skip
     troubles: list[str] = []
-    missed = actions.audit(hooks, settings, given.repository, redeliver=given.redeliver, tell=troubles.append)
-    reports.show_missed(missed, as_json=given.json)
+    missed = actions.audit(hooks, settings, only, redeliver=redeliver, tell=troubles.append)
+    reports.show_missed(missed, whole=not troubles, as_json=as_json)
     for trouble in troubles:
         _tell(trouble)
     return EX_UNAVAILABLE if troubles else int(any(push.then == "missed" for push in missed))
@@ -372,15 +436,12 @@ def _client_if_any(settings: Settings) -> Client | None:
 
 def _audit_after(settings: Settings, client: Client, *, as_json: bool) -> None:
     """After a sweep, ask for what it could not make up for; a forge that cannot be asked is no fault of the sweep."""
-    from gitops_hook import actions, reports
     from gitops_hook.hooks import Hooks
 
-    hooks = Hooks(client, _reader(settings), b"")
-    reports.show_missed(actions.audit(hooks, settings, (), redeliver=True, tell=_tell), as_json=as_json)
-
-
-def _tell(trouble: str) -> None:
-    print(f"gitops-hook: {escape(trouble)}", file=sys.stderr)
+    try:
+        _show_missed(Hooks(client, _reader(settings), b""), settings, (), redeliver=True, as_json=as_json)
+    except Failure as failure:
+        _tell(str(failure))
 
 
 def _hooks_at_forge(given: argparse.Namespace, *, needs_url: bool = True) -> tuple[Settings, Hooks]:
@@ -423,6 +484,11 @@ def _targets(given: argparse.Namespace, settings: Settings, *, all_by_default: b
 def _settings(given: argparse.Namespace) -> Settings:
     """The settings that the daemon has: those of its unit, of our own environment, and flags."""
     return load({**unit_environment(), **os.environ}, _flags(given))
+
+
+def _tell(trouble: str) -> None:
+    """Say what is amiss: one line, and no password of a URL in it, for settings and remotes have such."""
+    print(f"gitops-hook: {escape(redact(trouble))}", file=sys.stderr)
 
 
 def _progress(number: int, total: int, what: str) -> None:
@@ -507,7 +573,7 @@ def _parser() -> _Parser:
     runs = command("runs", _runs, "show the newest runs, or those that served a delivery")
     runs.add_argument("repository", nargs="?", metavar="REPO")
     runs.add_argument("--delivery", metavar="GUID", help="what became of the push that the forge numbers so")
-    runs.add_argument("-n", "--number", type=int, default=20, metavar="COUNT", help="how many at most [20]")
+    runs.add_argument("-n", "--number", type=_whole, default=20, metavar="COUNT", help="how many at most [20]")
 
     logs = command("logs", _logs, "print the output of a run, or of a repository's newest one")
     logs.add_argument("what", metavar="RUN|REPO")
@@ -535,7 +601,7 @@ def _parser() -> _Parser:
     send = command("send", _send, "deliver a signed test push to the local daemon, and wait for its run")
     send.add_argument("repository", metavar="REPO")
     send.add_argument("--branch", help="the branch that the push claims to move [the tracked one]")
-    send.add_argument("--timeout", type=int, default=60, metavar="SECONDS", help="how long to wait for the run [60]")
+    send.add_argument("--timeout", type=_whole, default=60, metavar="SECONDS", help="how long to wait for the run [60]")
 
     migrate = command("migrate", _migrate, "adopt what timers poll, and switch them off; --dry-run shows how")
     migrate.add_argument("--unit", default=UNIT, metavar="NAME", help=f"what the timers are called [{UNIT}]")
@@ -569,11 +635,11 @@ def _add_forge_commands(command: Callable[..., _Parser]) -> None:
     for asked in (register, unregister):
         asked.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and do nothing")
     register.add_argument(
-        "--timeout", type=int, default=30, metavar="SECONDS", help="how long to wait for each ping [30]"
+        "--timeout", type=_whole, default=30, metavar="SECONDS", help="how long to wait for each ping [30]"
     )
 
     audit = command("audit", _audit, "show the pushes that GitHub could not deliver, and why", _ON_AUDIT)
-    audit.add_argument("repository", nargs="*", metavar="REPO")
+    audit.add_argument("repository", nargs="*", metavar="OWNER/NAME")
     audit.add_argument("--redeliver", action="store_true", help="have those delivered again that nothing made up for")
 
     for asking in (register, unregister, hooks, audit):
@@ -587,6 +653,12 @@ _ON_SECRETS = (
 )
 _ON_AUDIT = "It ends with 1 if a push was missed that no run has made up for and nobody has asked for again."
 _ON_LEVELS = "It ends with 0 if all is well, 1 if there is a warning, 2 if there is a failure."
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and text.strip("0") and len(text) <= _DIGITS):
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from 1 to {10**_DIGITS - 1}")
+    return int(text)
 
 
 def _add_settings(parser: argparse.ArgumentParser, fields: set[str]) -> None:

@@ -176,7 +176,7 @@ class Dashboard:
         log = ansi.render(printed, more=not run.outcome)
         follow = None if run.outcome else _output_path(run.id, offset - len(printed) + log.size, log.pen)
         served = self._journal.served(run.id, _SHOWN_DELIVERIES)
-        return _html(pages.run(self._chapter(run), served, Output(log.html, follow)))
+        return _html(pages.run(self._chapter(run), served, Output(log.shown, follow)))
 
     def _output(self, given: dict[str, str], number: str) -> Content:
         """What the script of the page asks for: the HTML of what was printed since, and where to ask next."""
@@ -184,8 +184,10 @@ class Dashboard:
         part = read_log(self._journal.log_path(run.id), _number(given, "offset", 0), _LOG_PART)
         more = not run.outcome or bool(part.content)
         log = ansi.render(part.content, given.get("pen", ""), more=more)
+        if run.outcome and not log.size:  # what a killed run only began to print will never be whole
+            log = ansi.render(part.content, given.get("pen", ""), more=False)
         offset = part.offset - len(part.content) + log.size
-        return _json({"html": log.html, "next": _output_path(run.id, offset, log.pen) if more else None})
+        return _json({"html": log.shown, "next": _output_path(run.id, offset, log.pen) if more else None})
 
     def _plain_log(self, given: dict[str, str], number: str) -> Content:
         printed, _ = self._whole_log(self._known_run(number).id)
@@ -299,7 +301,7 @@ class Dashboard:
             return ""
         outcome = f"{run.outcome}: ".encode()
         shown = [line for line in lines if line.strip() and not line.startswith(outcome)][-_TAIL_LINES:]
-        return ansi.render(b"\n".join(shown)).html
+        return ansi.render(b"\n".join(shown)).shown
 
     def _whole_log(self, run: int) -> tuple[bytes, int]:
         """All that is kept of a run's output, and the offset behind it."""

@@ -32,6 +32,7 @@ from typing import NamedTuple
 from gitops_hook import timers
 from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, ConfigError, Failure, Settings, read_secrets
 from gitops_hook.github import ApiError, Client, read_token
+from gitops_hook.logs import redact
 from gitops_hook.repository import Checkout, Checkouts, name_in_url
 from gitops_hook.runner import inherited
 from gitops_hook.webhook import signing_key
@@ -95,14 +96,14 @@ def _failure(message: str, cure: str) -> _Said:
 def examine_settings(error: ConfigError, environ: Mapping[str, str]) -> Finding:
     """What keeps the settings from being read, so that most else cannot be looked at."""
     if error.option == "GITOPS_ROOT":
-        cure = f"sudo install -d -o gitops-hook -g gitops-hook {shlex.quote(error.value)}"
+        cure = f"sudo install -d -o {_unit_user()} {shlex.quote(error.value)}"
     elif error.option == "GITOPS_SYNC_SCRIPT" and Path(error.value).is_file():
         cure = f"sudo chmod +x {shlex.quote(error.value)}"
     elif error.option in environ:
         cure = f"unset {error.option}"
     else:
         cure = f"sudoedit {ENVIRONMENT_FILE}"
-    return Finding("settings", FAILURE, str(error), cure)
+    return Finding("settings", FAILURE, redact(str(error)), cure)
 
 
 def examine(checks: Mapping[str, Callable[[Settings], Said]], settings: Settings) -> list[Finding]:
@@ -255,7 +256,7 @@ def _user(settings: Settings) -> Said:
 def _writable(folder: Callable[[Settings], Path], settings: Settings) -> Said:
     path = folder(settings)
     if not path.is_dir():
-        user = "gitops-hook" if path == UNIT_STATE else _me()
+        user = _unit_user() if path == UNIT_STATE else _me()
         yield _failure(f"there is no folder {path}", f"sudo install -d -m 700 -o {user} {_q(path)}")
     elif os.access(path, os.R_OK | os.W_OK | os.X_OK):
         yield _ok(f"{_me()} can write to {path}")
@@ -321,9 +322,12 @@ def _socket(settings: Settings) -> Said:
             response = connection.getresponse()
             reason = json.loads(response.read()).get("reason")
         except OSError as error:
-            why = error.strerror or error
-            cure = "sudo systemctl start gitops-hook.socket gitops-hook.service"
-            yield _failure(f"nothing answers at {settings.listen}: {why}", cure)
+            told = f"nothing answers at {settings.listen}: {error.strerror or error}"
+            places = (_output("systemctl", "show", "--property=Listen", "--value", "gitops-hook.socket") or "").split()
+            if places and str(settings.listen) not in places:
+                yield _failure(f"{told}; gitops-hook.socket is at {' '.join(places)}", f"sudoedit {ENVIRONMENT_FILE}")
+            else:
+                yield _failure(told, "sudo systemctl start gitops-hook.socket gitops-hook.service")
             return
         except (http.client.HTTPException, ValueError, AttributeError):
             yield _failure(f"what answers at {settings.listen} is not gitops-hook", f"sudo ss -ltnp {_port(settings)}")
@@ -401,6 +405,7 @@ def _fetch(settings: Settings, checkout: Checkout) -> Said:
         check=False,
     )
     message = (done.stdout.strip().splitlines() or [f"no end of it within {_FETCH_PATIENCE} s"])[-1]
+    message = message.replace("; tried again later", "")  # a run would be, this is not
     cure = _CURE.search(message)
     if done.returncode == 0:
         yield _ok(message)
@@ -492,6 +497,14 @@ def _output(*command: str | Path) -> str | None:
 
 def _git(checkout: Checkout) -> str:
     return f"sudo -u {_me()} git -C {_q(checkout.path)}"
+
+
+def _unit_user() -> str:
+    """The user of the installed unit; who runs this from its source has none, and is it himself."""
+    try:
+        return pwd.getpwnam("gitops-hook").pw_name
+    except KeyError:
+        return _me()
 
 
 def _me() -> str:

@@ -102,11 +102,19 @@ def web_url(api_url: str) -> str:
     return f"{url.scheme}://{url.netloc[4:] if url.netloc.startswith('api.') else url.netloc}"
 
 
+def _host_of(url: str) -> str:
+    """The host of a URL; "" where it has none, or is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def is_at(api_url: str, clone_url: str) -> bool:
     """Whether a clone URL, in any form that git takes, leads to the forge whose API is at `api_url`."""
-    forge = urlsplit(web_url(api_url)).hostname or ""
+    forge = _host_of(web_url(api_url))
     if "://" in clone_url:
-        host = urlsplit(clone_url).hostname or ""
+        host = _host_of(clone_url)
     else:
         host = clone_url.partition(":")[0].rpartition("@")[2] if ":" in clone_url else ""
     return host.lower() in (forge, f"ssh.{forge}", f"www.{forge}")

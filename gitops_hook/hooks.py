@@ -104,8 +104,12 @@ class Missed(NamedTuple):
 
 def complete(url: str) -> str:
     """The URL of our webhook: with our own path where it has none. Raises `Failure`."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("https", "http") and parts.hostname and "@" not in parts.netloc and parts.port != 0
+    except ValueError:  # a bracket that does not close, a port that is no number
+        fits = False
+    if not fits:
         raise Failure(64, f"`{printable(url)}` is not a URL that a forge could deliver to")
     return url if parts.path.strip("/") else url.rstrip("/") + WEBHOOK
 

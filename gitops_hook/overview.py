@@ -9,13 +9,13 @@ Rules:
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gitops_hook.journal import JournalReader
+from gitops_hook.logs import redact
 from gitops_hook.records import Commit, Past, Run
 from gitops_hook.repository import Checkout, Checkouts
 
@@ -173,9 +173,6 @@ SETTINGS: Mapping[str, tuple[str | None, str]] = {
     "timeout": (None, "the daemon's GITOPS_SYNC_TIMEOUT, in seconds"),
 }
 
-#: What stands between the scheme and the host of a URL may be a password.
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-
 
 def settings_in_force(checkout: Checkout, sync_timeout: int) -> list[InForce]:
     """Every setting of the repository in `checkout`, and where each comes from; no password in a URL is among them."""
@@ -185,7 +182,7 @@ def settings_in_force(checkout: Checkout, sync_timeout: int) -> list[InForce]:
         fallback = (str(sync_timeout), meaning) if name == "timeout" else (default, meaning)
         found.append(_in_force(name, own.pop(name.lower(), None), checkout, fallback))
     unknown = [InForce(name, value, "not a setting of gitops-hook: is it mistyped?") for name, value in own.items()]
-    return [setting._replace(value=_CREDENTIALS.sub("", setting.value or "") or None) for setting in found + unknown]
+    return [setting._replace(value=redact(setting.value or "") or None) for setting in found + unknown]
 
 
 def _in_force(name: str, own: str | None, checkout: Checkout, fallback: tuple[str | None, str]) -> InForce:

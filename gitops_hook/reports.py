@@ -10,17 +10,16 @@ import json
 import os
 import sys
 import time
-from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
 
+from gitops_hook.ansi import Rendered, for_terminal, whole
 from gitops_hook.doctor import Finding
 from gitops_hook.hooks import Listed, Missed, Registration
 from gitops_hook.journal import JournalReader
 from gitops_hook.logs import escape
 from gitops_hook.overview import IN_HAND, Standing, age, span, tone
-from gitops_hook.records import Run
+from gitops_hook.records import Delivery, Run
 from gitops_hook.runner import read_log
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"
@@ -76,11 +75,14 @@ def show_standings(standings: Sequence[Standing], *, as_json: bool) -> None:
             print(f"\n{standing.cure}")
 
 
-def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
+def show_runs(runs: Sequence[Run], *, as_json: bool) -> None:
     """A row for each run, as they come."""
     if as_json:
         for run in runs:
             _print_json(run._asdict())
+        return
+    if not runs:
+        print("No run yet.")
         return
     rows = [
         [
@@ -95,6 +97,16 @@ def show_runs(runs: Iterable[Run], *, as_json: bool) -> None:
         for run in runs
     ]
     _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, coloured=3)
+
+
+def show_waiting(deliveries: Iterable[Delivery], *, as_json: bool) -> None:
+    """What was accepted, and no run has served yet."""
+    for delivery in deliveries:
+        guid, name = delivery.guid, delivery.repository
+        if as_json:
+            _print_json({"delivery": guid, "repository": name, "received": delivery.received, "run": None})
+        else:
+            print(escape(f"{guid} was accepted for {name}, and waits for its turn."))
 
 
 def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
@@ -147,14 +159,15 @@ def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
     _print_table(head, rows, coloured=2)
 
 
-def show_missed(missed: Sequence[Missed], *, as_json: bool) -> None:
-    """A row for each push that the forge could not deliver; below them, why."""
+def show_missed(missed: Sequence[Missed], *, whole: bool, as_json: bool) -> None:
+    """A row for each push that the forge could not deliver; below them, why. `whole`: all hooks were asked about."""
     if as_json:
         for push in missed:
             _print_json(push._asdict())
         return
     if not missed:
-        print("No push of the last three days was missed.")
+        if whole:
+            print("No push of the last three days was missed.")
         return
     rows = [[push.repository, _when(push.delivered), push.guid, push.then] for push in missed]
     _print_table(["repository", "delivered", "delivery", "then"], rows, coloured=3)
@@ -169,14 +182,12 @@ def show_messages(runs: Iterable[Run]) -> None:
             print(f"\n{run.message}")
 
 
-def show_log(journal: JournalReader, run: Run, *, follow: bool, out: TextIO | None = None) -> None:
+def show_log(journal: JournalReader, run: Run, *, follow: bool) -> None:
     """What a run has printed; with `follow`, what it goes on printing until it has ended."""
-    out = out or sys.stdout
-    path, offset = journal.log_path(run.id), 0
-    decoder = getincrementaldecoder("utf-8")("replace")  # a look may end within a character
+    path, offset, pen = journal.log_path(run.id), 0, ""
     while True:
         ended = not follow or _has_ended(journal, run.id)  # asked before the last look, so that nothing is missed
-        offset = _copy(path, offset, decoder, out)
+        offset, pen = _copy(path, offset, pen, ended=ended)
         if ended:
             return
         time.sleep(_LOOK)
@@ -187,15 +198,29 @@ def _has_ended(journal: JournalReader, run: int) -> bool:
     return known is None or known.outcome is not None
 
 
-def _copy(path: Path, offset: int, decoder: IncrementalDecoder, out: TextIO) -> int:
-    """Print what the log holds from `offset` on; returns the offset behind it."""
+def _copy(path: Path, offset: int, pen: str, *, ended: bool) -> tuple[int, str]:
+    """Print what the log holds from `offset` on; returns the offset behind it, and the codes in force there.
+
+    What may have only begun at its end, a character or a colour, is left for the next look unless it has `ended`.
+    """
     while True:
         part = read_log(path, offset, _PART)
-        if not part.content:
-            return offset
-        text, offset = decoder.decode(part.content), part.offset
-        out.write(text if not out.isatty() else "\n".join(escape(line) for line in text.split("\n")))
-        out.flush()
+        text = _printable(part.content, pen, more=True)
+        if not text.size and ended:
+            text = _printable(part.content, pen, more=False)
+        if not text.size:
+            return offset, pen
+        sys.stdout.write(text.shown)
+        sys.stdout.flush()
+        offset, pen = part.offset - len(part.content) + text.size, text.pen
+
+
+def _printable(content: bytes, pen: str, *, more: bool) -> Rendered:
+    """What is printed of a log: to a terminal nothing that could harm it, to a file all as it came."""
+    if sys.stdout.isatty():
+        return for_terminal(content, pen, more=more, colours=_paints())
+    complete = whole(content) if more else content
+    return Rendered(complete.decode("utf-8", "replace"), "", len(complete))
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int) -> None:

@@ -569,16 +569,21 @@ repair_or_fail() {
 # -------------------------------------------------------------------------------------------- what upstream has
 
 # Talk to the remote: no prompt, no stall, and at most half of the run's time, so that some is left to deploy.
-# What it answers is in `answer`, the last of its complaints in `words`. Those go through a file, not a pipe, which an
-# ssh master left behind would keep open.
+# What it answers is in `answer`, the last of its complaints in `words`, in English as what is said around it. They go
+# through a file, not a pipe, which an ssh master left behind would keep open; where nothing may be changed, through one
+# that has no name any more.
 remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words lines=('see above') status=0 talk pid
+    local limit=$(((setting[timeout] + 1) / 2)) says=$GIT_DIR/gitops-words lines=('see above') status=0 talk pid file
     local command=("${GIT[@]}" -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@")
-    if [[ -t 2 || $dry_run ]]; then
+    if [[ -t 2 ]]; then
         says=''
-        exec {talk}< <(exec "${command[@]}" 9<&-)
+    elif [[ $dry_run ]]; then
+        says=$(mktemp 2>/dev/null) && exec {file}<>"$says" && rm -- "$says" && says=/dev/fd/$file
+    fi
+    if [[ $says ]]; then
+        exec {talk}< <(LANGUAGE=en exec "${command[@]}" 9<&- 2>"$says")
     else
-        exec {talk}< <(exec "${command[@]}" 9<&- 2>"$says")
+        exec {talk}< <(exec "${command[@]}" 9<&-)
     fi
     pid=$!
     IFS= read -r -d '' -t "$limit" answer <&"$talk" # until git has ended, as timeout(1) would wait, without its process
@@ -595,10 +600,17 @@ remote_git() {
     [[ ! -s $says ]] || mapfile -t lines <"$says"
     ((status != TIMED_OUT)) || lines+=("no end within $limit s")
     printf '%s\n' "${lines[@]}" >&2
-    words=${lines[-1]}
+    while ((${#lines[@]} > 1)) && is_advice "${lines[-1]}"; do unset 'lines[-1]'; done
+    words=${lines[-1]%.}
     return "$status"
 }
 TIMED_OUT=124 # as timeout(1) has it, and git never
+
+# What git says below the complaint of an ssh, which tells more.
+is_advice() {
+    [[ ! $1 || $1 == 'fatal: Could not read from remote repository.' ||
+        $1 == 'Please make sure you have the correct access rights' || $1 == 'and the repository exists.' ]]
+}
 
 # No terminal, no askpass; ssh must not ask either, nor wait for ever. An operator's own ssh command stands as it is.
 forbid_prompts() {

@@ -8,7 +8,7 @@ from html import unescape
 
 import pytest
 
-from gitops_hook.ansi import render
+from gitops_hook.ansi import for_terminal, render
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from gitops_hook.ansi import render
     ],
 )  # fmt: skip
 def test_colours_come_through_and_nothing_else_does(printed: bytes, shown: str):
-    assert render(printed).html == shown
+    assert render(printed).shown == shown
 
 
 @pytest.mark.parametrize("end", [b"\x1b", b"\x1b[", b"\x1b[31", b"\x1b]0;tit", b"\x1b]0;t\x1b", b"\x1b(", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\r"])  # fmt: skip
@@ -63,22 +63,37 @@ def test_in_parts_it_reads_as_in_one(seed: int):
     for start in range(0, len(printed), size):
         rest += printed[start : start + size]
         got = render(rest, pen, more=True)
-        shown, pen, rest = shown + got.html, got.pen, rest[got.size :]
+        shown, pen, rest = shown + got.shown, got.pen, rest[got.size :]
     got, whole = render(rest, pen), render(printed)
-    assert re.sub("<[^>]*>", "", shown + got.html) == re.sub("<[^>]*>", "", whole.html)
+    assert re.sub("<[^>]*>", "", shown + got.shown) == re.sub("<[^>]*>", "", whole.shown)
     assert got.pen == whole.pen
 
 
 @pytest.mark.parametrize("seed", range(100))
 def test_no_bytes_make_an_element_or_leave_a_control(seed: int):
     chance = random.Random(seed)
-    shown = render(b"".join(chance.choices((*PIECES, chance.randbytes(3)), k=100))).html
+    shown = render(b"".join(chance.choices((*PIECES, chance.randbytes(3)), k=100))).shown
     for tag in re.findall("<[^>]*>", shown):
         assert re.fullmatch(r'</span>|<span class="s\d+( s\d+)*">', tag)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", unescape(shown))
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_a_terminal_is_shown_the_same_in_parts_as_in_one_and_obeys_colours_alone(seed: int):
+    chance = random.Random(seed)
+    printed = b"".join(chance.choices((*PIECES, b"\t", chance.randbytes(3)), k=40))
+    size, pen, shown, rest = chance.randrange(1, 8), "", "", b""
+    for start in range(0, len(printed), size):
+        rest += printed[start : start + size]
+        got = for_terminal(rest, pen, more=True)
+        shown, pen, rest = shown + got.shown, got.pen, rest[got.size :]
+    shown += for_terminal(rest, pen).shown
+    plain = for_terminal(printed, colours=False).shown
+    assert re.sub("\x1b\\[[0-9;]*m", "", shown) == plain
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain)
+
+
 def test_colours_end_where_there_are_too_many():
-    shown = render(b"\x1b[31mx\x1b[32my" * 200_000).html
+    shown = render(b"\x1b[31mx\x1b[32my" * 200_000).shown
     assert shown.count("<span") < 20_001
     assert shown.endswith("xyxy")

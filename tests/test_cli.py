@@ -6,15 +6,21 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from harness import SECRET, push
 from scratch import Upstream, git
+
+from gitops_hook import cli
+from gitops_hook.journal import Journal
+from gitops_hook.records import Delivery
 
 
 def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, upstream, hook):
@@ -41,6 +47,28 @@ def test_add_says_what_it_cannot_do(upstream, hook):
     assert "is not OWNER/NAME" in hook("add", "../site", status=64).stderr
     assert "cannot be cloned" in hook("add", "acme/none", status=75).stderr
     assert "cannot be cloned" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=75).stderr
+
+
+def test_no_error_shows_a_password_in_a_url(upstream, hook):
+    bad = {"GITOPS_CLONE_URL": "https://ada:ghp_hunter2@forge.example/{repo}.git"}
+    for done in (
+        hook("serve", status=78, **bad),
+        hook("doctor", status=2, **bad),
+        hook("doctor", "--json", status=2, **bad),
+        hook("add", "acme/none", "--url=http://ada:hunter2@127.0.0.1:9/{repository}", status=75),
+    ):
+        assert "://***@" in done.stdout + done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_an_error_is_one_line(tmp_path, upstream, hook):
+    """Whatever is in it."""
+    checkout = upstream.checkout(tmp_path / "root")
+    (checkout / ".git/config.lock").write_text("")
+    said = hook("pause", "acme/site", status=77).stderr
+    assert "could not lock config file" in said and said.count("\n") == 1
+    hook("sync", "--all")
+    assert hook("logs", "a\x1b[31m\nb", status=66).stderr == "gitops-hook: a\\x1b[31m\\nb never ran\n"
 
 
 def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook):
@@ -95,6 +123,29 @@ def test_pause_holds_a_repository_and_resume_brings_it_up_in_one_sync(tmp_path, 
     hook("resume", "acme/site")  # twice is no fault
 
 
+def test_what_the_caller_s_git_was_told_leads_to_no_other_repository(tmp_path, upstream, hook):
+    """As in a hook of git's, or in a shell that works on another repository."""
+    checkout = upstream.checkout(tmp_path / "root")
+    other = Upstream(tmp_path / "forge", "acme/other").work
+    before = (other / ".git/config").read_bytes()
+    told = {"GIT_DIR": f"{other}/.git", "GIT_WORK_TREE": str(other), "GIT_INDEX_FILE": str(other / ".git/index")}
+    hook("pause", "acme/site", **told)
+    assert git("config", "gitops.paused", cwd=checkout) == "true"
+    hook("resume", "acme/site", **told)
+    assert "paused" not in git("config", "--list", cwd=checkout)
+    hook("add", "acme/site", "--branch", "main", **told)
+    assert git("config", "gitops.branch", cwd=checkout) == "main"
+    hook("add", "acme/other", **told)
+    assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/other") == git("rev-parse", "HEAD", cwd=other)
+    assert (other / ".git/config").read_bytes() == before
+    assert not git("status", "--porcelain", cwd=other)
+
+
+def test_all_that_names_a_repository_to_git_is_dropped():
+    names = set(git("rev-parse", "--local-env-vars", cwd=Path("/")).split())
+    assert names <= set(cli.LEADING_ELSEWHERE)
+
+
 def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream, hook):
     checkout = upstream.checkout(tmp_path / "root")
     fine = Upstream(tmp_path / "forge", "acme/a-fine-one").checkout(tmp_path / "root")
@@ -124,6 +175,26 @@ def test_runs_tells_what_became_of_a_delivery(upstream, tmp_path, hook, start_da
     assert (row["outcome"], row["after"]) == ("updated", after)
     assert "updated" in hook("runs", "acme/site", "-n", "1").stdout
     hook("runs", "--delivery", "another", status=66)
+
+
+def test_runs_tells_of_a_delivery_that_waits_for_its_turn(tmp_path, upstream, hook):
+    with closing(Journal(tmp_path / "state")) as journal:
+        received = time.time()
+        journal.record(Delivery("the-one", "push", received, "acme/site", "refs/heads/main"))
+        said = hook("runs", "--delivery", "the-one").stdout
+        assert said == "the-one was accepted for acme/site, and waits for its turn.\n"
+        (row,) = [json.loads(line) for line in hook("runs", "--delivery", "the-one", "--json").stdout.splitlines()]
+        assert row == {"delivery": "the-one", "repository": "acme/site", "received": received, "run": None}
+
+
+def test_runs_says_what_it_does_not_know(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    Journal(tmp_path / "state").close()
+    assert hook("runs").stdout == "No run yet.\n"
+    assert hook("runs", "--json").stdout == ""
+    hook("sync", "--all")
+    assert hook("runs", "nosuch/x", status=66).stderr == "gitops-hook: nosuch/x never ran\n"
+    assert "REPO or --delivery" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
 
 
 def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, environ, hook, start_daemon):
@@ -175,6 +246,65 @@ def test_send_without_a_daemon_says_so(tmp_path, upstream, hook):
     assert "no daemon answers at 127.0.0.1:9" in hook("send", "acme/site", status=69).stderr
 
 
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 yes\r\n\r\n", b""])
+def test_send_says_where_something_else_answers(upstream, tmp_path, hook, answer: bytes):
+    upstream.checkout(tmp_path / "root")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(65536)
+                peer.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = hook("send", "acme/site", GITOPS_LISTEN=address, status=69).stderr
+    assert address in said and said.count("\n") == 1
+
+
+def test_numbers_that_no_run_can_have(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    for number in ("99999999999999999999999", "9" * 5000, "9223372036854775808"):
+        assert hook("logs", number, status=66).stderr == f"gitops-hook: there is no run {number}\n"
+    for words in (
+        ("runs", "-n", "99999999999999999999999"),
+        ("runs", "-n", "0"),
+        ("runs", "-n", "-1"),
+        ("runs", "-n", "many"),
+        ("send", "acme/site", "--timeout", "9" * 400),
+        ("register", "acme/site", "--timeout", "1e3"),
+    ):
+        assert f"`{words[-1]}` is not a whole number from 1 to " in hook(*words, status=64).stderr
+
+
+def test_output_that_cannot_be_written(tmp_path, upstream, environ, hook):
+    upstream.checkout(tmp_path / "root", deploy="echo é€")
+    hook("sync", "--all")
+
+    def typed(command: str, **more: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["bash", "-c", command.replace("gitops-hook", f"{sys.executable} -m gitops_hook")],
+            env={**environ, **more},
+            capture_output=True,
+            timeout=60,
+        )
+        return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode()
+
+    assert typed("gitops-hook runs >/dev/full") == (74, "", "gitops-hook: No space left on device\n")
+    assert typed("gitops-hook pause acme/site acme/none >/dev/full")[::2] == (
+        66,
+        f"gitops-hook: there is no checkout of acme/none under {tmp_path}/root\n",
+    )
+    assert typed("gitops-hook runs >&-") == (74, "", "gitops-hook: standard output is closed\n")
+    assert typed("gitops-hook resume acme/site 2>&-")[0] == 0
+    assert typed("gitops-hook logs acme/none 2>&-") == (66, "", "")
+    status, said, trouble = typed("gitops-hook logs 1", PYTHONIOENCODING="latin-1")
+    assert (status, trouble) == (0, "") and "é\\u20ac\n" in said
+    assert typed("gitops-hook logs 1", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")[::2] == (0, "")
+
+
 def test_what_reads_the_journal_says_where_there_is_none(upstream, hook):
     for words in (["status"], ["runs"], ["logs", "1"]):
         assert "there is no journal in" in hook(*words, status=66).stderr
@@ -216,9 +346,16 @@ def test_colours_and_progress_are_for_terminals(tmp_path, upstream, environ, hoo
 
 
 def test_a_log_paints_no_terminal(tmp_path, upstream, environ, hook):
-    upstream.checkout(tmp_path / "root", deploy=r"printf '\033]0;title\007\033[31mred\n'")
+    """It may have colours, which end with each piece of text, and nothing else of what a terminal obeys."""
+    printed = r"\033]0;title\007\033[31mred\033[0m\033[2K\tx\r\n\033[8mhidden\u202e\033[1mbold"
+    upstream.checkout(tmp_path / "root", deploy=f"printf '{printed}'")
     hook("sync", "--all")
-    assert r"\x1b]0;title\x07\x1b[31mred" in on_a_terminal(environ, "logs", "acme/site")
+    shown = on_a_terminal(environ, "logs", "acme/site")
+    assert r"\x1b]0;title\x07" + "\x1b[31mred\x1b[0m" + "\\x1b[2K\tx\r\n" + r"hidden\u202e" in shown
+    assert "\x1b[1mbold" in shown and shown.rstrip().endswith("\x1b[0m")
+    plain = on_a_terminal({**environ, "NO_COLOR": "1"}, "logs", "acme/site")
+    assert r"\x1b]0;title\x07red\x1b[2K" + "\tx\r\n" in plain and "\x1b" not in plain
+    assert "\x1b[31mred\x1b[0m\x1b[2K\tx\n" in hook("logs", "acme/site").stdout  # a file has all as it came
 
 
 def test_settings_come_from_the_units_file_too(tmp_path):

@@ -167,6 +167,21 @@ def test_a_chat_is_told(tmp_path, chat_room, member):
 
 
 @needs_curl
+def test_the_file_of_a_chat_needs_no_newline_at_its_end(tmp_path, chat_room):
+    (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook/secret")
+    tell("chat", tmp_path / "url")
+    assert [path for path, _, _ in chat_room.posts] == ["/hook/secret"]
+
+
+def test_a_file_without_a_chat_is_told(tmp_path):
+    (tmp_path / "url").write_text("\n")
+    assert f"{tmp_path}/url has no URL in its first line" in tell("chat", tmp_path / "url", status=78)
+    (tmp_path / "url").write_text("")
+    assert f"{tmp_path}/url has no URL in its first line" in tell("chat", tmp_path / "url", status=78)
+    assert f"{tmp_path}/none: No such file" in tell("chat", tmp_path / "none", status=78)
+
+
+@needs_curl
 def test_a_chat_that_refuses_is_told(tmp_path, chat_room):
     chat_room.status = 404
     (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook/secret\n")

@@ -278,6 +278,19 @@ def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
     assert "data-next" not in page.get(path).text
 
 
+def test_what_a_killed_run_only_began_to_print_is_the_end_of_its_log(page, journal):
+    claim = journal.start("acme/site", "push")
+    journal.log_path(claim.run.id).write_bytes(b"at work \xe2\x82")
+    follow = f"/runs/{claim.run.id}/output?offset=0"
+    journal.finish(claim.run._replace(ended=1.0, outcome="interrupted"), settled=False)
+    shown = []
+    while follow and len(shown) < 9:
+        part = page.get(follow).json
+        shown.append(part["html"])
+        follow = part["next"]
+    assert shown == ["at work ", "\ufffd", ""]
+
+
 def test_who_has_the_newest_is_told_so(page, journal):
     run = finished(journal, "acme/site", "updated", after="a" * 40)
     for path in ("/", f"/runs/{run}", "/api/repositories", f"/api/runs/{run}", "/api/deliveries/updated"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,10 @@ from gitops_hook.config import Settings, load
 from gitops_hook.doctor import FAILURE, OK, WARNING, Finding
 
 Program = Callable[[str, str], Path]
+
+
+#: Whom a missing folder is made for.
+SERVICE_USER = "gitops-hook" if "gitops-hook" in {user.pw_name for user in pwd.getpwall()} else getpass.getuser()
 
 
 class Silent(WSGIRequestHandler):
@@ -137,7 +143,7 @@ def test_the_worst_level_counts():
 def test_a_setting_that_will_not_do_is_a_finding(tmp_path, hook):
     (tmp_path / "script").write_text("")
     for bad, cure in (
-        ({"GITOPS_ROOT": "/no/such folder"}, "sudo install -d -o gitops-hook -g gitops-hook '/no/such folder'"),
+        ({"GITOPS_ROOT": "/no/such folder"}, f"sudo install -d -o {SERVICE_USER} '/no/such folder'"),
         ({"GITOPS_SYNC_SCRIPT": f"{tmp_path}/script"}, f"sudo chmod +x {tmp_path}/script"),
         ({"GITOPS_LISTEN": "here"}, "unset GITOPS_LISTEN"),
         ({"GITOPS_LISTN": "127.0.0.1:1"}, "unset GITOPS_LISTN"),
@@ -145,6 +151,15 @@ def test_a_setting_that_will_not_do_is_a_finding(tmp_path, hook):
         (tmp_path / "root").mkdir(exist_ok=True)
         (row,) = [json.loads(line) for line in hook("doctor", "--json", status=2, **bad).stdout.splitlines()]
         assert (row["check"], row["level"], row["cure"]) == ("settings", "failure", cure)
+
+
+def test_a_missing_root_is_mended_though_no_package_has_made_a_user(tmp_path, hook, mend):
+    root = tmp_path / "new root"
+    (row,) = [
+        json.loads(line) for line in hook("doctor", "--json", status=2, GITOPS_ROOT=str(root)).stdout.splitlines()
+    ]
+    mend(row["cure"])
+    assert root.is_dir()
 
 
 def test_a_bad_setting_in_the_unit_s_file_is_mended_there():
@@ -317,6 +332,18 @@ def test_programs_that_are_missing_are_failures(tmp_path, settings, monkeypatch)
     assert failures[1].cure == "sudo apt-get install --reinstall util-linux"
 
 
+def test_a_socket_elsewhere_is_told_with_where_to_say_so(settings, program):
+    program("systemctl", "echo '127.0.0.1:9787 (Stream)'")
+    finding = only("socket", settings, FAILURE)
+    assert finding.message.startswith("nothing answers at 127.0.0.1:9: ")
+    assert finding.message.endswith("; gitops-hook.socket is at 127.0.0.1:9787 (Stream)")
+    assert finding.cure == "sudoedit /etc/gitops-hook/gitops-hook.env"
+    program("systemctl", "echo '127.0.0.1:9 (Stream)'")
+    assert "systemctl start" in only("socket", settings, FAILURE).cure
+    program("systemctl", "echo")
+    assert "systemctl start" in only("socket", settings, FAILURE).cure
+
+
 def test_a_daemon_that_cannot_keep_what_it_accepts_is_a_failure(settings):
     def unavailable(environ, start_response):
         start_response("503 Service Unavailable", [("Content-Type", "application/json")])
@@ -414,6 +441,10 @@ def test_a_remote_that_cannot_be_fetched_is_a_failure_with_the_command_that_show
     shutil.rmtree(upstream.bare)
     finding = only("fetch", settings, FAILURE)
     assert finding.message.startswith("unreachable: ")
+    # Nothing stands above, and nobody tries it again.
+    assert finding.message.endswith(
+        f"cannot be fetched: fatal: '{upstream.bare}' does not appear to be a git repository"
+    )
     assert finding.cure.endswith(f"git -C {settings.root}/acme/site fetch origin")
 
 

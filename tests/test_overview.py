@@ -90,9 +90,9 @@ def test_settings_tell_what_is_in_force_and_where_it_comes_from(tmp_path: Path, 
     assert checkout
     found = {name: (value, origin) for name, value, origin in settings_in_force(checkout, 600)}
     own = str(path / ".git/config")
-    assert found["origin"] == ("https://forge.example/acme/site.git", own)
+    assert found["origin"] == ("https://***@forge.example/acme/site.git", own)
     assert found["branch"] == ("main", own)
-    assert found["deploy"] == ("curl https://c/d", own)
+    assert found["deploy"] == ("curl https://***@c/d", own)
     assert found["healthTimeout"] == ("5", own)
     assert found["dirty"] == ("stash", str(tmp_path / "more"))
     assert found["paths"] == ("web api", own)
@@ -102,6 +102,20 @@ def test_settings_tell_what_is_in_force_and_where_it_comes_from(tmp_path: Path, 
     assert found["health"] == (None, "no check")
     assert found["brnach"] == ("x", "not a setting of gitops-hook: is it mistyped?")
     assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://ada:p@ss@forge.example/acme/site", "https://***@forge.example/acme/site"),
+        ("ssh://git@forge.example/acme/site", "ssh://git@forge.example/acme/site"),
+    ],
+)
+def test_a_url_is_shown_with_its_user_but_without_any_part_of_a_password(tmp_path, upstream, url: str, shown: str):
+    git("remote", "set-url", "origin", url, cwd=upstream.checkout(tmp_path / "root"))
+    checkout = Checkouts(tmp_path / "root").find("acme/site")
+    assert checkout
+    assert settings_in_force(checkout, 600)[0].value == shown
 
 
 def test_the_settings_and_their_defaults_are_those_of_the_document():

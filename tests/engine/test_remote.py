@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Callable
 
 import pytest
@@ -95,6 +98,8 @@ def test_wrong_credentials_do_not_prompt(synced: Site, listener: Callable[[bytes
 SSH = """#!/bin/bash
 printf '%s\\n' "$@" >>"$TRACE"
 [[ $BEHAVIOUR == changed ]] && {{ echo 'Host key verification failed.' >&2; exit 255; }}
+[[ $BEHAVIOUR == denied ]] && {{ echo 'git@forge.example: Permission denied (publickey).' >&2; exit 255; }}
+[[ $BEHAVIOUR == silent ]] && exit 255
 [[ $BEHAVIOUR == hang ]] && exec sleep 30
 shift $(($# - 1)); exec bash -c "$1"
 """
@@ -122,6 +127,35 @@ def test_an_ssh_host_key_that_changed(by_ssh: Site) -> None:
     run = by_ssh.run(BEHAVIOUR="changed")
     assert run.outcome == "unreachable" and "Host key verification failed" in run.output
     assert by_ssh.run().outcome == "unchanged"
+
+
+def test_the_complaint_is_told_not_git_s_advice_below_it(by_ssh: Site) -> None:
+    complaint = "git@forge.example: Permission denied (publickey)"
+    run = by_ssh.run(BEHAVIOUR="denied")
+    assert run.message.endswith(f" cannot be fetched: {complaint}; tried again later")
+    assert "and the repository exists" in run.output
+    run = by_ssh.run("--dry-run", BEHAVIOUR="denied")
+    assert f" cannot be fetched: {complaint}" in run.message and "see above" not in run.output
+    run = by_ssh.run(BEHAVIOUR="silent")
+    assert "cannot be fetched: fatal: Could not read from remote repository; tried again" in run.message
+
+
+@pytest.mark.skipif(
+    not (shutil.which("localedef") and Path("/usr/share/locale/de/LC_MESSAGES/git.mo").exists()),
+    reason="SKIPPED: git speaks no German here, or localedef is missing (Debian's package locales)",
+)
+def test_the_complaint_is_told_whatever_the_host_s_language(by_ssh: Site) -> None:
+    subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", by_ssh.folder / "de_DE.UTF-8"], check=True)
+    run = by_ssh.run(BEHAVIOUR="denied", LOCPATH=str(by_ssh.folder), LC_ALL="de_DE.UTF-8")
+    assert "cannot be fetched: git@forge.example: Permission denied (publickey); tried again" in run.message
+
+
+def test_a_dry_run_leaves_no_file_behind(by_ssh: Site) -> None:
+    place = by_ssh.folder / "tmp"
+    place.mkdir()
+    by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR=str(place))
+    assert not list(place.iterdir())
+    assert "cannot be fetched: see above" in by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR="/nonexistent").message
 
 
 def test_ssh_that_hangs(by_ssh: Site) -> None:

@@ -182,6 +182,12 @@ def test_a_terminal_is_told_how_far_it_is(forge, daemon, at_forge, url):
     assert b"1 of 1  acme/site" in shown
 
 
+def test_a_url_that_is_none_is_told(daemon, hook, at_forge):
+    for url in ("https://[x", "https://h:port/", "ftp://h/"):
+        said = hook("register", "acme/site", "--url", url, status=64).stderr
+        assert said == f"gitops-hook: `{url}` is not a URL that a forge could deliver to\n"
+
+
 # -- missed deliveries ---------------------------------------------------------------------------------------------
 
 
@@ -196,7 +202,9 @@ def test_audit_shows_what_was_missed_and_has_it_delivered_again(forge, daemon, h
     assert "acme/site" in shown
     assert shown.splitlines()[1].split()[-2:] == ["lost", "missed"]
     assert "nobody takes the connection" in shown
-    hook("audit", "acme/other")
+    said = hook("audit", "acme/site", "acme/other", status=66)
+    assert "no webhook of acme/other has reached this host" in said.stderr and not said.stdout
+    assert "`site` is not OWNER/NAME" in hook("audit", "site", status=64).stderr
     (row,) = objects(hook("audit", "ACME/site", "--redeliver", "--json"))
     assert (row["guid"], row["then"]) == ("lost", "redelivered")
     daemon.wait_for("run updated .*delivery=lost")
@@ -227,7 +235,18 @@ def test_a_sweep_without_a_token_or_a_forge_is_a_sweep_all_the_same(forge, daemo
     hook("sync", "--all", "--audit", GITHUB_TOKEN_FILE="/nonexistent")
     assert len(forge.asked) == asked
     forge.faults.append(Fault("", 401, times=-1))
-    assert "cannot be asked about" in hook("sync", "--all", "--audit").stderr
+    done = hook("sync", "--all", "--audit")
+    assert "cannot be asked about" in done.stderr
+    assert "was missed" not in done.stdout + hook("audit", status=69).stdout
+    assert "was missed" not in hook("audit", GITHUB_API_URL="http://127.0.0.1:1", status=69).stdout
+
+
+def test_what_was_never_asked_is_not_called_well(forge, daemon, hook, at_forge, tmp_path):
+    """No ping has come, so there is no webhook that could be asked about."""
+    Upstream(tmp_path / "forge").checkout(daemon.root)
+    done = hook("sync", "--all", "--audit")
+    assert "was missed" not in done.stdout
+    assert "no webhook has reached this host yet" in done.stderr
 
 
 # -- the doctor ----------------------------------------------------------------------------------------------------

@@ -293,3 +293,4 @@ def test_which_clone_urls_lead_to_the_forge():
                 "https://github.com.example.org/acme/site", "https://example.org/github.com:acme/site"):  # fmt: skip
         assert not is_at(api, url), url
     assert is_at("https://ghe.example.org/api/v3", "git@ghe.example.org:acme/site")
+    assert not is_at(api, "https://[github.com/acme/site")

@@ -347,13 +347,16 @@ def test_a_drop_in_for_both_services_lets_deploys_speak_to_docker(machine, upstr
 
 
 def test_the_socket_may_be_elsewhere(machine):
-    (text,) = blocks(OPERATIONS, "The socket", "ini")
-    then = re.search("then: (.*)", text)
-    assert then
+    (text,), (then,) = (blocks(OPERATIONS, "The socket", language) for language in ("ini", "sh"))
+    settings = "/etc/gitops-hook/gitops-hook.env"
+    machine.run(f"cp {settings} /root/before.env")
     with drop_in(machine, text, "gitops-hook.socket"):
-        machine.run(then[1])
-        assert machine.run("curl -sS --unix-socket /run/gitops-hook.sock http://host/healthz") == '{"status": "ok"}'
-    machine.run(then[1])
+        machine.run(then)
+        assert machine.run("curl -sS http://127.0.0.1:9787/healthz") == '{"status": "ok"}'
+        assert "socket: the daemon answers at 127.0.0.1:9787" in machine.run("gitops-hook doctor || true")
+        machine.run("gitops-hook send acme/site")
+    machine.run(f"cp /root/before.env {settings}")
+    machine.run(then.splitlines()[-1])
 
 
 # -- over time ----------------------------------------------------------------------------------------------------------
