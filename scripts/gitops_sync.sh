@@ -72,7 +72,8 @@ self=$0
 [[ $self == /* ]] || self=$PWD/$self
 dry_run='' force='' origin='' name='' repository='' checkout='' state='' words='' before='' head=''
 head_branch='' default_branch='' deployed='' bad='' answer=''
-asked='' locked='' settings='' cloned='' moved='' owed='' tried='' refetched='' kept='' did=''
+asked='' locked='' settings='' branch='' known='' target='' refetched='' cloned='' moved='' owed='' tried='' failure=''
+kept='' did=''
 mended=${GITOPS_MENDED:-} # what repair() did, when this run began by mending the repository
 arguments=("$@") steps=()
 # What the webhook said: text from outside, compared with, never passed on.
@@ -135,6 +136,7 @@ enter_checkout() {
     fi
     cd -P -- "$checkout" 2>/dev/null || finish denied "'$checkout' cannot be entered by $(id -un); $(mend_owner)"
     checkout=$PWD
+    shopt -u nocaseglob # from here on case counts: a branch may be called Yarn.LOCK
 }
 
 mend_owner() { printf "sudo chown -R '%s' '%s'" "$(id -un)" "$checkout"; }
@@ -201,6 +203,7 @@ check_owner() {
     done
 }
 
+in_the_way=() retired=()
 declare -A config=() tracking=() local_branch=() setting=(
     [branch]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
     [submodules]=false [paused]=false [verify]=false [timeout]=600
@@ -278,8 +281,10 @@ url_ends_in() {
     [[ /${url%.git} == *[/:]"${1,,}" ]]
 }
 
-# Read every ref that matters. False: git cannot, or HEAD's commit is gone.
-read_refs() { read_refs_as_files "${setting[branch]}" || list_refs; }
+# Read every ref that matters; and again whenever a person has had the time to commit.
+read_refs() {
+    read_refs_as_files "${branch:-${setting[branch]}}" || list_refs || repair_or_fail 'HEAD or its commit cannot be read'
+}
 
 # In the ordinary case, HEAD on the tracked branch, as files, which spares a process. False: ask git.
 read_refs_as_files() {
@@ -294,7 +299,7 @@ read_refs_as_files() {
     default_branch=${default_branch#refs/remotes/origin/} head_branch=${head_branch#refs/heads/}
     [[ $head_branch == "${branch:=$default_branch}" ]] && is_branch "$branch" || return
     read_ref "refs/heads/$branch" && is_commit "$REPLY" || return
-    head=$REPLY before=$REPLY local_branch[$branch]=$REPLY
+    head=$REPLY local_branch[$branch]=$REPLY
     read_ref "refs/remotes/origin/$branch" && is_commit "$REPLY" && tracking[$branch]=$REPLY || return
     for name in deployed bad; do
         if read_ref "$state/$name"; then
@@ -314,9 +319,10 @@ read_ref() {
     fi
 }
 
+# False: git cannot, or HEAD's commit is gone.
 list_refs() {
     local lines line field
-    head='' head_branch='' default_branch='' deployed='' bad=''
+    head='' head_branch='' default_branch='' deployed='' bad='' tracking=() local_branch=()
     mapfile -t lines < <(git for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' \
         refs/heads refs/remotes/origin "$state/deployed" "$state/bad" 2>/dev/null; printf '%s\n' "$?")
     [[ ${lines[-1]} == 0 ]] || return
@@ -332,8 +338,16 @@ list_refs() {
         esac
         [[ $line == '*'* ]] && head=${field[0]} head_branch=${field[1]#refs/heads/}
     done
-    # On no branch: detached, or not yet born, as in a fresh clone, which has no index either.
-    [[ $head ]] || head=$(git rev-parse --verify --quiet 'HEAD^{commit}') || [[ ! -e $GIT_DIR/index ]]
+    # On no branch: detached, or not yet born.
+    [[ $head ]] || head=$(git rev-parse --verify --quiet 'HEAD^{commit}') || is_unborn
+}
+
+# Is HEAD a branch that never had a commit, as its missing log tells: a fresh clone's, or one that a person begins?
+is_unborn() {
+    local ref
+    ref=$(git symbolic-ref --quiet HEAD) && [[ ! -s $common_dir/logs/$ref ]] && git ls-files &>/dev/null || return
+    git rev-parse --verify --quiet "$ref" >/dev/null
+    (($? == 1))
 }
 
 # Has what the webhook announced been here and deployed since long? Then there is nothing to ask anybody.
@@ -355,6 +369,7 @@ arrive() {
     ask_settings
     read_refs_as_files "$hinted_branch" && [[ $head == "$hinted_commit" ]] && read_settings || return
     [[ ${config[remote.origin.url]:-} ]] && check_origin && ! is_paused && is_old_news || return
+    before=$head
     finish unchanged "${head:0:10} is here and deployed"
 }
 arrive "$@"
@@ -418,16 +433,19 @@ clear_stale_locks() {
     done
 }
 
-# Has a living process the file open, or is a git at work here? (git commit closes the lock while its editor is up.)
+# Has a living process the file open, or is a git at work here, in another worktree or in a submodule, which share
+# the repository? (git commit closes the lock while its editor is up.)
 is_held() {
-    local at comm
+    local at comm common
     [[ -O $1 ]] || ((EUID == 0)) || return 0 # another user's processes cannot be looked into
     for at in /proc/[0-9]*/fd/*; do
         [[ $at -ef $1 ]] && return 0
     done
+    common=$(cd -P "$common_dir" && pwd)
     for at in /proc/[0-9]*/cwd; do
-        [[ $at -ef $checkout || $at -ef $GIT_DIR ]] && read -r comm 2>/dev/null <"${at%cwd}comm" &&
-            [[ $comm == git || $comm == git-* ]] && return 0
+        read -r comm 2>/dev/null <"${at%cwd}comm" && [[ $comm == git || $comm == git-* ]] || continue
+        at=$(unset GIT_DIR GIT_WORK_TREE && cd -P "$at" && cd -P "$(git rev-parse --git-common-dir)" && pwd) 2>/dev/null
+        [[ $at/ == "$common"/* ]] && return 0
     done
     return 1
 }
@@ -496,17 +514,22 @@ drop_building() { rm -rf "$GIT_DIR" && finish "$@"; }
 # Into the new repository, whatever of the broken one can be read; the files are linked, not copied.
 carry_over() {
     local broken=$1 part id ref branch base answer
-    for part in objects info hooks modules worktrees lfs logs gitops-unfinished; do
+    for part in objects info hooks modules worktrees lfs logs config.worktree gitops-unfinished; do
         [[ ! -e $broken/$part ]] || cp -a --link --no-clobber -- "$broken/$part" "$GIT_DIR/" 2>/dev/null
     done
-    find "$GIT_DIR/objects" -type f -size 0 -delete
+    for part in "$GIT_DIR"/objects/**; do
+        [[ ! -f $part || -s $part ]] || rm -f -- "$part"
+    done
     rm -rf "$GIT_DIR"/objects/info/commit-graph* "$GIT_DIR"/objects/pack/multi-pack-index
     local -A refs=()
     while read -r id ref; do # the loose refs last, for they are the newer
-        [[ $ref != refs/remotes/* ]] && git cat-file -e "$id" 2>/dev/null && refs[$ref]=$id
+        is_commit "$id" && [[ $ref == refs/* && $ref != refs/remotes/* ]] &&
+            git cat-file -e "$id" 2>/dev/null && refs[$ref]=$id
     done < <(cd "$broken" && {
-        grep -ahE '^[0-9a-f]{40,64} refs/' packed-refs
-        grep -arE '^[0-9a-f]{40,64}$' refs | sed -E 's/^(.*):([0-9a-f]+)$/\2 \1/'
+        cat packed-refs && echo
+        for ref in refs/**; do
+            [[ ! -f $ref ]] || { read -r id <"$ref"; printf '%s %s\n' "$id" "$ref"; }
+        done
     } 2>/dev/null)
     for ref in "${!refs[@]}"; do git update-ref "$ref" "${refs[$ref]}"; done
     # HEAD as it was; where that cannot be read, the tracked branch, as the reflog or the last deploy has it.
@@ -533,7 +556,8 @@ is_complete() { git rev-list --objects --no-walk --exclude-promisor-objects HEAD
 
 # Asked only when git has failed for no other reason, because it reads everything. A git that was killed says nothing.
 is_broken() {
-    git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null && git fsck --no-dangling --no-progress &>/dev/null
+    { is_unborn || git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null; } &&
+        git fsck --no-dangling --no-progress &>/dev/null
     (($? > 0 && $? <= 128))
 }
 
@@ -631,9 +655,10 @@ say_gone() {
 git -C '$checkout' config gitops.branch <branch>"
 }
 
-# Bring the branch's commit: `target`.
+# Bring the branch's commit: `target`. What was `known` of upstream before is nobody's own.
 fetch() {
     local quiet=--quiet
+    known=${tracking[$branch]:-}
     [[ ! -t 2 ]] || quiet=--progress
     if [[ $dry_run ]]; then
         remote_git ls-remote origin "refs/heads/$branch" || say_unreachable "$words"
@@ -642,9 +667,11 @@ fetch() {
         git cat-file -e "$target" 2>/dev/null || remote_git fetch "$quiet" --no-auto-maintenance --no-tags \
             --no-write-fetch-head --refmap= origin "refs/heads/$branch" || say_unreachable "$words"
     else
-        remote_git fetch "$quiet" --no-auto-maintenance --no-recurse-submodules "$@" \
+        # Not by FETCH_HEAD, which a person's fetch of another branch writes too.
+        remote_git fetch "$quiet" --no-auto-maintenance --no-recurse-submodules --no-write-fetch-head "$@" \
             origin "+refs/heads/$branch:refs/remotes/origin/$branch" || { fetch_again "$?" && return; }
-        read -r target _ <"$GIT_DIR/FETCH_HEAD"
+        read_refs
+        target=${tracking[$branch]:-}
     fi
     is_commit "$target" || finish failed "git fetch brought no commit of $branch"
 }
@@ -672,8 +699,9 @@ fetch_again() {
 
 # ------------------------------------------------------------------------------------------------ moving the tree
 
-# A note says that the tree is being moved, or that its deploy has begun ("tried"), until the deploy is recorded.
-note() { printf '%s\n' "$*" 2>/dev/null >"$unfinished" || finish failed "'$unfinished' cannot be written"; }
+# A note says that the tree is being moved, or that its deploy has begun ("tried"), until the deploy is recorded. It is
+# written over the last one, at the length of the longest: emptied first, a run that dies there has a deploy forgotten.
+note() { printf '%-135s\n' "$*" 2>/dev/null 1<>"$unfinished" || finish failed "'$unfinished' cannot be written"; }
 forget_note() { : >"$unfinished"; }
 
 # A run died in the middle: if the tree had not arrived, put it back; either way a deploy is owed.
@@ -742,36 +770,80 @@ is_restored() {
 
 # What a file or a link holds, and how it compares with the file of that name in a commit.
 shown() { if [[ -L $1 ]]; then readlink --no-newline -- "$1"; else cat -- "$1"; fi; }
-begins() { cmp --quiet --bytes="$(shown "$1" | wc -c)" <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/null); }
-is_like() { cmp --quiet <(shown "$1") <(git cat-file --filters "$2:$1" 2>/dev/null); }
+begins() { [[ $(shown "$1" | sha256sum) == "$(in_commit "$1" "$2" | head -c "$(shown "$1" | wc -c)" | sha256sum)" ]]; }
+is_like() { [[ $(shown "$1" | sha256sum) == "$(in_commit "$1" "$2" | sha256sum)" ]]; }
+in_commit() { git cat-file --filters "$2:$1" 2>/dev/null; }
 
 # Put the tracked branch at a commit and the tree with it. git switch does it as reset --keep would, but it keeps
 # what is staged, refuses to overwrite ignored files too, and comes back from another branch. False: refused,
 # with `in_the_way` naming the files, or failed, with everything put back.
 move_to() {
-    local to=$1 from=$head says line
+    local to=$1 from=$head says status=0 taken=''
     [[ $from ]] || from=$(git hash-object -t tree /dev/null)
     note "$from $to $tried"
-    in_the_way=()
-    if says=$(exec "${mortal[@]}" "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-) ||
-        has_arrived "$to"; then
-        head=$to head_branch=$branch moved=yes
-        return 0
+    # In English, for it is read.
+    says=$(LANGUAGE=en exec "${mortal[@]}" \
+        "${GIT[@]}" switch --quiet --no-overwrite-ignore -C "$branch" "$to" 2>&1 9<&-) || status=$?
+    hear
+    ((status == 1)) || in_the_way=() # a refusal exits 1; what fails is fatal, and may print anything
+    [[ $says != *"/index.lock': File exists"* ]] || taken=yes
+    if ((status == 0)) || has_arrived "$to"; then
+        if is_written "$from" "$to"; then
+            head=$to head_branch=$branch moved=yes
+            keep_overwritten_commit
+            return 0
+        fi
+        take_head_back
     fi
-    printf '%s\n' "$says" >&2
-    words=${says##*$'\n'}
-    while IFS= read -r line; do
-        [[ $line == $'\t'* ]] && in_the_way+=("${line#$'\t'}")
-    done <<<"$says"
-    # A refusal comes before the first file is written; anything else may have come later.
-    if ((${#in_the_way[@]} == 0)) && ! is_in_the_midst && ! put_back "$from" "$to"; then
+    # A refusal comes before the first file is written, and so does a lock; anything else may have come later.
+    if ((${#in_the_way[@]} == 0)) && [[ ! $taken ]] && ! is_in_the_midst && ! put_back "$from" "$to"; then
         words+='; not every file could be put back, which the next run tries again'
     elif [[ $owed ]]; then
         note "$from $from $tried"
     else
         forget_note
     fi
-    return 1
+    [[ $taken ]] || return 1
+    bring_retired_submodules
+    finish unreachable "a git at work here holds '$GIT_DIR/index.lock'; tried again later"
+}
+
+# Pass on what git `says`. Its last line is in `words`; where it refuses to overwrite files their names are `in_the_way`.
+hear() {
+    local line
+    [[ ! $says ]] || printf '%s\n' "$says" >&2
+    words=${says##*$'\n'}
+    in_the_way=()
+    while IFS= read -r line; do
+        [[ $line == $'\t'* ]] && in_the_way+=("${line#$'\t'}")
+    done <<<"$says"
+}
+
+# Files that git cannot write or remove keep it neither from moving HEAD nor from saying that all is well. Is one of
+# those that it had to change not as it should be?
+is_written() {
+    [[ $'\n'$says == *$'\n'@(error|warning)': '* ]] || return 0
+    ! IFS= read -r -d '' _ < <(LC_ALL=C comm -z -12 \
+        <(git diff --name-only -z --no-renames --ignore-submodules=all "$1" "$2") \
+        <(git ls-files -z --modified --deleted --others | LC_ALL=C sort -zu))
+}
+
+# A git commit that waited for its editor may have moved the branch while git wrote the tree, and before git did.
+# What the branch was at last is in its log, where git has moved it.
+keep_overwritten_commit() {
+    local tip=${local_branch[$branch]:-} was
+    [[ $tip && $tip != "$head" ]] && read -r was _ < <(tail -n 1 "$common_dir/logs/refs/heads/$branch" 2>/dev/null) &&
+        [[ $was != "$tip" ]] && is_commit "$was" && has_own_commits "$was" && keep "$was" "$branch"
+}
+
+# HEAD and the branch as they were before a move.
+take_head_back() {
+    git update-ref --stdin <<<"update refs/heads/$branch \"${local_branch[$branch]:-}\""
+    if [[ $head_branch ]]; then
+        git symbolic-ref HEAD "refs/heads/$head_branch"
+    elif [[ $head ]]; then
+        git update-ref --no-deref HEAD "$head"
+    fi
 }
 
 # git moves HEAD last. One that was killed after that has failed at nothing.
@@ -794,6 +866,7 @@ move() {
     if ((${#in_the_way[@]})) && [[ ${setting[dirty]} == stash ]]; then
         put_into_stash && move_to "$target" && return
     fi
+    bring_retired_submodules
     local there="$branch ${target:0:10}"
     ((${#in_the_way[@]} == 0)) || finish dirty "changes here are in the way of $there: ${in_the_way[*]}; \
 commit or stash them, or git -C '$checkout' config gitops.dirty stash"
@@ -812,13 +885,15 @@ put_into_stash() {
 
 # Commits that only this checkout has would be lost to sight when their branch moves: keep them, or refuse.
 keep_local_commits() {
-    local tip=${local_branch[$branch]:-} ref
+    local tip=${local_branch[$branch]:-}
+    [[ $head || ! -e $GIT_DIR/index || ! $(git ls-files) ]] ||
+        finish dirty "the branch $(git symbolic-ref --short HEAD) has no commit yet, but files are staged here; commit them"
     [[ $tip ]] && has_own_commits "$tip" && keep_or_refuse "$tip" "$branch"
     [[ ! $head || $head_branch ]] || { has_own_commits "$head" --branches && keep_or_refuse "$head" 'a detached HEAD'; }
 }
 
 has_own_commits() {
-    local tip=$1 known=${tracking[$branch]:-} own
+    local tip=$1 own
     [[ $tip == "$target" || $tip == "$deployed" || $tip == "$known" ]] && return 1
     own=$(git rev-list --max-count=1 "$tip" --not "$target" ${known:+"$known"} ${deployed:+"$deployed"} "${@:2}") ||
         repair_or_fail 'its history cannot be read' # and so it cannot be said that nothing would be lost
@@ -826,10 +901,15 @@ has_own_commits() {
 }
 
 keep_or_refuse() {
+    [[ ${setting[diverged]} == reset ]] || finish diverged "${failure:+$failure; }$2 has commits at ${1:0:10} that \
+upstream does not have; push them, or git -C '$checkout' config gitops.diverged reset, which keeps them under \
+refs/gitops/backup"
+    keep "$@"
+}
+
+keep() {
     local ref
     ref=refs/gitops/backup/$(now)
-    [[ ${setting[diverged]} == reset ]] || finish diverged "$2 has commits at ${1:0:10} that upstream does not have; \
-push them, or git -C '$checkout' config gitops.diverged reset, which keeps them under refs/gitops/backup"
     [[ ! $dry_run && ! $(git for-each-ref --points-at="$1" refs/gitops/backup) ]] || return 0
     while ! git update-ref "$ref" "$1" ''; do
         [[ $ref == *+++ ]] && finish failed "the commits at ${1:0:10} cannot be kept as $ref"
@@ -845,7 +925,7 @@ say_what_would_move() {
     if cp -- "$GIT_DIR/index" "$copy" 2>/dev/null; then
         GIT_INDEX_FILE=$copy git update-index -q --refresh >/dev/null
         says=$(GIT_INDEX_FILE=$copy git read-tree --dry-run -um --exclude-per-directory=.gitignore \
-            "$head" "$target" 2>&1) || {
+            "${head:-$(git hash-object -t tree /dev/null)}" "$target" 2>&1) || {
             rm -f "$copy"
             finish dirty "changes here would be in the way of $branch ${target:0:10}: $says"
         }
@@ -855,22 +935,34 @@ say_what_would_move() {
 }
 
 # A submodule that upstream has dropped: its files go if nothing of a person's is among them; its repository stays.
+# No configuration, the user's or the tree's, is to hide any of that, and what cannot be read is not empty.
 retire_submodules() {
     [[ ${setting[submodules]} == true && $head ]] || return 0
-    local modes path
+    local modes path says look='git status --porcelain --untracked-files=all --ignored --ignore-submodules=none'
     while IFS= read -r -d '' modes && IFS= read -r -d '' path; do
         [[ $modes == ':160000 '* && $modes != ':160000 160000 '* && -e $path/.git ]] || continue
-        [[ ! $(in_checkout git -C "$path" status --porcelain --ignored) ]] ||
+        says=$(cd "$path" && in_checkout bash -c "$look && git submodule --quiet foreach --recursive '$look'") &&
+            [[ ! $says ]] ||
             finish dirty "upstream has dropped the submodule $path, which holds changes; commit or remove them"
         git submodule --quiet deinit --force -- "$path"
-    done < <(git diff --raw -z --no-renames "$head" "$target")
+        retired+=("$path")
+    done < <(git diff --raw -z --no-renames --ignore-submodules=none "$head" "$target")
 }
 
+# The move was refused: the commit that stays has them.
+bring_retired_submodules() { ((${#retired[@]} == 0)) || bring_submodules "${retired[@]}"; }
+
+# Bring the submodules at these paths, or all.
 bring_submodules() {
     [[ ${setting[submodules]} == true && -e .gitmodules ]] || return 0
-    git submodule --quiet sync --recursive &&
-        remote_git submodule --quiet update --init --recursive ||
-        finish unreachable "submodules of ${head:0:10} cannot be brought: $words; tried again later"
+    local says in_the_way
+    says=$({
+        git submodule --quiet sync --recursive && remote_git submodule --quiet update --init --recursive -- "$@"
+    } 2>&1) && return
+    hear
+    ((${#in_the_way[@]} == 0)) || finish dirty "changes in a submodule are in the way of ${head:0:10}: \
+${in_the_way[*]}; $words; commit or stash them there"
+    finish unreachable "submodules of ${head:0:10} cannot be brought: $words; tried again later"
 }
 
 # ------------------------------------------------------------------------------------------------------ deploying
@@ -895,7 +987,7 @@ concerns_deploy() {
     local patterns
     [[ ${setting[paths]} && $deployed && $deployed != "$head" && ! $tried && ! $force ]] || return 0
     read -r -a patterns <<<"${setting[paths]//$'\n'/ }"
-    ! git diff --quiet "$deployed" "$head" -- "${patterns[@]}" 2>/dev/null
+    ! git diff --quiet --ignore-submodules=none "$deployed" "$head" -- "${patterns[@]}" 2>/dev/null
 }
 
 # Deploy what the tree holds, and look whether it is well. What failed is in `failure`.
@@ -912,13 +1004,14 @@ deploy() {
 
 is_healthy() {
     [[ ${setting[health]} ]] || return 0
-    local end=$((SECONDS + setting[healthtimeout])) left
-    while left=$((end - SECONDS)); do
-        # One try may hang, and must not take the time of all.
-        in_checkout timeout --foreground --kill-after=1 "$((left < 1 ? 1 : left > 10 ? 10 : left))" \
-            bash -c "${setting[health]}" && return
+    local left=${setting[healthtimeout]} end=$((SECONDS + setting[healthtimeout]))
+    ((left)) || left=10 # of one try
+    # One try may hang, and must not take the time of all.
+    until in_checkout timeout --foreground --kill-after=1 "$((left < 1 ? 1 : left > 10 ? 10 : left))" \
+        bash -c "${setting[health]}"; do
         ((SECONDS < end)) || return 1
         sleep 1
+        left=$((end - SECONDS))
     done
 }
 
@@ -934,6 +1027,8 @@ record_deploy() {
 # Back to what was last deployed with success. It is told truthfully if that fails too.
 restore_last_good() {
     local from=${target:0:10} to=${deployed:0:10}
+    read_refs
+    keep_local_commits
     [[ $head == "$deployed" ]] || move_to "$deployed" ||
         finish deploy-failed "$failure at $from, and $to could not be restored: ${in_the_way[*]:-$words}"
     bring_submodules
@@ -947,10 +1042,7 @@ push a better commit, or gitops_sync.sh --force $name"
 # Upstream is still at a commit whose health check failed. Finish a roll-back that was cut short; else only say so.
 stay_off_bad_commit() {
     failure='gitops.health did not succeed'
-    if [[ ($head != "$deployed" || $owed) && ! $dry_run ]]; then
-        keep_local_commits
-        restore_last_good
-    fi
+    [[ ($head == "$deployed" && ! $owed) || $dry_run ]] || restore_last_good
     finish rolled-back "upstream is still at ${bad:0:10}, whose health check failed, so ${deployed:0:10} stays; \
 push a better commit, or gitops_sync.sh --force $name"
 }
@@ -998,7 +1090,7 @@ main() {
     check_origin
     ! is_paused || finish paused "paused; git -C '$checkout' config --unset gitops.paused"
     clear_stale_locks
-    read_refs || repair_or_fail 'HEAD or its commit cannot be read'
+    read_refs
     before=$head
     is_old_news && finish unchanged "${head:0:10} is here and deployed"
     settle_unfinished

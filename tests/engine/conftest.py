@@ -169,6 +169,23 @@ class Site:
         ]
 
 
+def tool(site: Site, body: str) -> str:
+    """A git first on PATH that does `body`, or else what git does; the PATH."""
+    tools = site.folder / "tools"
+    tools.mkdir()
+    (tools / "git").write_text(f'#!/bin/bash\nreal={shutil.which("git")}\n{body}\nexec "$real" "$@"\n')
+    (tools / "git").chmod(0o755)
+    return f"{tools}:{os.environ['PATH']}"
+
+
+def meanwhile(site: Site, word: str, act: str) -> dict[str, str]:
+    """The environment of a run in which a person does `act`, in bash in the checkout, when `git <word>` has ended."""
+    act = f"(unset GIT_DIR GIT_WORK_TREE; PATH='{os.environ['PATH']}'; {act}) &>/dev/null"
+    return {
+        "PATH": tool(site, f'for it; do [[ $it != {word} ]] || {{ "$real" "$@"; done=$?; {act}; exit $done; }}; done')
+    }
+
+
 @pytest.fixture()
 def site(tmp_path: Path) -> Site:
     """A forge and a host; no checkout yet."""

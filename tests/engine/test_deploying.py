@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Site
+from conftest import Site, tool
 from scratch import git, git_version
 
 #: A deploy that says what it deployed.
@@ -131,6 +131,20 @@ def test_a_failed_deploy_is_owed_even_if_upstream_goes_back(synced: Site) -> Non
     assert synced.run().outcome == "updated" and deployed(synced)[-1] == old
 
 
+def test_a_deploy_that_is_owed_stays_owed_while_that_is_written_down(synced: Site) -> None:
+    """A run dies where it notes that it deploys: no file may grow any more, for one process that cannot write."""
+    old = synced.head()
+    synced.set("deploy", f"{TRACING}; [[ $GITOPS_AFTER == {old} ]]")
+    synced.upstream.commit()
+    assert synced.run().outcome == "deploy-failed"
+    git("reset", "--quiet", "--hard", old, cwd=synced.upstream.work)
+    git("push", "--quiet", "--force", "origin", "HEAD", cwd=synced.upstream.work)
+    stop = 'for it; do [[ $it != switch ]] || { "$real" "$@"; exec prlimit --pid "$PPID" --fsize=0; }; done'
+    assert synced.start(PATH=tool(synced, stop)).wait() != 0
+    assert synced.head() == old and deployed(synced)[-1] != old, "it died between the move and the deploy"
+    assert synced.run().outcome == "updated" and deployed(synced)[-1] == old
+
+
 def test_what_a_deploy_starts_holds_neither_the_lock_nor_the_run(synced: Site) -> None:
     pid = synced.folder / "pid"
     synced.set("deploy", f"sleep 300 & echo $! >{pid}")
@@ -234,6 +248,23 @@ def test_a_roll_back_over_work_done_meanwhile_is_told(sick: Site) -> None:
     assert (sick.path / "page").read_text() == "mine\n"
 
 
+@pytest.mark.parametrize("moment", ["deploy", "health"])
+def test_a_commit_made_before_a_roll_back_is_kept(sick: Site, moment: str) -> None:
+    commit = "git commit --quiet --allow-empty --message mine"
+    if moment == "deploy":
+        sick.set("deploy", f"[[ ! -e sick ]] || {commit}")
+    else:
+        sick.set("health", f"[[ ! -e sick ]] || {{ {commit}; false; }}")
+    run = sick.run()
+    mine = sick.head()
+    assert sick.git("log", "--format=%s", "-1") == "mine" and sick.ref("refs/heads/main") == mine
+    assert run.outcome == "diverged" and mine[:10] in run.message and "gitops.health did not succeed" in run.message
+    assert sick.ref("refs/gitops/bad") == sick.bad
+    sick.set("diverged", "reset")
+    assert sick.run().outcome == "rolled-back" and sick.head() == sick.good
+    assert sick.ref("refs/gitops/backup") == mine
+
+
 def test_nothing_to_roll_back_to(site: Site) -> None:
     site.upstream.checkout(site.root, health="false", healthTimeout="0")
     run = site.run()
@@ -266,6 +297,18 @@ def test_a_health_check_that_hangs_has_its_time(synced: Site) -> None:
     run = synced.run()
     assert run.outcome == "deploy-failed" and "was restored, but there gitops.health" in run.message
     assert time.monotonic() - start < 15
+
+
+def test_the_one_try_of_no_time_at_all_may_take_a_while(synced: Site) -> None:
+    synced.set("healthTimeout", "0")
+    synced.set("health", "sleep 1.5")
+    synced.upstream.commit()
+    assert synced.run().outcome == "updated"
+    tries = synced.folder / "tries"
+    synced.set("health", f"echo >>{tries}; false")
+    synced.upstream.commit()
+    assert synced.run().outcome == "deploy-failed"
+    assert len(tries.read_text().splitlines()) == 2, "one, and one after the roll-back"
 
 
 def test_only_paths_that_concern_it_are_deployed(synced: Site) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Site
+from conftest import Site, meanwhile
 from scratch import Upstream, git
 
 
@@ -223,3 +223,10 @@ def test_git_lfs_is_left_to_git_s_filters(synced: Site, tmp_path: Path) -> None:
     assert git("cat-file", "blob", "HEAD:big.bin", cwd=work).startswith("version https://git-lfs")
     assert synced.run().outcome == "updated"
     assert (synced.path / "big.bin").read_text() == "large\n" * 100 and not synced.status()
+
+
+def test_a_person_s_fetch_of_another_branch_meanwhile(synced: Site) -> None:
+    git("push", "--quiet", "origin", "HEAD:refs/heads/feature", cwd=synced.upstream.work)
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run(**meanwhile(synced, "fetch", "git fetch origin feature")).outcome == "updated"
+    assert synced.is_at_upstream()

@@ -171,6 +171,52 @@ def test_root_does_not_run_in_another_user_s_checkout_unless_git_may(synced: Sit
 
 
 @needs_root
+@pytest.mark.parametrize("position", ["on the branch", "on another", "detached", "on a branch that is new here"])
+def test_a_folder_in_the_tree_that_cannot_be_written(synced: Site, position: str) -> None:
+    """git says so, moves HEAD nevertheless, and says that all is well."""
+    synced.upstream.commit({"shut/page": "old\n", "shut/old": "old\n", "open/page": "old\n"})
+    synced.set("deploy", 'echo "$GITOPS_AFTER" >>"$TRACE"')
+    synced.run()
+    (synced.folder / "trace").unlink()
+    synced.upstream.commit({"shut/page": "new\n", "open/page": "new\n", "open/added": "new\n"})
+    if position == "on another":
+        synced.git("checkout", "--quiet", "-b", "other")
+    elif position == "detached":
+        synced.git("checkout", "--quiet", "--detach")
+    elif position == "on a branch that is new here":
+        git("checkout", "--quiet", "-b", "new", cwd=synced.upstream.work)
+        synced.upstream.branch = "new"
+        synced.upstream.commit()
+        synced.set("branch", "new")
+    synced.write("README", "mine\n")
+    opened(synced.folder)
+    subprocess.run(["chown", "-R", "nobody", synced.path], check=True)
+    home = synced.home("[safe]\n\tdirectory = *\n")
+    place = place_of(synced)
+    for change in (None, {"shut/old": None, "shut/page": "old\n"}, {"shut/old": "old\n", "shut/added": "new\n"}):
+        if change:
+            synced.upstream.commit(change)
+        (synced.path / "shut").chmod(0o555)
+        run = synced.run(prefix=NOBODY, **home)
+        assert run.outcome == "failed" and "put back" in run.message and "Permission denied" in run.message
+        assert place_of(synced) == place and not (synced.folder / "trace").exists()
+        (synced.path / "shut").chmod(0o755)
+    assert synced.run(prefix=NOBODY, **home).outcome == "updated"
+    subprocess.run(["chown", "-R", "root", synced.path], check=True)
+    assert synced.is_at_upstream() and synced.status() == "M README"
+
+
+def place_of(site: Site) -> bytes:
+    """HEAD, the branches and the state of the tree, as its owner sees them."""
+    look = (
+        "git rev-parse HEAD && git rev-parse --symbolic-full-name HEAD && git for-each-ref refs/heads && git status -s"
+    )
+    return subprocess.run(
+        [*NOBODY, "sh", "-c", look], cwd=site.path, env=site.environment, stdout=subprocess.PIPE, check=True
+    ).stdout
+
+
+@needs_root
 def test_a_folder_that_cannot_be_entered(synced: Site) -> None:
     opened(synced.folder)
     (synced.root / "acme").chmod(0o700)

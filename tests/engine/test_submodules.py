@@ -82,3 +82,82 @@ def test_submodules_are_left_alone_unless_asked_for(with_submodules: Site) -> No
     with_submodules.set("submodules", "false")
     assert with_submodules.run().outcome == "updated"
     assert not (with_submodules.path / "lib/README").exists()
+
+
+def drop_lib(site: Site, files: dict[str, str] | None = None) -> None:
+    git("rm", "--quiet", "-f", "lib", cwd=site.upstream.work)
+    site.upstream.commit(files)
+
+
+@pytest.mark.parametrize("why", ["status shows no untracked files", "status fails", "ignored", "in its own submodule"])
+def test_work_in_a_dropped_submodule_is_seen_whatever_git_status_is_told(with_submodules: Site, why: str) -> None:
+    site = with_submodules
+    site.run()
+    mine = site.write("lib/inner/mine" if why == "in its own submodule" else "lib/mine", "mine\n")
+    home = (
+        '[protocol "file"]\n\tallow = always\n[status]\n\tshowUntrackedFiles = no\n[diff]\n\tignoreSubmodules = all\n'
+    )
+    site.environment.update(site.home(home))
+    if why == "status fails":
+        (site.path / ".git/modules/lib/index").write_text("junk")
+    elif why == "ignored":
+        (site.path / ".git/modules/lib/info/exclude").write_text("mine\n")
+    drop_lib(site)
+    run = site.run()
+    assert run.outcome == "dirty" and "lib" in run.message and mine.exists()
+
+
+def test_a_dropped_submodule_comes_back_where_the_move_is_refused(with_submodules: Site) -> None:
+    site = with_submodules
+    site.run()
+    drop_lib(site, {"README": "theirs\n"})
+    site.write("README", "mine\n")
+    run = site.run()
+    assert run.outcome == "dirty" and "README" in run.message
+    assert (site.path / "lib/inner/README").exists() and site.status() == "M README"
+    site.git("checkout", "README")
+    assert site.run().outcome == "updated" and not (site.path / "lib").exists()
+
+
+def test_a_submodule_that_the_tree_says_to_ignore_is_dropped_all_the_same(with_submodules: Site) -> None:
+    site = with_submodules
+    git("config", "--file", ".gitmodules", "submodule.lib.ignore", "all", cwd=site.upstream.work)
+    site.upstream.commit()
+    site.run()
+    drop_lib(site)
+    assert site.run().outcome == "updated" and not (site.path / "lib").exists() and not site.status()
+
+
+def follow_lib(site: Site, files: dict[str, str]) -> None:
+    """Upstream has a newer commit of lib."""
+    tip = site.lib.commit(files)
+    git("pull", "--quiet", "origin", "main", cwd=site.upstream.work / "lib")
+    git("update-index", "--cacheinfo", f"160000,{tip},lib", cwd=site.upstream.work)
+    git("commit", "--quiet", "--message", "lib", cwd=site.upstream.work)
+    git("push", "--quiet", "origin", "HEAD", cwd=site.upstream.work)
+
+
+@pytest.mark.parametrize("name", ["README", "page"], ids=["edited", "untracked"])
+def test_work_in_a_submodule_in_the_way_of_its_update(with_submodules: Site, name: str) -> None:
+    site = with_submodules
+    site.run()
+    mine = site.write(f"lib/{name}", "mine\n")
+    follow_lib(site, {name: "theirs\n"})
+    run = site.run()
+    assert run.outcome == "dirty" and name in run.message and "lib" in run.message and mine.read_text() == "mine\n"
+    assert site.run().outcome == "dirty"
+    mine.unlink()
+    git("checkout", "--quiet", "README", cwd=site.path / "lib")
+    assert site.run().outcome == "updated" and site.is_at_upstream() and mine.read_text() == "theirs\n"
+
+
+def test_a_submodule_that_the_tree_says_to_ignore_is_deployed_by_its_path(with_submodules: Site) -> None:
+    site = with_submodules
+    site.set("deploy", 'echo "$GITOPS_AFTER" >>"$TRACE"')
+    site.set("paths", "lib")
+    git("config", "--file", ".gitmodules", "submodule.lib.ignore", "all", cwd=site.upstream.work)
+    site.upstream.commit()
+    site.run()
+    follow_lib(site, {"page": "theirs\n"})
+    assert site.run().outcome == "updated" and site.is_at_upstream()
+    assert (site.folder / "trace").read_text().split()[-1] == site.upstream.head()

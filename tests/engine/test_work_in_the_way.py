@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Site
+from conftest import Site, meanwhile
 from scratch import git
 
 
@@ -124,6 +124,41 @@ def test_local_commits(synced: Site) -> None:
     assert synced.head() == mine
 
 
+#: A person commits in the checkout.
+COMMIT = "echo mine >mine; git add mine; git commit -m mine"
+
+
+@pytest.mark.parametrize("prepare", ["", "git checkout --detach; ", "git checkout -b idea; git checkout main; "])
+def test_a_commit_made_during_the_fetch(synced: Site, prepare: str) -> None:
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run(**meanwhile(synced, "fetch", prepare + COMMIT))
+    mine = synced.head()
+    assert synced.git("show", "HEAD:mine") == "mine", "HEAD is where the person left it"
+    assert run.outcome == "diverged" and mine[:10] in run.message
+    synced.set("diverged", "reset")
+    run = synced.run()
+    assert run.outcome == "updated" and "refs/gitops/backup" in run.message and synced.is_at_upstream()
+    assert synced.ref("refs/gitops/backup") == mine
+
+
+def test_a_commit_made_while_git_writes_the_tree(synced: Site) -> None:
+    """As by a git commit that waited for its editor, and held no lock meanwhile."""
+    (synced.path / ".git/info/attributes").write_text("page filter=person\n")
+    commit = "git update-ref refs/heads/main $(git commit-tree -p main -m mine main^{tree})"
+    synced.git("config", "filter.person.smudge", f"{commit}; git rev-parse main >{synced.folder}/mine; cat")
+    synced.upstream.commit({"page": "1\n"})
+    run = synced.run()
+    mine = (synced.folder / "mine").read_text().strip()
+    assert run.outcome == "updated" and synced.is_at_upstream() and not synced.status()
+    assert synced.ref("refs/gitops/backup") == mine and "refs/gitops/backup" in run.message
+
+
+def test_upstream_s_commits_fetched_and_merged_by_a_person_during_the_fetch(synced: Site) -> None:
+    tip = synced.upstream.commit({"page": "1\n"})
+    assert synced.run(**meanwhile(synced, "fetch", "git merge --ff-only origin/main")).after == tip
+    assert synced.is_at_upstream()
+
+
 def test_local_commits_are_kept_where_reset_is_asked(synced: Site) -> None:
     synced.set("diverged", "reset")
     mine = synced.commit_here()
@@ -241,11 +276,33 @@ def test_in_the_middle_of_a_merge(synced: Site, what: str) -> None:
     assert (synced.path / "README").read_text() == conflict and "<<<<" in conflict
 
 
-def test_an_unborn_branch_of_a_person(synced: Site) -> None:
-    synced.git("checkout", "--quiet", "--orphan", "fresh")
+@pytest.mark.parametrize("how", ["checkout --orphan", "switch --orphan"])  # the latter empties the index and the tree
+@pytest.mark.parametrize("moved", [True, False], ids=["upstream moved", "upstream still"])
+def test_an_unborn_branch_of_a_person(synced: Site, how: str, moved: bool) -> None:
+    synced.set("deploy", f"touch {synced.folder}/ran")
+    synced.git(*how.split(), "mine")
     synced.write("draft", "mine\n")
     synced.git("add", "draft")
-    synced.upstream.commit({"page": "1\n"})
+    if moved:
+        synced.upstream.commit({"page": "1\n"})
+    before = synced.status()
     run = synced.run()
-    assert run.outcome in ("dirty", "updated")
-    assert (synced.path / "draft").read_text() == "mine\n" and synced.git("show", ":draft") == "mine"
+    assert run.outcome == "dirty" and "mine has no commit yet" in run.message
+    assert synced.git("symbolic-ref", "HEAD") == "refs/heads/mine" and synced.status() == before
+    assert not list(synced.path.glob(".git/broken-*")) and not (synced.folder / "ran").exists()
+    assert synced.run("--dry-run").outcome == "dirty"
+    mine = synced.commit_here()
+    assert synced.run().outcome == "updated" and synced.is_at_upstream() and synced.ref("refs/heads/mine") == mine
+
+
+def test_an_unborn_branch_without_anything_in_it_is_left(synced: Site) -> None:
+    synced.git("switch", "--quiet", "--orphan", "mine")
+    synced.write("draft", "mine\n")
+    assert "would move" in synced.run("--dry-run").message
+    assert synced.run().outcome == "updated" and synced.is_at_upstream() and synced.status() == "?? draft"
+
+
+def test_an_unborn_branch_begun_during_the_fetch(synced: Site) -> None:
+    synced.upstream.commit({"page": "1\n"})
+    assert synced.run(**meanwhile(synced, "fetch", "git checkout --orphan mine")).outcome == "dirty"
+    assert synced.git("symbolic-ref", "HEAD") == "refs/heads/mine" and not list(synced.path.glob(".git/broken-*"))

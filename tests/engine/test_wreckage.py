@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import SCRIPT, Run, Site, needs_root
+from conftest import SCRIPT, Run, Site, meanwhile, needs_root, tool
 from scratch import git
 
 
@@ -187,6 +189,19 @@ def test_a_smudge_filter_that_fails_puts_the_old_tree_back(synced: Site) -> None
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 
 
+def test_what_a_filter_says_is_no_file_in_the_way(synced: Site) -> None:
+    synced.set("dirty", "stash")
+    (synced.path / ".git/info/attributes").write_text("page filter=loud\n")
+    synced.git("config", "filter.loud.smudge", "printf 'oh\\n\\tREADME\\n' >&2; false")
+    synced.git("config", "filter.loud.required", "true")
+    synced.write("README", "mine\n")
+    head = synced.head()
+    synced.upstream.commit({"a": "1\n", "page": "1\n", "z": "1\n"})
+    run = synced.run()
+    assert run.outcome == "failed" and "smudge filter" in run.message
+    assert synced.head() == head and synced.status() == "M README"
+
+
 LOCKS = [
     "index.lock",
     "HEAD.lock",
@@ -211,6 +226,13 @@ def test_a_dead_run_s_lock_is_removed(synced: Site, lock: str) -> None:
     assert not path.exists()
 
 
+def test_a_branch_whose_name_looks_like_a_lock_s_is_none(synced: Site) -> None:
+    synced.git("branch", "Yarn.LOCK")
+    synced.git("tag", "v1.Lock")
+    refs = synced.git("show-ref")
+    assert synced.run().outcome == "unchanged" and synced.git("show-ref") == refs
+
+
 @pytest.mark.parametrize("lock", ["index.lock", "refs/heads/main.lock"])
 def test_a_living_process_s_lock_is_respected(synced: Site, lock: str) -> None:
     path = synced.path / ".git" / lock
@@ -222,29 +244,68 @@ def test_a_living_process_s_lock_is_respected(synced: Site, lock: str) -> None:
     assert synced.run().outcome == "updated"
 
 
+@contextlib.contextmanager
+def commit_with_its_editor_open(site: Site, cwd: Path) -> Iterator[None]:
+    """Let a person's `git commit` wait for its editor."""
+    up, down = site.folder / "up", site.folder / "down"
+    os.mkfifo(up)
+    os.mkfifo(down)
+    editor = f"core.editor=echo >{up}; read x <{down}; echo message >"
+    commit = subprocess.Popen(["git", "-c", editor, "commit", "--allow-empty"], cwd=cwd, env=site.environment)
+    up.read_text()
+    try:
+        yield
+    finally:
+        down.write_text("\n")
+        assert commit.wait() == 0
+
+
 def test_a_git_commit_with_its_editor_open_is_respected(synced: Site) -> None:
-    marker = synced.folder / "editor"
-    os.mkfifo(marker)
-    synced.write("README", "mine\n")
     synced.upstream.commit({"page": "1\n"})
-    commit = subprocess.Popen(
-        [
-            "git",
-            "-c",
-            f"core.editor=echo >{marker}; read x <{marker}; echo message >",
-            "commit",
-            "--quiet",
-            "--all",
-        ],
-        cwd=synced.path,
-        env=synced.environment,
-    )
-    marker.read_text()
     lock = synced.path / ".git/index.lock"
-    lock.touch()  # newer gits give it back while the editor is up
-    assert synced.run().outcome == "unreachable" and lock.exists()
-    marker.write_text("\n")
-    commit.wait()
+    with commit_with_its_editor_open(synced, synced.path):
+        lock.touch()  # newer gits give it back while the editor is up
+        assert synced.run().outcome == "unreachable" and lock.exists()
+        lock.unlink(missing_ok=True)
+
+
+def test_a_git_at_work_in_another_worktree_is_respected(synced: Site) -> None:
+    other = synced.folder / "other"
+    synced.git("worktree", "add", "--quiet", "-b", "other", other)
+    lock = synced.path / ".git/packed-refs.lock"
+    with commit_with_its_editor_open(synced, other):
+        lock.touch()
+        assert synced.run().outcome == "unreachable" and lock.exists()
+    assert synced.run().outcome == "unchanged" and not lock.exists()
+
+
+def test_a_git_at_work_in_a_submodule_is_respected(synced: Site) -> None:
+    inner = synced.path / ".git/modules/lib"
+    inner.parent.mkdir()
+    git("init", "--quiet", "--separate-git-dir", inner, "lib", cwd=synced.path)
+    lock = inner / "index.lock"
+    with commit_with_its_editor_open(synced, synced.path / "lib"):
+        lock.touch()
+        assert synced.run().outcome == "unreachable" and lock.exists()
+        lock.unlink()
+    lock.touch()
+    assert synced.run().outcome == "unchanged" and not lock.exists()
+
+
+def test_a_git_that_begins_to_work_before_the_move_is_respected(synced: Site) -> None:
+    synced.upstream.commit({"page": "theirs\n", "README": "theirs\n", "long": "one\ntwo\n"})
+    synced.run()
+    synced.upstream.commit({"page": "new\n", "README": "new\n", "long": "one\ntwo\nthree\n", "fresh": "new\n"})
+    mine = {"page": "mine\n", "long": "one\n", "fresh": "ne"}  # the latter as a half-made move would leave them
+    for name, text in mine.items():
+        synced.write(name, text)
+    lock = synced.path / ".git/index.lock"
+    run = synced.run(**meanwhile(synced, "fetch", f"touch {lock}"))
+    assert run.outcome == "unreachable" and str(lock) in run.message and lock.exists()
+    assert not list(synced.path.glob("*.kept-*"))
+    assert synced.run().outcome == "dirty", "nothing is taken for a move that was begun"
+    for name, text in {**mine, "README": "theirs\n"}.items():
+        assert (synced.path / name).read_text() == text
 
 
 def test_a_second_run_waits_and_is_told_to_come_again(synced: Site) -> None:
@@ -423,6 +484,15 @@ def test_a_person_s_commits_survive_the_repair(synced: Site) -> None:
     assert synced.git("show", ":new") == "staged"
 
 
+def test_settings_of_the_worktree_survive_the_repair(synced: Site) -> None:
+    synced.git("config", "extensions.worktreeConfig", "true")
+    synced.git("config", "--worktree", "gitops.deploy", f"touch {synced.folder}/ran")
+    corrupt_head(synced)
+    synced.upstream.commit()
+    assert synced.run().outcome == "updated" and (synced.folder / "ran").exists()
+    assert synced.git("config", "--worktree", "gitops.deploy")
+
+
 def test_a_broken_local_commit_fails_loudly(synced: Site) -> None:
     mine = synced.commit_here()
     (synced.path / f".git/objects/{mine[:2]}/{mine[2:]}").unlink()
@@ -519,13 +589,13 @@ def test_a_clone_killed_before_its_tree_is_whole(site: Site) -> None:
     assert site.run().outcome == "updated" and site.is_at_upstream() and not site.status()
 
 
-def tool(site: Site, body: str) -> str:
-    """A git first on PATH that does `body`, or else what git does; the PATH."""
-    tools = site.folder / "tools"
-    tools.mkdir()
-    (tools / "git").write_text(f'#!/bin/bash\nreal={shutil.which("git")}\n{body}\nexec "$real" "$@"\n')
-    (tools / "git").chmod(0o755)
-    return f"{tools}:{os.environ['PATH']}"
+def test_a_clone_killed_between_the_index_and_head(site: Site) -> None:
+    path = tool(site, 'for it; do [[ $it != switch ]] || { "$real" read-tree -m -u origin/main; kill -KILL 0; }; done')
+    site.start(PATH=path, GITOPS_CLONE_URL=str(site.upstream.bare)).wait()
+    assert site.status() == "A  README"
+    site.upstream.commit({"README": "2\n", "page": "1\n"})
+    run = site.run()
+    assert run.outcome == "updated" and "broken" not in run.message and site.is_at_upstream() and not site.status()
 
 
 def test_a_git_that_was_killed_once_it_had_moved_everything_has_moved_it(synced: Site) -> None:
