@@ -60,6 +60,9 @@ _INHERITED = (
 
 #: Seconds between TERM and KILL for a group that has to go.
 GRACE = 10
+#: Ends what it starts with its parent: timeout(1) with the daemon, and the script with timeout(1), which forgets its
+#: child where it is told to end in the moment of its fork.
+_MORTAL = ("setpriv", "--pdeathsig", "TERM")
 #: What is kept of a run's output. A failure shows at the end, its cause often at the beginning.
 HEAD_BYTES = 256 << 10
 TAIL_BYTES = 1 << 20
@@ -180,7 +183,7 @@ def confined(
     """
     with BoundedLog(log_path) as output:
         return subprocess.run(
-            ["setpriv", "--pdeathsig", "TERM", "timeout", f"--kill-after={GRACE}", str(limit), *command],
+            [*_MORTAL, "timeout", f"--kill-after={GRACE}", str(limit), *_MORTAL, *command],
             env=environment,
             stdin=stdin,
             stdout=output.pipe,

@@ -226,17 +226,33 @@ class TestEnds:
         bench.run("setsid sleep 60 & echo $! >$0.pid; until [ -s $0.pid ]; do :; done; sleep 0.2; kill -KILL $$")
         os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
 
-    def test_a_daemon_killed_outright_leaves_no_orphan(self, bench: Bench, fifo: Callable[[], bytes]):
-        bench.write("exec 9>$0.fifo; touch $0.started; (sleep 60 & sleep 60) & sleep 60")
+    def daemon(self, bench: Bench) -> subprocess.Popen[bytes]:
+        """A process that has a run in hand, to be killed."""
         code = (
             "import sys, pathlib as p; from gitops_hook.runner import Runner, Task\n"
             "script = p.Path(sys.argv[1]); import os\n"
             "Runner(script, script.parent, os.environ).run(Task('site', 1), script.with_name('1.log'), 600)"
         )
-        daemon = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-c", code, bench.script], env={**ENVIRON, "PYTHONPATH": os.fspath(SOURCE)}
         )
+
+    def test_a_daemon_killed_outright_leaves_no_orphan(self, bench: Bench, fifo: Callable[[], bytes]):
+        bench.write("exec 9>$0.fifo; touch $0.started; (sleep 5 & sleep 5; echo late >&9) & sleep 60")
+        daemon = self.daemon(bench)
         started(bench.folder / "script.started")
+        daemon.kill()
+        daemon.wait()
+        assert fifo() == b""
+
+    def test_a_script_does_not_outlive_a_timeout_that_could_not_end_it(self, bench: Bench, fifo: Callable[[], bytes]):
+        # Told to in the moment of its fork, it forgets its child; and a daemon that is dead cannot look after it.
+        bench.write("exec 9>$0.fifo; echo $PPID >$0.pid; mv $0.pid $0.started; sleep 5 9>&-; echo late >&9")
+        daemon = self.daemon(bench)
+        started(bench.folder / "script.started")
+        timeout = int((bench.folder / "script.started").read_text())
+        daemon.send_signal(signal.SIGSTOP)
+        os.kill(timeout, signal.SIGKILL)
         daemon.kill()
         daemon.wait()
         assert fifo() == b""
