@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,19 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     made = Desk(tmp_path)
     yield made
     made.journal.close()
+
+
+@contextmanager
+def standard_error_in(path: Path) -> Iterator[None]:
+    """Have it in a file, to be read as it grows: a look by `capfd` loses what is written in that moment."""
+    kept = os.dup(2)
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class TestTelling:
@@ -275,14 +289,15 @@ class TestTelling:
         desk.notices.stop(20)
         assert not desk.notices._thread.is_alive()
 
-    def test_faults_do_not_end_its_thread(self, desk: Desk, capfd):
+    def test_faults_do_not_end_its_thread(self, desk: Desk, tmp_path: Path):
         desk.notices.start()
         journal, away = desk.folder / "state/journal.db", desk.folder / "state/away"
         desk.run("dirty", "acme/other")
         until(desk.journal.told)
         journal.rename(away)
-        desk.notices.look()
-        until(lambda: "what there is to tell cannot be looked up" in capfd.readouterr().err)
+        with standard_error_in(tmp_path / "stderr"):
+            desk.notices.look()
+            until(lambda: "what there is to tell cannot be looked up" in (tmp_path / "stderr").read_text())
         away.rename(journal)
         desk.run("dirty")
         until(lambda: len(desk.journal.told()) == 2)
