@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,13 @@ def outcomes(machine: Machine, delivered: str) -> list[str]:
 def serves(machine: Machine, delivered: str) -> bool:
     """Whether a commit was deployed and its delivery is settled: by its own run, or by a daemon's first look at all."""
     return head(machine) == delivered and outcomes(machine, delivered) in (["updated"], ["unchanged"])
+
+
+def has_looked(machine: Machine) -> bool:
+    """Whether the daemon is done with its first look at all checkouts, which has read the settings that were there."""
+    began = time.time() - time.monotonic() + int(machine.show("ExecMainStartTimestampMonotonic")) / 1e6
+    sql = "SELECT 1 FROM runs WHERE trigger = 'sweep' AND started > ? AND outcome IS NOT NULL"
+    return bool(machine.query(sql, began))
 
 
 @contextmanager
@@ -284,6 +292,7 @@ def test_the_secret_is_rotated_as_the_documents_say_and_no_delivery_missed(machi
     assert machine.deliver("acme/site", after, secret=secret) == {"401": 1}
     machine.put("/etc/gitops-hook/webhook-secret", f"{secret}\n", 0o600)
     machine.run("systemctl restart gitops-hook")
+    wait_for(lambda: has_looked(machine), "it does not look")
 
 
 # -- deploys that reach for the system ----------------------------------------------------------------------------------
