@@ -691,6 +691,19 @@ class TestStart:
         dispatcher.remind()
         assert dispatcher.workers == 0
 
+    def test_a_reminder_ends_no_run_whose_limit_cannot_be_looked_up(self, stage: Stage, monkeypatch):
+        stage.checkouts("acme/site")
+        claim = stage.journal.start("acme/site", "manual")
+        assert claim
+        stage.journal.now = lambda: time.time() + 99999
+        dispatcher = stage.dispatcher("exit 0")
+        monkeypatch.setenv("PATH", "/nonexistent")
+        dispatcher.remind()
+        assert stage.runs() == [claim.run]
+        monkeypatch.undo()
+        dispatcher.remind()
+        assert [run.outcome for run in stage.runs()] == ["interrupted"]
+
     def test_a_reminder_leaves_alone_what_has_a_worker_and_what_was_given_up(self, stage: Stage, monkeypatch):
         monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
         dispatcher = stage.dispatcher("exit 75")
