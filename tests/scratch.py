@@ -67,8 +67,16 @@ class Upstream:
                 path.write_text(text)
         git("add", "--all", cwd=self.work)
         git("commit", "--quiet", "--allow-empty", "--message", message, *options, cwd=self.work)
-        git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.work)
+        self._push()
         return self.head()
+
+    def go_back(self, commit: str) -> None:
+        """Have the current branch at an earlier commit again."""
+        git("reset", "--quiet", "--hard", commit, cwd=self.work)
+        self._push()
+
+    def _push(self) -> None:
+        git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.work)
 
     def head(self) -> str:
         """The newest commit of the current branch."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,13 +116,21 @@ def test_it_listens_on_ipv6(start_daemon):
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_sigterm_lets_a_run_end(fifos, start_daemon, script):
-    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS))
+def told_to_end_in_a_run(
+    fifos: Path, start_daemon: Callable[..., Daemon], script: Callable[..., str], **options
+) -> Daemon:
+    """A daemon that has a run in hand, for the delivery `kept`, and has heard its SIGTERM."""
+    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS), **options)
     (daemon.root / "acme/site/.git").mkdir(parents=True)
-    daemon.deliver(push("acme/site"))
+    daemon.deliver(push("acme/site"), guid="kept")
     (fifos / "running").read_text()
     daemon.process.send_signal(signal.SIGTERM)
     daemon.wait_for("stopping signal=SIGTERM")
+    return daemon
+
+
+def test_sigterm_lets_a_run_end(fifos, start_daemon, script):
+    daemon = told_to_end_in_a_run(fifos, start_daemon, script)
     (fifos / "go").write_text("word\n")
     assert daemon.wait() == 0
     assert daemon.query("SELECT outcome, exit FROM runs") == [("updated", 0)]
@@ -142,24 +151,14 @@ def ends_the_run_and_owes_it(daemon: Daemon, fifos: Path) -> None:
 
 
 def test_a_second_sigterm_ends_the_run_at_once(fifos, start_daemon, script):
-    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS))
-    (daemon.root / "acme/site/.git").mkdir(parents=True)
-    daemon.deliver(push("acme/site"), guid="kept")
-    (fifos / "running").read_text()
-    daemon.process.send_signal(signal.SIGTERM)
-    daemon.wait_for("stopping signal=SIGTERM")
+    daemon = told_to_end_in_a_run(fifos, start_daemon, script)
     daemon.process.send_signal(signal.SIGTERM)
     daemon.wait_for('runs are ended reason="a second signal"')
     ends_the_run_and_owes_it(daemon, fifos)
 
 
 def test_a_reload_while_it_stops_ends_no_run(fifos, start_daemon, script):
-    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS))
-    (daemon.root / "acme/site/.git").mkdir(parents=True)
-    daemon.deliver(push("acme/site"))
-    (fifos / "running").read_text()
-    daemon.process.send_signal(signal.SIGTERM)
-    daemon.wait_for("stopping signal=SIGTERM")
+    daemon = told_to_end_in_a_run(fifos, start_daemon, script)
     daemon.process.send_signal(signal.SIGHUP)
     daemon.wait_for("stopping goes on signal=SIGHUP")
     (fifos / "go").write_text("word\n")
@@ -169,11 +168,7 @@ def test_a_reload_while_it_stops_ends_no_run(fifos, start_daemon, script):
 
 def test_past_the_deadline_the_run_is_ended_too(fifos, start_daemon, script):
     hasty = "import gitops_hook.daemon as d; d.RUNS_DEADLINE = 0.3; from gitops_hook.cli import main; raise SystemExit(main())"
-    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS), program=["-c", hasty])
-    (daemon.root / "acme/site/.git").mkdir(parents=True)
-    daemon.deliver(push("acme/site"), guid="kept")
-    (fifos / "running").read_text()
-    daemon.process.send_signal(signal.SIGTERM)
+    daemon = told_to_end_in_a_run(fifos, start_daemon, script, program=["-c", hasty])
     ends_the_run_and_owes_it(daemon, fifos)
 
 

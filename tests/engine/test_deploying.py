@@ -126,8 +126,7 @@ def test_a_failed_deploy_is_owed_even_if_upstream_goes_back(synced: Site) -> Non
     synced.set("deploy", f"{TRACING}; [[ $GITOPS_AFTER == {old} ]]")
     synced.upstream.commit()
     assert synced.run().outcome == "deploy-failed"
-    git("reset", "--quiet", "--hard", old, cwd=synced.upstream.work)
-    git("push", "--quiet", "--force", "origin", "HEAD", cwd=synced.upstream.work)
+    synced.upstream.go_back(old)
     assert synced.run().outcome == "updated" and deployed(synced)[-1] == old
 
 
@@ -137,8 +136,7 @@ def test_a_deploy_that_is_owed_stays_owed_while_that_is_written_down(synced: Sit
     synced.set("deploy", f"{TRACING}; [[ $GITOPS_AFTER == {old} ]]")
     synced.upstream.commit()
     assert synced.run().outcome == "deploy-failed"
-    git("reset", "--quiet", "--hard", old, cwd=synced.upstream.work)
-    git("push", "--quiet", "--force", "origin", "HEAD", cwd=synced.upstream.work)
+    synced.upstream.go_back(old)
     stop = 'for it; do [[ $it != switch ]] || { "$real" "$@"; exec prlimit --pid "$PPID" --fsize=0; }; done'
     assert synced.start(PATH=tool(synced, stop)).wait() != 0
     assert synced.head() == old and deployed(synced)[-1] != old, "it died between the move and the deploy"

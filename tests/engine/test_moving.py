@@ -41,8 +41,7 @@ def test_upstream_moved_backward(synced: Site) -> None:
     first = synced.head()
     synced.upstream.commit({"page": "mistake\n"})
     synced.run()
-    git("reset", "--quiet", "--hard", first, cwd=synced.upstream.work)
-    git("push", "--quiet", "--force", "origin", "HEAD", cwd=synced.upstream.work)
+    synced.upstream.go_back(first)
     assert synced.run().outcome == "updated"
     assert synced.head() == first and synced.is_at_upstream() and not (synced.path / "page").exists()
 

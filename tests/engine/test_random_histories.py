@@ -70,8 +70,7 @@ class History:
 
     def upstream_goes_back(self) -> None:
         if len(git("rev-list", "--max-count=3", "HEAD", cwd=self.upstream.work).split()) == 3:
-            git("reset", "--quiet", "--hard", "HEAD~2", cwd=self.upstream.work)
-            git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.upstream.work)
+            self.upstream.go_back("HEAD~2")
 
     def upstream_renames_its_branch(self) -> None:
         old, new = self.upstream.branch, "trunk" if self.upstream.branch == "main" else "main"
