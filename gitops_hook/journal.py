@@ -58,9 +58,13 @@ _POSITION = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDE
 _LAST_COMMITS = f"""
     SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_POSITION} FROM names) GROUP BY id
 """
-_NEWEST_OF_EACH = f"""
-    WITH RECURSIVE {_EVERY_NAME} SELECT {", ".join(f"runs.{field}" for field in Run._fields)}
-    FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)
+_FIELDS = ", ".join(f"runs.{field}" for field in Run._fields)
+_OF_NEWEST = "FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)"
+_NEWEST = f"""
+    SELECT {_FIELDS},
+        (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ('updated', 'unchanged', 'cloned')),
+        {_POSITION}
+    {_OF_NEWEST}
 """
 _HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
 
@@ -74,14 +78,6 @@ class JournalError(Failure):
 
 class JournalTooNew(JournalError):
     """The file was written by a later version: this one must not touch it."""
-
-
-_NEWEST = f"""
-    SELECT {", ".join(f"runs.{field}" for field in Run._fields)},
-        (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ('updated', 'unchanged', 'cloned')),
-        {_POSITION}
-    FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)
-"""
 
 
 class _Work(Generic[T]):
@@ -144,8 +140,8 @@ class JournalReader:
         `before` is in seconds since the epoch.
         """
         marks = ", ".join("?" * len(outcomes))
-        rows = self._query(f"{_NEWEST_OF_EACH} WHERE outcome IN ({marks}) AND ended < ?", *outcomes, before)
-        return [Run(*row) for row in rows]
+        sql = f"WITH RECURSIVE {_EVERY_NAME} SELECT {_FIELDS} {_OF_NEWEST} WHERE outcome IN ({marks}) AND ended < ?"
+        return [Run(*row) for row in self._query(sql, *outcomes, before)]
 
     def in_hand(self) -> list[Run]:
         """The runs that have not ended, as far as anybody has said so."""
@@ -257,7 +253,7 @@ class JournalReader:
             raise JournalError(f"{self._path}: {error}") from error
 
     def _runs(self, where: str, *values: object) -> list[Run]:
-        return [Run(*row) for row in self._query(f"SELECT {', '.join(Run._fields)} FROM runs WHERE {where}", *values)]
+        return [Run(*row) for row in self._query(f"SELECT {_FIELDS} FROM runs WHERE {where}", *values)]
 
     def _query(self, sql: str, *values: object) -> list[Any]:
         with self._reading() as connection:
@@ -359,7 +355,7 @@ class Journal(JournalReader):
         """
 
         def work(connection: sqlite3.Connection) -> list[Claim]:
-            rows = connection.execute(f"SELECT {', '.join(Run._fields)} FROM runs WHERE outcome IS NULL")
+            rows = connection.execute(f"SELECT {_FIELDS} FROM runs WHERE outcome IS NULL")
             in_hand = [Run(*row) for row in rows if runs is None or row[0] in runs]
             died = [run._replace(outcome="interrupted", ended=self.now(), message=DIED) for run in in_hand]
             connection.executemany(

@@ -423,9 +423,7 @@ class _Call(SimpleHandler):
         )
         if not self.keep_alive:
             self.headers["Connection"] = "close"
-        if self.status and self.status.startswith(
-            "304"
-        ):  # its length would be that of what it stands for (RFC 9110, 8.6)
+        if (self.status or "").startswith("304"):  # its length would be that of what it stands for (RFC 9110, 8.6)
             del self.headers["Content-Length"]
 
     def handle_error(self) -> None:
