@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -122,7 +121,7 @@ class Etcd:
             while idle:
                 idle.pop().close()
 
-    # -- keys -----------------------------------------------------------------------------------------------------------
+    # -- keys ---------------------------------------------------------------------------------------------------------
 
     def transact(
         self,
@@ -180,9 +179,9 @@ class Etcd:
         except (OSError, http.client.HTTPException) as error:
             self.avoid(endpoint)
             raise Unavailable(f"{endpoint}: {_reason(error)}") from error
-        return Watch(self, endpoint, connection, channel, response, silence)
+        return Watch(self, endpoint, connection=connection, channel=channel, response=response, silence=silence)
 
-    # -- leases ---------------------------------------------------------------------------------------------------------
+    # -- leases -------------------------------------------------------------------------------------------------------
 
     def grant(self, ttl: int, *, within: float = 3.0) -> int:
         """Return the id of a new lease of `ttl` seconds."""
@@ -197,7 +196,7 @@ class Etcd:
         with suppress(Rejected):
             self.call("/v3/lease/revoke", {"ID": str(lease)}, within=within)
 
-    # -- requests -------------------------------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     def call(self, path: str, body: Mapping[str, Any], *, within: float = 3.0, repeat: bool = True) -> dict[str, Any]:
         """Send a request to one member after the other until one answers, for `within` seconds at most.
@@ -281,7 +280,7 @@ class Etcd:
         connection.request("POST", path, json.dumps(body).encode(), fields)
         return connection.getresponse()
 
-    # -- connections ----------------------------------------------------------------------------------------------------
+    # -- connections --------------------------------------------------------------------------------------------------
 
     def _take(self, endpoint: str, timeout: float) -> http.client.HTTPConnection:
         with suppress(IndexError):
@@ -320,6 +319,7 @@ class Watch:
         self,
         client: Etcd,
         endpoint: str,
+        *,
         connection: http.client.HTTPConnection,
         channel: socket.socket,
         response: http.client.HTTPResponse,
@@ -368,7 +368,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
         self._response.close()
         self._connection.close()

@@ -116,7 +116,7 @@ Comparison = Mapping[str, Any]
 Json = Union[bytes, str]
 
 
-# -- requests -----------------------------------------------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------------------------------
 
 
 def put(key: str, value: bytes, lease: int = 0) -> Operation:
@@ -144,9 +144,7 @@ def get_prefix(prefix: str) -> Operation:
     return {"request_range": key_range(prefix)}
 
 
-def nested(
-    compare: Sequence[Comparison], then: Sequence[Operation], otherwise: Sequence[Operation] = ()
-) -> Operation:
+def nested(compare: Sequence[Comparison], then: Sequence[Operation], otherwise: Sequence[Operation] = ()) -> Operation:
     """Return a transaction as an operation of another one."""
     return {"request_txn": transaction(compare, then, otherwise)}
 
@@ -194,7 +192,7 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-# -- answers ------------------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 def integer(message: Mapping[str, Any], field: str) -> int:

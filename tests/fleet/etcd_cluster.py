@@ -13,7 +13,6 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 SOURCE = Path(__file__).resolve().parents[2]
 #: Seconds until a new member serves. It takes a tenth of that on an idle machine.
@@ -200,7 +199,7 @@ class Cluster:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def stop(self) -> None:

@@ -41,7 +41,7 @@ def write(client: Etcd, key: str, value: bytes = b"", **options) -> int:
     return client.transact([], [put(key, value)], **options).revision
 
 
-# -- keys ---------------------------------------------------------------------------------------------------------------
+# -- keys -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_transaction_applies_all_of_one_branch(etcd: Etcd) -> None:
@@ -101,7 +101,7 @@ def test_names_that_are_not_ascii_survive(etcd: Etcd) -> None:
     assert [(pair.key, pair.value.decode()) for pair in etcd.read("/ä/").pairs] == [("/ä/€", "ü")]
 
 
-# -- leases -------------------------------------------------------------------------------------------------------------
+# -- leases -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_lease_keeps_its_keys_until_it_ends(etcd: Etcd) -> None:
@@ -117,7 +117,7 @@ def test_a_lease_keeps_its_keys_until_it_ends(etcd: Etcd) -> None:
         etcd.transact([], [put("/host", b"", lease)])
 
 
-# -- watches ------------------------------------------------------------------------------------------------------------
+# -- watches ----------------------------------------------------------------------------------------------------------
 
 
 def collect(watch, number: int) -> list:
@@ -177,7 +177,7 @@ def test_progress_messages_carry_a_revision(program: Path, clients: ExitStack) -
             assert next(iter(watch)) == Batch(revision, [])
 
 
-# -- members ------------------------------------------------------------------------------------------------------------
+# -- members ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_member_is_passed_over(trio: Cluster, clients: ExitStack) -> None:
@@ -252,7 +252,7 @@ def test_a_restarted_member_finds_new_connections(cluster: Cluster, etcd: Etcd) 
     assert etcd.get("/a").value == b"1"
 
 
-# -- authentication and TLS ---------------------------------------------------------------------------------------------
+# -- authentication and TLS -------------------------------------------------------------------------------------------
 
 
 def enable_authentication(client: Etcd) -> None:
@@ -306,7 +306,20 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, a certificate of a member, and those of a client with an empty and with a set CN."""
     folder = tmp_path_factory.mktemp("certificates")
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    openssl("req", "-x509", *new_key, "-subj", "/CN=fleet", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt", folder=folder)
+    openssl(
+        "req",
+        "-x509",
+        *new_key,
+        "-subj",
+        "/CN=fleet",
+        "-days",
+        "2",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.crt",
+        folder=folder,
+    )
     for name, subject, extensions in [
         ("member", "/O=fleet", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"),
         ("host", "/O=fleet", "extendedKeyUsage=clientAuth\n"),

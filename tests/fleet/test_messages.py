@@ -25,14 +25,18 @@ from gitops_hook.fleet.messages import (
     watch_batch,
 )
 
-HEADER_34 = '"header":{"cluster_id":"12132438752958633780","member_id":"1469477627276022583","revision":"4","raft_term":"2"}'
+HEADER_34 = (
+    '"header":{"cluster_id":"12132438752958633780","member_id":"1469477627276022583","revision":"4","raft_term":"2"}'
+)
 HEADER_35 = '"header":{"cluster_id":"14500303446014019550", "member_id":"12536780788877343392", "revision":"4", "raft_term":"2"}'
 
 
 @pytest.mark.parametrize("header", [HEADER_34, HEADER_35], ids=["3.4", "3.5"])
 def test_a_range(header: str) -> None:
     line = (
-        "{" + header + ',"kvs":[{"key":"L2EvMQ==","create_revision":"2","mod_revision":"2","version":"1","value":"eA=="}'
+        "{"
+        + header
+        + ',"kvs":[{"key":"L2EvMQ==","create_revision":"2","mod_revision":"2","version":"1","value":"eA=="}'
         ',{"key":"L2EvMg==","create_revision":"3","mod_revision":"3","version":"1"}],"count":"2"}'
     )
     assert pairs(json.loads(line)) == [KeyValue("/a/1", b"x", 2, 2, 1, 0), KeyValue("/a/2", b"", 3, 3, 1, 0)]
@@ -64,8 +68,8 @@ def test_the_events_of_a_watch() -> None:
 
 
 def test_the_first_message_of_a_watch_and_one_of_progress() -> None:
-    assert watch_batch(b"{\"result\":{" + HEADER_35.encode() + b',"created":true}}\n') is None
-    assert watch_batch(b"{\"result\":{" + HEADER_35.encode() + b"}}\n") == Batch(4, [])
+    assert watch_batch(b'{"result":{' + HEADER_35.encode() + b',"created":true}}\n') is None
+    assert watch_batch(b'{"result":{' + HEADER_35.encode() + b"}}\n") == Batch(4, [])
 
 
 @pytest.mark.parametrize(
@@ -94,13 +98,21 @@ def test_messages_that_end_a_watch(line: bytes, error: type[Exception]) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "error"),
     [
-        (404, b'{"error":"etcdserver: requested lease not found","message":"etcdserver: requested lease not found","code":5}', Rejected),
+        (
+            404,
+            b'{"error":"etcdserver: requested lease not found","message":"etcdserver: requested lease not found","code":5}',
+            Rejected,
+        ),
         (404, b'{"code":5, "message":"etcdserver: requested lease not found"}', Rejected),
         (404, b"Not Found\n", Rejected),
         (400, b'{"code":11, "message":"etcdserver: mvcc: required revision has been compacted"}', Compacted),
         (400, b'{"code":11, "message":"etcdserver: mvcc: required revision is a future revision"}', Rejected),
         (429, b'{"code":8, "message":"etcdserver: mvcc: database space exceeded"}', Unavailable),
-        (503, b'{"error":"etcdserver: request timed out","message":"etcdserver: request timed out","code":14}', Unknown),
+        (
+            503,
+            b'{"error":"etcdserver: request timed out","message":"etcdserver: request timed out","code":14}',
+            Unknown,
+        ),
         (503, b'{"code":14, "message":"etcdserver: request timed out"}', Unknown),
         (503, b'{"code":14, "message":"etcdserver: no leader"}', Unavailable),
         (500, b"upstream connect error", Unknown),
