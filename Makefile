@@ -26,7 +26,7 @@ sysconfdir ?= /etc
 INSTALL ?= install
 pkglibdir = $(libdir)/gitops-hook
 sharedir = $(datadir)/gitops-hook
-PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/page.*)
+PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/*/*.py gitops_hook/dashboard/page.*)
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
 COMPLETION := $(wildcard docs/gitops-hook.bash)
@@ -97,9 +97,9 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
-	$(INSTALL) -d $(addprefix $(DESTDIR),$(pkglibdir)/gitops_hook $(pkglibdir)/scripts $(bindir) $(docdir) \
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(addprefix $(pkglibdir)/,$(sort $(dir $(PACKAGE)))) $(pkglibdir)/scripts $(bindir) $(docdir) \
 	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
-	$(INSTALL) -m 644 $(PACKAGE) $(DESTDIR)$(pkglibdir)/gitops_hook
+	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) $(DESTDIR)$(pkglibdir)/$(file) &&) true
 	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(pkglibdir)/scripts
 	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(pkglibdir)/scripts/gitops-hook
 	$(PYTHON) -m compileall -q -d $(pkglibdir)/gitops_hook $(DESTDIR)$(pkglibdir)/gitops_hook
@@ -125,8 +125,8 @@ uninstall: ## what `make install` put there; settings, checkouts and the journal
 
 dist: ## dist/gitops-hook.pyz, the program in one file, and the source as a tarball
 	rm -rf build/pyz
-	$(INSTALL) -d dist build/pyz/gitops_hook build/pyz/scripts
-	$(INSTALL) -m 644 $(PACKAGE) build/pyz/gitops_hook
+	$(INSTALL) -d dist $(addprefix build/pyz/,$(sort $(dir $(PACKAGE)))) build/pyz/scripts
+	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) build/pyz/$(file) &&) true
 	$(INSTALL) -m 644 gitops_hook/__main__.py build/pyz
 	$(INSTALL) -m 755 scripts/gitops_sync.sh build/pyz/scripts
 	find build/pyz -exec touch -d @$(SOURCE_DATE_EPOCH) {} +

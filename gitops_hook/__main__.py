@@ -2,7 +2,7 @@
 
 import sys
 
-from gitops_hook.cli import main
+from gitops_hook.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

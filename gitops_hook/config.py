@@ -16,39 +16,18 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 from urllib.parse import urlsplit
 from zipimport import zipimporter
 
-from gitops_hook.logs import log
-from gitops_hook.proxies import Network
-from gitops_hook.webhook import Secrets
+from gitops_hook.errors import ConfigError
 
+#: Where forges deliver to.
+WEBHOOK = "/api/webhook/gitops"
+Network = Union[IPv4Network, IPv6Network]
 _PACKAGE = Path(__file__).resolve().parent
-
-
-class Failure(Exception):
-    """What was asked cannot be done: the exit status (sysexits(3)), and the line that says why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class ConfigError(Failure):
-    """The operator's fault: one line that says what to mend. Ends the start with exit 78 (EX_CONFIG).
-
-    `option` and `value` are those of the setting that will not do, where it is one.
-    """
-
-    def __init__(self, message: str, option: str = "", value: str = "") -> None:
-        super().__init__(78, message)
-        self.option = option
-        self.value = value
-
-
 #: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.
 ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
 #: The unit's StateDirectory=, which a package or `make install` makes with the unit's user.
@@ -90,7 +69,7 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
-    def to_call(self) -> Address:
+    def connectable(self) -> Address:
         """Where to call who listens here: one can listen everywhere, but not call there."""
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - see above
         return self._replace(host=everywhere.get(self.host, self.host))
@@ -375,7 +354,6 @@ OPTIONS = (
     ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
 )
-
 #: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
@@ -399,7 +377,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
             text = text if by_flag or by_environ else option.default(given)
             values[option.field] = option.parse(text)
         except (ValueError, OSError, RuntimeError) as error:  # the last from Path.expanduser()
-            message = f"{option.env}={text!r} from {source} will not do: {_reason(error)}"
+            message = f"{option.env}={text!r} from {source} will not do: {reason_of(error)}"
             raise ConfigError(message, option.env, text) from None
     return Settings(**values)
 
@@ -414,56 +392,5 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
             raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}", name)
 
 
-def read_secrets(path: Path) -> dict[int, bytes]:
-    """The secrets in a file, one a line, by the numbers of their lines; a secret may hold blanks within."""
-    lines = enumerate(path.read_bytes().splitlines(), 1)
-    return {number: line.strip() for number, line in lines if line.strip()}
-
-
-class SecretSource:
-    """The secrets in force: the environment's, then those of the file as it stands now."""
-
-    def __init__(self, secret: str, path: Path | None) -> None:
-        """Read `path`, if any; raises `ConfigError` where it cannot be read or there is no secret at all."""
-        self._fixed = {"environment": os.fsencode(secret)} if secret else {}
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
-        if not self._fixed and not path:
-            raise ConfigError("there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
-        try:
-            self._secrets = self._read()
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"GITHUB_WEBHOOK_SECRET_FILE={str(path)!r} will not do: {_reason(error)}") from None
-
-    def current(self) -> Secrets:
-        """The secrets, read again if the file has changed. While it cannot be read, the last ones stay in force."""
-        # Threads may read the same change twice; each assignment is whole, so no lock is needed.
-        if self._path:
-            try:
-                if self._look(self._path) != self._stamp:
-                    self._secrets = self._read()
-                    log.info("the secrets were read again", file=self._path)
-            except (OSError, ValueError) as error:
-                if self._stamp is not None:  # said once, not at every request
-                    self._stamp = None
-                    log.error("the last secrets stay in force", file=self._path, reason=_reason(error))
-        return self._secrets
-
-    def _read(self) -> Secrets:
-        secrets = dict(self._fixed)
-        if self._path:
-            stamp = self._look(self._path)  # before the file is read: a change in between is seen at the next look
-            secrets.update({f"line {number}": secret for number, secret in read_secrets(self._path).items()})
-            if len(secrets) == len(self._fixed):
-                raise ValueError("it holds no secret")
-            self._stamp = stamp
-        return Secrets(secrets)
-
-    @staticmethod
-    def _look(path: Path) -> tuple[int, int, int]:
-        stat = path.stat()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return error.strerror or "" if isinstance(error, OSError) else str(error)

@@ -26,22 +26,24 @@ from pathlib import Path
 from typing import Any
 
 from gitops_hook import __version__
-from gitops_hook.answers import Answers, Sender
-from gitops_hook.app import RESULTS, WebhookApp
-from gitops_hook.commits import Commits
-from gitops_hook.config import Address, Failure, SecretSource, Settings
-from gitops_hook.dashboard import Dashboard
-from gitops_hook.dispatcher import Dispatcher, Witness
-from gitops_hook.instruments import Instruments
-from gitops_hook.journal import Journal, JournalError
-from gitops_hook.logs import escape, log
-from gitops_hook.moments import local
-from gitops_hook.notices import Notices
-from gitops_hook.proxies import behind
-from gitops_hook.repository import Checkouts
-from gitops_hook.runner import GRACE, inherited
-from gitops_hook.server import Application, Server
+from gitops_hook.config import Address, Settings
+from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.errors import JournalError, StartError
+from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
+from gitops_hook.httpd.forwarded import forwarded_middleware
+from gitops_hook.httpd.server import Application, Server
+from gitops_hook.journal.writer import Journal
+from gitops_hook.log import log
+from gitops_hook.observers.commits import Commits
+from gitops_hook.observers.metrics import Metrics
+from gitops_hook.observers.notifier import Notifier
+from gitops_hook.receiver.app import RESULTS, WebhookApp
+from gitops_hook.secrets import SecretSource
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.dispatcher import Dispatcher, RunObserver
+from gitops_hook.sync.runner import GRACE, inherited
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
+from gitops_hook.text import escape, local
 
 #: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
 REQUESTS_DEADLINE = 5.0
@@ -55,20 +57,12 @@ _PRUNE = 3600.0
 _STATUS = 1.0
 #: Seconds without a turn after which a loop that accepts hangs. A turn takes 0.25 s, and little over 1 s at the worst.
 _TURN = 10.0
-
 #: What threads have to say to the main thread: words of one byte, beside the numbers of signals.
 _RUNS_ENDED = 254
 _NOT_ACCEPTING = 255
 
 
-class StartError(Failure):
-    """The daemon cannot start here and now, for the reason that the message gives. Exit 69 (EX_UNAVAILABLE)."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(69, message)
-
-
-class Words:
+class SignalPipe:
     """What the main thread is told, in a pipe: signals, and what other threads have to say.
 
     The handler in C writes a signal's number as it comes. One in Python would have to wait until the main thread runs,
@@ -97,7 +91,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
 
     Raises `ConfigError` or `StartError` where it cannot start.
     """
-    words = Words()
+    words = SignalPipe()
     secrets = SecretSource(settings.webhook_secret, settings.webhook_secret_file)
     faulthandler.enable(2)
     interval = watchdog_interval(environ)
@@ -109,22 +103,22 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        instruments = Instruments(journal, checkouts, RESULTS)
-        witnesses: list[Witness] = [instruments, Commits(journal, checkouts)]
+        instruments = Metrics(journal, checkouts, RESULTS)
+        observers: list[RunObserver] = [instruments, Commits(journal, checkouts)]
         notices = None
         if settings.notify:
-            notices = Notices(journal, checkouts, settings.notify, inherited(environ, settings.root))
-            witnesses.append(notices)
-        sender = Sender(settings, journal, checkouts) if settings.report else None
+            notices = Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
+            observers.append(notices)
+        sender = CommitStatusSender(settings, journal, checkouts) if settings.report else None
         if sender:
-            answers = Answers(journal, sender.wake)
+            answers = CommitStatusReporter(journal, sender.notify)
             answers.catch_up()
-            witnesses.append(answers)
-        dispatcher = Dispatcher.by(settings, environ, journal, checkouts, witnesses)
+            observers.append(answers)
+        dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
-            secrets.current, checkouts, journal, dispatcher.wake, settings.clone, count=instruments.answered
+            secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=instruments.answered
         )
-        app = behind(webhook, settings.trusted_proxies)
+        app = forwarded_middleware(webhook, settings.trusted_proxies)
         dashboard = Dashboard(journal, checkouts, settings.sync_timeout, instruments.exposition)
         servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
@@ -159,7 +153,7 @@ class _Housekeeping:
         checkouts: Checkouts,
         environ: MutableMapping[str, str],
         *,
-        notices: Notices | None,
+        notices: Notifier | None,
     ) -> None:
         self._notices = notices
         self._servers = servers
@@ -170,7 +164,7 @@ class _Housekeeping:
         self._repositories = 0
         self._told = ""
 
-    def stay(self, words: Words, watchdog: float | None) -> int:
+    def stay(self, words: SignalPipe, watchdog: float | None) -> int:
         """Do the chores until a signal or a fault ends the day; returns the exit status."""
         chores = sched.scheduler()
 
@@ -207,7 +201,7 @@ class _Housekeeping:
 
     def _remind(self) -> None:
         try:
-            self._dispatcher.remind()
+            self._dispatcher.reconcile()
         except JournalError as error:
             log.error("the journal cannot be read", reason=error)
 
@@ -222,7 +216,7 @@ class _Housekeeping:
 
     def _tell_status(self) -> None:
         """Tell the line that ``systemctl status`` shows, if it has changed."""
-        status = f"repositories: {self._repositories}, runs in hand: {self._dispatcher.in_hand}"
+        status = f"repositories: {self._repositories}, runs in hand: {self._dispatcher.running}"
         failure = self._dispatcher.failure
         if failure:
             when = f", {local(failure.ended)}" if failure.ended else ""
@@ -247,7 +241,7 @@ class _Housekeeping:
             notify(self._environ, "WATCHDOG=1")
 
 
-def _stop(words: Words, servers: list[Server], dispatcher: Dispatcher) -> None:
+def _stop(words: SignalPipe, servers: list[Server], dispatcher: Dispatcher) -> None:
     """Accept no more, answer what was begun, let runs in hand end, or end them."""
     dispatcher.stop()
     for server in servers:
@@ -272,7 +266,7 @@ def _stop(words: Words, servers: list[Server], dispatcher: Dispatcher) -> None:
         dispatcher.join(GRACE + 2)
 
 
-def _accept(server: Server, words: Words) -> None:
+def _accept(server: Server, words: SignalPipe) -> None:
     """Accept connections until `Server.shutdown`; a daemon that cannot is of no use, and ends."""
     try:
         server.serve_forever(poll_interval=0.25)

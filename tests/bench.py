@@ -33,7 +33,7 @@ from scratch import GIT_ENV, Upstream, git
 
 sys.path.insert(0, str(SOURCE))
 
-from gitops_hook.journal import Journal
+from gitops_hook.journal.writer import Journal
 
 BARE_SERVER = f"""
 import hashlib, hmac, json, socketserver, sys

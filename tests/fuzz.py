@@ -22,9 +22,9 @@ with atheris.instrument_imports(include=["gitops_hook"]):
     from raw_requests import CASES
     from request_path import RequestPath, check_log_lines
     from test_forges import PUSHES
-    from test_framing import ENVIRONS, REQUESTS
+    from test_request import ENVIRONS, REQUESTS
 
-    from gitops_hook.webhook import FORGES
+    from gitops_hook.receiver.forges import FORGES
 
 
 def seed(folder: Path) -> Path:

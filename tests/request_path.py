@@ -1,7 +1,7 @@
 """The whole way of a request in one thread: packets of bytes in, answers out, and what came to be queued.
 
 It is real from the first byte that is received to the row in the journal; only the thread that would accept the
-connection is missing. What a property test or a fuzzer throws at it is judged by `judge`.
+connection is missing. What a property test or a fuzzer throws at it is judged by `classify_exit`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from urllib.parse import unquote_to_bytes
 
 from harness import WEBHOOK
 
-from gitops_hook import logs
-from gitops_hook.app import WebhookApp
-from gitops_hook.journal import Journal
-from gitops_hook.proxies import behind
-from gitops_hook.repository import Checkouts
-from gitops_hook.server import Limits, Server, _Connection
-from gitops_hook.webhook import FORGES, Digest, Forge, Secrets
+from gitops_hook import log as logs
+from gitops_hook.httpd.forwarded import forwarded_middleware
+from gitops_hook.httpd.server import Limits, Server, _Connection
+from gitops_hook.journal.writer import Journal
+from gitops_hook.receiver.app import WebhookApp
+from gitops_hook.receiver.forges import FORGES, Digest, Forge
+from gitops_hook.secrets import Secrets
+from gitops_hook.sync.checkouts import Checkouts
 
 #: What forges prove themselves by, and what somebody else tries.
 KEY, ANOTHER = bytes(range(32)), bytes(range(1, 33))
@@ -86,7 +87,7 @@ class RequestPath:
         app = WebhookApp(lambda: secrets, checkouts, self.journal, self.woken.append, now=lambda: NOW)
         listening = socket.socket(socket.AF_UNIX)
         listening.bind("")  # to a name that the kernel chooses
-        self.server = Server(listening, behind(app), Limits(request=10))
+        self.server = Server(listening, forwarded_middleware(app), Limits(request=10))
 
     def close(self) -> None:
         self.server.server_close()
@@ -107,7 +108,7 @@ class RequestPath:
             said = b"".join(iter(lambda: client.recv(1 << 20), b""))
         return list(_answers(said))
 
-    def judge(self, packets: Iterable[bytes], *, proven: bool) -> list[Answer]:
+    def classify_exit(self, packets: Iterable[bytes], *, proven: bool) -> list[Answer]:
         """Send these, and see that whatever they are has an answer that it may have; returns the answers.
 
         `proven` says that they may hold a request with a signature; else nothing may come of them.
@@ -129,13 +130,13 @@ class RequestPath:
         forge = FORGES[how // 4 % len(FORGES)]
         event = list(forge.pushes)[how // 4 // len(FORGES) % len(forge.pushes)]
         if how % 4 == 0:
-            self.judge([rest], proven=False)
+            self.classify_exit([rest], proven=False)
         elif how % 4 == 1:
-            self.judge([sign(forge, event, rest)], proven=True)
+            self.classify_exit([sign(forge, event, rest)], proven=True)
         elif how % 4 == 2:
-            self.judge([sign(forge, event, b"payload=" + rest, FORM)], proven=True)
+            self.classify_exit([sign(forge, event, b"payload=" + rest, FORM)], proven=True)
         else:
-            self.judge([sign(forge, event, rest, key=ANOTHER)], proven=False)
+            self.classify_exit([sign(forge, event, rest, key=ANOTHER)], proven=False)
 
 
 def check_log_lines() -> None:

@@ -21,7 +21,8 @@ from harness import SOURCE, WEBHOOK, Daemon, headers, push, sign
 from scratch import Upstream, git
 from test_dispatcher import until
 
-from gitops_hook.webhook import FORGES, Forge, Secrets
+from gitops_hook.receiver.forges import FORGES, Forge
+from gitops_hook.secrets import Secrets
 
 
 def contents(daemon: Daemon) -> tuple[dict[str, bytes], dict[str, list[Any]]]:

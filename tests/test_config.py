@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from gitops_hook import config as module
-from gitops_hook.config import OPTIONS, Address, ConfigError, SecretSource, Settings, load
+from gitops_hook.config import OPTIONS, Address, Settings, load
+from gitops_hook.errors import ConfigError
+from gitops_hook.secrets import SecretSource
 
 SECRET = "hunter2, and longer than that"
 

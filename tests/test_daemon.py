@@ -226,8 +226,8 @@ def test_systemd_hands_over_the_socket_and_is_told_the_state(tmp_path, start_dae
 def test_no_signal_is_missed_between_a_look_and_a_sleep():
     hammer = (
         "import os, signal, threading, time\n"
-        "from gitops_hook.daemon import Words\n"
-        "words = Words()\n"
+        "from gitops_hook.daemon import SignalPipe\n"
+        "words = SignalPipe()\n"
         "for number in range(500):\n"
         "    threading.Timer(number % 50 / 1e5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
         "    assert words.get(20) == signal.SIGTERM, number\n"

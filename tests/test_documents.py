@@ -11,15 +11,15 @@ from contextlib import closing
 from harness import SOURCE
 from test_layers import FLOORS, MODULES
 
-from gitops_hook.app import RESULTS
 from gitops_hook.config import CONTRACT, OPTIONS
-from gitops_hook.instruments import Instruments
-from gitops_hook.journal import Journal
-from gitops_hook.notices import Notice, Notices
-from gitops_hook.records import Run
-from gitops_hook.repository import Checkouts
-from gitops_hook.runner import OUTCOMES
-from gitops_hook.webhook import FORGES
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import Run
+from gitops_hook.observers.metrics import Metrics
+from gitops_hook.observers.notifier import Notice, Notifier
+from gitops_hook.outcomes import BY_SCRIPT as OUTCOMES
+from gitops_hook.receiver.app import RESULTS
+from gitops_hook.receiver.forges import FORGES
+from gitops_hook.sync.checkouts import Checkouts
 
 README = (SOURCE / "README.md").read_text()
 
@@ -92,14 +92,14 @@ def rows_of(heading: str) -> list[str]:
 
 def test_every_metric_is_told_as_the_code_has_it(tmp_path):
     with closing(Journal(tmp_path)) as journal:
-        families = list(Instruments(journal, Checkouts(tmp_path), RESULTS).families())
+        families = list(Metrics(journal, Checkouts(tmp_path), RESULTS).families())
     assert rows_of("metric") == [f"| `{family.name}` | {family.kind} | {family.help} |" for family in families]
 
 
 def test_every_fact_of_a_notice_is_told(tmp_path):
     run = Run(1, "acme/site", "push", 1.0, 2.0, "dirty")
     with closing(Journal(tmp_path)) as journal:
-        facts = Notices(journal, Checkouts(tmp_path), [], {})._facts(
+        facts = Notifier(journal, Checkouts(tmp_path), [], {})._facts(
             Notice("failing", "acme/site", "dirty", None, 2.0, run)
         )
     names = [f"GITOPS_{name.upper()}" for name in facts]

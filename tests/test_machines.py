@@ -18,13 +18,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gitops_hook import dispatcher as module
-from gitops_hook import logs
-from gitops_hook.dispatcher import Dispatcher, _Worker
-from gitops_hook.journal import KEEP_SECONDS, Journal
-from gitops_hook.records import Delivery, Run
-from gitops_hook.repository import Checkouts
-from gitops_hook.runner import Runner
+from gitops_hook import log as logs
+from gitops_hook.journal.writer import KEEP_SECONDS, Journal
+from gitops_hook.model import Delivery, Run
+from gitops_hook.sync import dispatcher as module
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.dispatcher import Dispatcher
+from gitops_hook.sync.runner import Runner
+from gitops_hook.sync.worker import _Worker
 
 #: Two repositories; forges take names without regard to case.
 REPOSITORIES = st.sampled_from(["acme/site", "Acme/Site", "acme/shop"])
@@ -86,7 +87,7 @@ class Row(NamedTuple):
     repository: str
     received: float
     run: int | None = None
-    owed: bool = True
+    pending: bool = True
 
 
 class JournalMachine(OnDisk):
@@ -95,7 +96,7 @@ class JournalMachine(OnDisk):
     def __init__(self) -> None:
         super().__init__()
         self.deliveries: list[Row] = []
-        self.in_hand: dict[int, Run] = {}
+        self.running: dict[int, Run] = {}
         self.newest_run = 0
 
     def mark(self, is_such, **changes) -> None:
@@ -107,37 +108,37 @@ class JournalMachine(OnDisk):
         self.journal.record(Delivery(guid, "push", row.received, repository, "refs/heads/main"))
         self.deliveries.append(row)
 
-    @rule(repository=REPOSITORIES, if_owed=st.booleans())
-    def start(self, repository: str, if_owed: bool) -> None:
+    @rule(repository=REPOSITORIES, if_pending=st.booleans())
+    def start(self, repository: str, if_pending: bool) -> None:
         def is_claimed(row: Row) -> bool:
-            return row.owed and row.repository.lower() == repository.lower()
+            return row.pending and row.repository.lower() == repository.lower()
 
         claimed = [row for row in self.deliveries if is_claimed(row)]
-        claim = self.journal.start(repository, "push", if_owed=if_owed)
-        assert (claim is None) == (if_owed and not claimed)
+        claim = self.journal.start(repository, "push", if_pending=if_pending)
+        assert (claim is None) == (if_pending and not claimed)
         if claim:
             assert claim.run.id > self.newest_run, "an id is used twice"
             assert claim.deliveries == len(claimed)
             assert (claim.newest and claim.newest.guid) == (claimed[-1].guid if claimed else None)
             self.newest_run = claim.run.id
-            self.in_hand[claim.run.id] = claim.run
+            self.running[claim.run.id] = claim.run
             self.mark(is_claimed, run=claim.run.id)
 
-    @precondition(lambda self: self.in_hand)
+    @precondition(lambda self: self.running)
     @rule(settled=st.booleans(), data=st.data())
     def finish(self, settled: bool, data: st.DataObject) -> None:
-        run = self.in_hand.pop(data.draw(st.sampled_from(sorted(self.in_hand))))
+        run = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
         self.journal.finish(run._replace(ended=self.clock(), outcome="updated", exit=0), settled=settled)
         if settled:
-            self.mark(lambda row: row.run == run.id, owed=False)
+            self.mark(lambda row: row.run == run.id, pending=False)
 
     @rule(repository=REPOSITORIES)
     def settle(self, repository: str) -> None:
         def was_tried(row: Row) -> bool:
             return row.run is not None and row.repository.lower() == repository.lower()
 
-        self.mark(was_tried, owed=False)
-        left = any(row.owed and row.repository.lower() == repository.lower() for row in self.deliveries)
+        self.mark(was_tried, pending=False)
+        left = any(row.pending and row.repository.lower() == repository.lower() for row in self.deliveries)
         assert self.journal.settle(repository) is left
 
     @rule(days=st.sampled_from([1, 50]))
@@ -145,21 +146,21 @@ class JournalMachine(OnDisk):
         self.clock.seconds += days * DAY
         self.journal.prune()
         horizon = self.clock.seconds - KEEP_SECONDS
-        self.deliveries = [row for row in self.deliveries if row.owed or row.received >= horizon]
+        self.deliveries = [row for row in self.deliveries if row.pending or row.received >= horizon]
 
     @rule(how=st.sampled_from(["reopen", "lose_power"]))
     def restart(self, how: str) -> None:
         getattr(self, how)()
-        assert len(self.journal.interrupt()) == len(self.in_hand)
-        self.in_hand.clear()
+        assert len(self.journal.interrupt()) == len(self.running)
+        self.running.clear()
 
     @invariant()
     def the_journal_agrees(self) -> None:
         rows = self.rows("SELECT guid, repository, received, run, owed FROM deliveries ORDER BY id")
-        assert [Row(*row[:4], owed=bool(row[4])) for row in rows] == self.deliveries
-        owed = {row.repository.lower() for row in self.deliveries if row.owed}
-        assert {repository.lower() for repository in self.journal.owed()} == owed
-        assert {run for (run,) in self.rows("SELECT id FROM runs WHERE outcome IS NULL")} == set(self.in_hand)
+        assert [Row(*row[:4], pending=bool(row[4])) for row in rows] == self.deliveries
+        owed = {row.repository.lower() for row in self.deliveries if row.pending}
+        assert {repository.lower() for repository in self.journal.pending()} == owed
+        assert {run for (run,) in self.rows("SELECT id FROM runs WHERE outcome IS NULL")} == set(self.running)
 
 
 class Unhurried(_Worker):
@@ -208,7 +209,7 @@ class DispatcherMachine(OnDisk):
             jitter=lambda: 0.5,
         )
         self.dispatcher.start()
-        assert {name.lower() for name in self.journal.owed()} <= self.dispatcher._workers.keys()
+        assert {name.lower() for name in self.journal.pending()} <= self.dispatcher._workers.keys()
 
     @property
     def workers(self) -> list[_Worker]:
@@ -224,16 +225,16 @@ class DispatcherMachine(OnDisk):
             self.journal.record(Delivery(guid, "push", received, repository, "refs/heads/main", "", guid))
             self.accepted[guid] = received
             if noticed:
-                self.dispatcher.wake(repository)
+                self.dispatcher.notify(repository)
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), end=st.sampled_from(sorted(ENDS)))
-    def turn(self, data: st.DataObject, end: str) -> None:
+    def run_once(self, data: st.DataObject, end: str) -> None:
         self.take_turn(data.draw(st.sampled_from(self.workers)), end)
 
     @rule(trigger=st.sampled_from(["push", "sweep", "resume"]), repository=REPOSITORIES)
     def ask(self, trigger: str, repository: str) -> None:
-        self.dispatcher.wake(repository, trigger)
+        self.dispatcher.notify(repository, trigger)
 
     @rule(chore=st.sampled_from(["sweep", "remind", "prune"]))
     def chore(self, chore: str) -> None:
@@ -255,15 +256,15 @@ class DispatcherMachine(OnDisk):
         self.dispatcher.stop()
         runs = len(self.journal.runs())
         for worker in self.workers:
-            assert worker.turn() is False
+            assert worker.run_once() is False
         assert len(self.journal.runs()) == runs
         self.reopen()
         self.turn_on()
 
-    @rule(repository=REPOSITORIES, in_hand=st.booleans())
-    def die(self, repository: str, in_hand: bool) -> None:
+    @rule(repository=REPOSITORIES, running=st.booleans())
+    def die(self, repository: str, running: bool) -> None:
         """The power fails; it may be that a run was in hand."""
-        if in_hand:
+        if running:
             self.journal.start(repository, "push")
         self.lose_power()
         self.turn_on()
@@ -285,7 +286,7 @@ class DispatcherMachine(OnDisk):
         if worker.queue.empty():
             self.clock.seconds = max(self.clock.seconds, worker.due)
         self.prepare(end)
-        if not worker.turn():
+        if not worker.run_once():
             assert worker not in self.workers
         assert worker.due - self.clock.seconds <= 900 * 1.25
 
@@ -312,7 +313,7 @@ class DispatcherMachine(OnDisk):
             assert start >= ended.get(name, 0), "two at a time"
             assert end is not None, "a run is in hand though nobody has it"
             ended[name] = end
-        assert self.dispatcher.in_hand == 0
+        assert self.dispatcher.running == 0
         names = [worker.repository.lower() for worker in self.workers]
         assert len(names) == len(set(names)), "a repository has two workers"
 
@@ -320,10 +321,10 @@ class DispatcherMachine(OnDisk):
         """In the end, once the world is well, nothing is owed, nobody waits, and everything accepted was served."""
         try:
             for _ in range(10):
-                self.dispatcher.remind()
+                self.dispatcher.reconcile()
                 for worker in self.workers:
                     self.take_turn(worker, "0")
-            assert (self.journal.owed(), self.workers) == ([], [])
+            assert (self.journal.pending(), self.workers) == ([], [])
             self.what_is_owed_no_more_was_served()
             assert self.settled == self.accepted.keys()
         finally:

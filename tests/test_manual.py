@@ -12,7 +12,7 @@ import pytest
 from harness import SOURCE
 from scratch import Upstream
 
-from gitops_hook.cli import _parser
+from gitops_hook.cli.main import _parser
 from gitops_hook.config import OPTIONS
 
 PAGE = (SOURCE / "docs/gitops-hook.8").read_text()

@@ -182,7 +182,7 @@ def test_the_services_are_as_confined_as_is_claimed(name):
 
 def test_the_stop_timeout_is_longer_than_the_drain():
     from gitops_hook.daemon import NOTICE_DEADLINE, REQUESTS_DEADLINE, RUNS_DEADLINE
-    from gitops_hook.runner import GRACE
+    from gitops_hook.sync.runner import GRACE
 
     stop = re.search(r"^TimeoutStopSec=(\d+)$", (SOURCE / "gitops-hook.service").read_text(), re.MULTILINE)
     assert stop

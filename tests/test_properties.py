@@ -18,9 +18,16 @@ from hypothesis import strategies as st
 from request_path import FORM, KEY, NOW, RequestPath, check_log_lines, secret, sign
 from test_forges import PUSHES
 
-from gitops_hook import config, framing, logs, proxies
-from gitops_hook.repository import Checkouts, is_valid, may_clone, name_in_url
-from gitops_hook.webhook import FORGES, GITHUB, Forge, Push, Refused, Secrets, _field_of_form, claimed, parse, printable
+from gitops_hook import config
+from gitops_hook import log as logs
+from gitops_hook.errors import HTTPError
+from gitops_hook.httpd import forwarded as proxies
+from gitops_hook.httpd import request as framing
+from gitops_hook.names import is_valid, may_clone, name_in_url
+from gitops_hook.receiver.forges import FORGES, GITHUB, Forge, Push, _field_of_form, claimed, parse
+from gitops_hook.secrets import Secrets
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.text import printable
 
 CASES = sorted((SOURCE / "tests/cases").glob("*-*"))
 
@@ -73,7 +80,7 @@ def test_what_leaves_the_parser_is_clean(data: st.DataObject, forge: Forge) -> N
     body = json.dumps(data.draw(twisted(push))).encode()
     try:
         read = parse(forge, environ(forge, event), body)
-    except Refused as refused:
+    except HTTPError as refused:
         assert refused.status == 400
         assert is_clean(refused.reason)
         return
@@ -87,7 +94,7 @@ def test_what_leaves_the_parser_is_clean(data: st.DataObject, forge: Forge) -> N
 def test_any_bytes_are_an_event_or_refused(forge: Forge, body: bytes, event: str, media_type: str) -> None:
     try:
         parse(forge, environ(forge, event, media_type), body)
-    except Refused as refused:
+    except HTTPError as refused:
         assert refused.status in (400, 415)
 
 
@@ -134,7 +141,7 @@ def test_no_header_is_a_proof_or_an_exception_of_another_kind(forge: Forge, valu
     headers.update({"HTTP_X_GITEA_SIGNATURE": value, "HTTP_WEBHOOK_TIMESTAMP": str(time), "CONTENT_TYPE": FORM})
     try:
         assert Secrets({"line 1": KEY}).match(forge.signature.proof(headers, body, NOW)) is None
-    except Refused as refused:
+    except HTTPError as refused:
         assert refused.status == 401
 
 
@@ -154,7 +161,7 @@ def test_who_speaks_is_who_stands_first_and_nobody_else_may_speak(rows: set[int]
     try:
         assert claimed(headers) is first
         assert not strangers
-    except Refused as refused:
+    except HTTPError as refused:
         assert refused.status == 401
         assert strangers
 
@@ -170,7 +177,7 @@ VALUE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_ca
 def test_any_head_is_a_request_or_refused(pieces: list[bytes]) -> None:
     try:
         request = framing.parse_head(b"".join(pieces))
-    except framing.Refused as refused:
+    except framing.HTTPError as refused:
         assert 400 <= refused.status < 600
         return
     assert request.length is None or 0 <= request.length < 10**18
@@ -225,7 +232,7 @@ def test_how_bytes_come_in_packets_changes_no_answer(
     stream = b"".join(requests)
     ends = [*sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     packets = [stream[begin:end] for begin, end in zip([0, *ends], ends)]
-    assert request_path.judge(packets, proven=True) == request_path.judge([stream], proven=True)
+    assert request_path.classify_exit(packets, proven=True) == request_path.classify_exit([stream], proven=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -51,7 +51,7 @@ class TestOverview:
         assert "migration 42 failed: no such column" in failed.inner_text()
         assert "gitops.dirty stash" in needs.get_by_role("listitem").filter(has_text="acme/docs").inner_text()
         states = page.locator("table.overview tbody .state").all_inner_texts()
-        assert states[:4] == ["needs you", "needs you", "rolled back", "waiting to retry"]
+        assert states[:4] == ["action needed", "action needed", "rolled back", "waiting to retry"]
         assert {"paused", "in sync"} < set(states)
         shop = page.get_by_role("row", name="acme/shop")
         assert page.locator("svg.past").count() == len(states)
@@ -110,8 +110,8 @@ class TestOverview:
 class TestRun:
     def test_a_failed_run_tells_why_and_what_to_do(self, scene, open_page):
         page = open_page(at(scene, "/runs/{failed}"))
-        assert "gitops.deploy failed with exit 3" in page.locator(".cure.bad").inner_text()
-        assert "which stays; the next run deploys it again" in page.locator(".cure.bad").inner_text()
+        assert "gitops.deploy failed with exit 3" in page.locator(".fix.bad").inner_text()
+        assert "which stays; the next run deploys it again" in page.locator(".fix.bad").inner_text()
         line = page.get_by_role("region", name="Time line").get_by_role("listitem").all_inner_texts()
         assert [item.split()[0] for item in line] == ["Received", "Queued", "Fetched", "Failed"]
         assert "migration 42 failed" in page.get_by_role("region", name="Output").inner_text()
@@ -124,13 +124,13 @@ class TestRun:
         stage.repository("acme/site", deploy=deploy)
         stage.push("acme/site", wait=False)
         page = open_page(stage.url)
-        page.get_by_role("row", name="acme/site").get_by_role("link", name="in hand").click()
+        page.get_by_role("row", name="acme/site").get_by_role("link", name="running").click()
         page.get_by_text("It grows here").wait_for()
         log = page.locator("#log")
         assert log.inner_text().startswith("first line\n")
         gate.write_text("second\n")
         page.locator("#log", has_text="€ second").wait_for()
-        assert page.get_by_text("in hand").first.is_visible()
+        assert page.get_by_text("running").first.is_visible()
         gate.write_text("third\n")
         page.get_by_text("deployed").first.wait_for()
         page.locator(".lead .word.good").wait_for()

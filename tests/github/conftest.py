@@ -11,9 +11,9 @@ import pytest
 from fake_github import TOKEN, Forge
 from harness import SECRET, WEBHOOK, Daemon
 
-from gitops_hook.github import Client
-from gitops_hook.hooks import Hooks
-from gitops_hook.journal import JournalReader
+from gitops_hook.github.client import Client
+from gitops_hook.github.webhooks import Hooks
+from gitops_hook.journal.reader import JournalReader
 
 
 class Clock:

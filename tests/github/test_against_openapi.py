@@ -21,13 +21,14 @@ from fake_github import TOKEN, Forge
 from harness import SECRET, SOURCE, WEBHOOK, push
 from scratch import git
 
-from gitops_hook.answers import Sender
 from gitops_hook.config import load
-from gitops_hook.github import ApiError, Client
-from gitops_hook.hooks import Hooks
-from gitops_hook.journal import Journal, JournalReader
-from gitops_hook.records import Arrival, Report
-from gitops_hook.repository import Checkouts
+from gitops_hook.github.client import ApiError, Client
+from gitops_hook.github.commit_status import CommitStatusSender
+from gitops_hook.github.webhooks import Hooks
+from gitops_hook.journal.reader import JournalReader
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import CommitStatus, HookPing
+from gitops_hook.sync.checkouts import Checkouts
 
 CACHE = SOURCE / ".cache/openapi"
 PRISM = CACHE / "node_modules/.bin/prism"
@@ -126,10 +127,10 @@ def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
         {},
     )
     journal = Journal(tmp_path / "state")
-    sender = Sender(settings, journal, Checkouts(settings.root), clock=clock)
+    sender = CommitStatusSender(settings, journal, Checkouts(settings.root), clock=clock)
     sender._stopping.wait = clock.sleep  # type: ignore[method-assign]
     for state in ("pending", "success"):
-        journal.report(Report("acme/site", "a" * 40, 7, state, "updated in 1.2 s", changed=clock.now))
+        journal.report(CommitStatus("acme/site", "a" * 40, 7, state, "updated in 1.2 s", changed=clock.now))
         sender.step()
         assert journal.next_report() is None
     journal.close()
@@ -141,10 +142,10 @@ def test_the_descriptions_own_examples_are_understood(mock, clock, tmp_path):
         hooks = Hooks(client_of(mock, clock), journal, b"secret", "https://example.com/webhook", timeout=0, clock=clock)
         (listed,) = hooks.listed("octocat/hello-world")
         assert (listed.hook, listed.url, listed.events) == (12345678, "https://example.com/webhook", ("push", "pull_request"))  # fmt: skip
-        assert (listed.standing, listed.amiss) == ("wrong", ("secret", "events"))
+        assert (listed.standing, listed.problems) == ("wrong", ("secret", "events"))
         done = hooks.register("octocat/hello-world")
-        assert (done.change, done.hook, done.amiss) == ("updated", 12345678, ("secret", "events"))
+        assert (done.change, done.hook, done.problems) == ("updated", 12345678, ("secret", "events"))
         assert hooks.unregister("octocat/hello-world").change == "deleted"
         clock.now = 1_560_000_000.0  # when the example's deliveries were made
-        list(hooks.missed(Arrival(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: True))
+        list(hooks.missed(HookPing(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: True))
     assert client_of(mock, clock).call("GET", "/rate_limit").status == 200

@@ -9,8 +9,8 @@ from fake_github import Fault
 from harness import push
 from scratch import Upstream
 
-from gitops_hook.github import ApiError
-from gitops_hook.hooks import Hooks, Missed
+from gitops_hook.github.client import ApiError
+from gitops_hook.github.webhooks import Hooks, Missed
 
 
 def audit(hooks: Hooks, *, kept: object = None, redeliver: bool = False) -> list[Missed]:

@@ -19,9 +19,9 @@ from fake_github import TOKEN, Fault, Forge
 from harness import SECRET, WEBHOOK, Daemon, push
 from scratch import Upstream, git
 
-from gitops_hook import doctor
+from gitops_hook.cli import doctor
 from gitops_hook.config import load
-from gitops_hook.repository import name_in_url
+from gitops_hook.names import name_in_url
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -136,7 +136,7 @@ def test_pings_that_do_not_arrive_end_it(forge, daemon, hook, at_forge):
 
 
 def test_a_long_wait_for_the_limit_is_told(monkeypatch, capfd):
-    from gitops_hook import actions
+    from gitops_hook.cli import actions
 
     slept: list[float] = []
     monkeypatch.setattr(actions.time, "sleep", slept.append)
@@ -254,7 +254,7 @@ def test_what_was_never_asked_is_not_called_well(forge, daemon, hook, at_forge, 
 
 def findings(environ: dict[str, str]) -> list[tuple[str, str]]:
     found = doctor.examine({"token": doctor.BY_CALLER["token"]}, load(environ, {}))
-    assert all(finding.cure for finding in found if finding.level != doctor.OK)
+    assert all(finding.fix for finding in found if finding.level != doctor.OK)
     assert TOKEN not in str(found)
     return [(finding.level, finding.message) for finding in found]
 

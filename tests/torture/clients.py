@@ -53,7 +53,7 @@ def clients(folder: Path, account: Account, short: bool) -> None:
                 ordeal(host, line)
             account.tell(line)
         host.settle()
-        host.judge()
+        host.classify_exit()
         assert "the application failed" not in host.daemon.log, "a peer made the application raise"
         for secret in (SECRET, "Traceback"):
             assert secret not in host.daemon.log
@@ -147,7 +147,7 @@ def _large(host: Host, line: Line, count: int, *, whole: bool) -> None:
     for thread in threads:
         thread.join()
     for answer in answers:
-        # Refused for its signature, for want of memory, or hung up on; never accepted, never a fault of ours.
+        # HTTPError for its signature, for want of memory, or hung up on; never accepted, never a fault of ours.
         line.check(answer[9:12] in (b"", b"401", b"408", b"503"), f"the answer was {answer!r}")
 
 

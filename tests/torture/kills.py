@@ -36,7 +36,7 @@ def kill_at_random_moments(folder: Path, account: Account, rounds: int, seed: in
             if _one_round(host, victim, moments):
                 told.append((lines[victim], list(host.acknowledged)[before:]))
         host.settle()
-        unserved = set(host.judge())
+        unserved = set(host.classify_exit())
         for line, guids in told:
             line.check(not unserved & set(guids), f"deliveries of such a round were not served; seed {seed}")
         account.tell("".join(f"{line}\n" for line in lines.values()).rstrip())

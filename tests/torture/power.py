@@ -98,7 +98,7 @@ def cut_the_power(folder: Path, account: Account, rounds: int, seed: int) -> Non
                     if not account.failed:
                         shutil.rmtree(copy)
         host.settle()
-        host.judge()
+        host.classify_exit()
     account.tell(whole)
     account.tell(torn)
 
@@ -116,7 +116,7 @@ def _tear(live: Path, synced: Path, mixed: Path, moments: random.Random) -> None
 
 def _holds(state: Path, promised: set[str]) -> tuple[bool, str]:
     """Whether a journal opens whole and holds what was promised."""
-    from gitops_hook.journal import Journal
+    from gitops_hook.journal.writer import Journal
 
     with closing(Journal(state)) as journal:
         journal.interrupt()
@@ -152,7 +152,7 @@ def fail_writes(folder: Path, account: Account, rounds: int) -> None:
                     f"answers {answers}, health {sick}, made good {until_healed}",
                 )
             account.tell(line)
-        host.judge()
+        host.classify_exit()
         assert "DAMAGED" not in host.daemon.log, host.daemon.log
 
 
@@ -168,5 +168,5 @@ def move_the_clock(folder: Path, account: Account, rounds: int) -> None:
             line.check(host.deliver_all() == {202} and host.recovers(), "deliveries were not accepted or not served")
         faulty.set()
         host.settle()
-        host.judge(clock_moved=True)
+        host.classify_exit(clock_moved=True)
     account.tell(line)

@@ -50,7 +50,7 @@ def deliveries(folder: Path, account: Account, short: bool) -> None:
                 until(host.is_idle_but_for_the_last, "the storm's runs do not end", 600)
             account.tell(line)
         host.settle(600)
-        host.judge()
+        host.classify_exit()
 
 
 #: What a deploy may do to others, the outcome that tells of it, and the limit on its run in seconds.
@@ -83,7 +83,7 @@ def misbehaving_deploys(folder: Path, account: Account, rounds: int) -> None:
             for repository in host.repositories:
                 git("config", "gitops.deploy", DEPLOY, cwd=host.root / repository)
             host.settle()
-        host.judge()
+        host.classify_exit()
         for line in lines.values():
             account.tell(line)
 
@@ -125,7 +125,7 @@ def everyone(folder: Path, account: Account, seconds: float) -> None:
         for thread in threads:
             thread.join()
         host.settle()
-        host.judge()
+        host.classify_exit()
         for line in lines.values():
             account.tell(line)
         line = account.fault("a second daemon on the same state folder: refused in one line, exit 69")

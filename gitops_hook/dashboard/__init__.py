@@ -1,0 +1,1 @@
+"""Show the status page and its JSON API."""

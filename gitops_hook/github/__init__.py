@@ -1,0 +1,1 @@
+"""Call GitHub's API: webhooks, audits, commit statuses."""

@@ -1,0 +1,1 @@
+"""Serve a WSGI application over HTTP/1.1."""

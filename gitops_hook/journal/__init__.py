@@ -1,0 +1,1 @@
+"""Store deliveries and runs in SQLite."""

@@ -1,0 +1,1 @@
+"""React to runs: metrics, notices, and the commits that a run deployed."""

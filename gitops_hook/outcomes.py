@@ -1,0 +1,103 @@
+"""The outcomes of a run: one row each, from which every other module derives its behaviour.
+
+The script chooses among the outcomes that its exit status allows. The daemon decides the last three itself.
+The same table stands in docs/sync.md; a test compares the two.
+
+To add an outcome, add a row here, a row to ``EXIT`` in scripts/gitops_sync.sh, and a row to the documentation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Severities, which are also the CSS classes of the page: all is well; the daemon continues without help; nothing
+#: happens, as configured; a person must act.
+GOOD, WAIT, REST, BAD = "good", "wait", "rest", "bad"
+
+#: The states of a repository in the order of display, with their severities.
+STATES = {
+    "action needed": BAD,
+    "rolled back": BAD,
+    "waiting to retry": WAIT,
+    "running": WAIT,
+    "queued": WAIT,
+    "paused": REST,
+    "never synced": REST,
+    "in sync": GOOD,
+}
+#: Shown instead of an outcome while a run has none.
+RUNNING = "running"
+
+
+class Outcome(NamedTuple):
+    """What an outcome means to each part of the program."""
+
+    name: str
+    #: The script's exit status; for an outcome that the daemon decides, the status of the ``sync`` command.
+    exit: int
+    severity: str
+    #: The state of the repository after a run with this outcome.
+    state: str
+    #: Whether the run settles the deliveries that it claimed. If not, it is retried with backoff.
+    settles: bool = True
+    #: Whether the run confirmed that the checkout is where upstream is.
+    confirms: bool = False
+    #: The commit status to report to the forge, as GitHub calls it.
+    commit_status: str = "failure"
+    #: The rank among the outcomes of several runs: the command line exits with the status of the highest.
+    rank: int = 0
+    #: Whether the script may choose it.
+    by_script: bool = True
+
+
+#: Every outcome. Among the outcomes of one exit status, the first is the default.
+OUTCOMES = (
+    Outcome("updated", 0, GOOD, "in sync", confirms=True, commit_status="success"),
+    Outcome("unchanged", 0, GOOD, "in sync", confirms=True, commit_status="success"),
+    Outcome("cloned", 0, GOOD, "in sync", confirms=True, commit_status="success"),
+    # The pause is over if the setting is gone: then the next run is due.
+    Outcome("paused", 0, REST, "queued", commit_status="pending"),
+    Outcome("unreachable", 75, WAIT, "waiting to retry", settles=False, commit_status="pending", rank=1),
+    Outcome("diverged", 65, BAD, "action needed", rank=3),
+    Outcome("dirty", 65, BAD, "action needed", rank=3),
+    Outcome("unverified", 65, BAD, "action needed", rank=3),
+    Outcome("missing", 66, BAD, "action needed", rank=4),
+    Outcome("mismatch", 66, BAD, "action needed", rank=4),
+    Outcome("usage", 64, BAD, "action needed", rank=5),
+    Outcome("denied", 77, BAD, "action needed", rank=6),
+    Outcome("rolled-back", 71, BAD, "rolled back", rank=7),
+    Outcome("deploy-failed", 70, BAD, "action needed", rank=8),
+    Outcome(
+        "interrupted", 130, WAIT, "waiting to retry", settles=False, commit_status="pending", rank=2, by_script=False
+    ),
+    Outcome("timed-out", 124, BAD, "action needed", rank=9, by_script=False),
+    Outcome("failed", 1, BAD, "action needed", rank=10, by_script=False),
+)
+
+#: The outcomes by name.
+BY_NAME = {outcome.name: outcome for outcome in OUTCOMES}
+#: The names of the outcomes that confirm "in sync", in the order of the table.
+CONFIRMING = tuple(outcome.name for outcome in OUTCOMES if outcome.confirms)
+#: The names of the outcomes that settle nothing.
+RETRIED = tuple(outcome.name for outcome in OUTCOMES if not outcome.settles)
+#: The outcomes that the script may choose, by its exit status; the first is the default.
+BY_SCRIPT = {
+    status: tuple(outcome.name for outcome in OUTCOMES if outcome.by_script and outcome.exit == status)
+    for status in sorted({outcome.exit for outcome in OUTCOMES if outcome.by_script})
+}
+_FAILED = BY_NAME["failed"]
+
+
+def outcome_of(name: str | None) -> Outcome:
+    """Return the row of an outcome. An unknown name, from a later version's journal, is treated as ``failed``."""
+    return BY_NAME.get(name or "", _FAILED)
+
+
+def severity_of(word: str | None) -> str:
+    """Return the severity of a state, or of an outcome; None is the outcome of a run that has not ended."""
+    return STATES.get(word or RUNNING) or outcome_of(word).severity
+
+
+def settles(outcome: str | None) -> bool:
+    """Return whether an outcome settles the deliveries of its run."""
+    return outcome_of(outcome).settles

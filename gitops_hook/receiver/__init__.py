@@ -1,0 +1,1 @@
+"""Receive webhooks: authenticate a delivery and commit it to the journal."""

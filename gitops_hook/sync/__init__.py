@@ -1,0 +1,1 @@
+"""Turn pending deliveries into runs of the sync script."""

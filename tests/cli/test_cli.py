@@ -1,0 +1,462 @@
+"""The commands, as an operator types them: real processes, real checkouts, with a daemon and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from harness import SECRET, processes_of, push
+from scratch import Upstream, git
+
+from gitops_hook.cli import main as cli
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import Delivery
+
+
+def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, upstream, hook):
+    said = hook("add", "acme/site", "--branch", "main", "--deploy", "echo live > ../live").stdout
+    checkout = tmp_path / "root/acme/site"
+    assert git("rev-parse", "HEAD", cwd=checkout) == upstream.head()
+    assert git("config", "gitops.branch", cwd=checkout) == "main"
+    assert (checkout.parent / "live").read_text() == "live\n"
+    assert f"acme/site is at {checkout}" in said
+    assert "/api/webhook/gitops" in said
+    assert "application/json" in said
+
+
+def test_add_adopts_a_checkout_that_is_there(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root", nested=False, deploy="true")
+    (checkout / "mine").write_text("kept")
+    assert f"acme/site is at {checkout}" in hook("add", "acme/site").stdout
+    assert (checkout / "mine").read_text() == "kept"
+    assert git("config", "gitops.deploy", cwd=checkout) == "true"
+
+
+def test_add_says_what_it_cannot_do(upstream, hook):
+    assert "is not OWNER/NAME" in hook("add", "site", status=64).stderr
+    assert "is not OWNER/NAME" in hook("add", "../site", status=64).stderr
+    assert "cannot be cloned" in hook("add", "acme/none", status=75).stderr
+    assert "cannot be cloned" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=75).stderr
+
+
+def test_no_error_shows_a_password_in_a_url(upstream, hook):
+    bad = {"GITOPS_CLONE_URL": "https://ada:ghp_hunter2@forge.example/{repo}.git"}
+    for done in (
+        hook("serve", status=78, **bad),
+        hook("doctor", status=2, **bad),
+        hook("doctor", "--json", status=2, **bad),
+        hook("add", "acme/none", "--url=http://ada:hunter2@127.0.0.1:9/{repository}", status=75),
+    ):
+        assert "://***@" in done.stdout + done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_an_error_is_one_line(tmp_path, upstream, hook):
+    """Whatever is in it."""
+    checkout = upstream.checkout(tmp_path / "root")
+    (checkout / ".git/config.lock").write_text("")
+    said = hook("pause", "acme/site", status=77).stderr
+    assert "could not lock config file" in said and said.count("\n") == 1
+    hook("sync", "--all")
+    assert hook("logs", "a\x1b[31m\nb", status=66).stderr == "gitops-hook: a\\x1b[31m\\nb never ran\n"
+
+
+def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook):
+    good = upstream.checkout(tmp_path / "root")
+    bad = Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", deploy="exit 3")
+    rows = [json.loads(line) for line in hook("sync", "--all", "--json", status=70).stdout.splitlines()]
+    assert {(row["repository"], row["outcome"], row["trigger"]) for row in rows} == {
+        ("acme/site", "updated", "sweep"),
+        ("acme/blog", "deploy-failed", "sweep"),
+    } or {row["outcome"] for row in rows} == {"unchanged", "deploy-failed"}
+    assert "acme/blog" in hook("sync", "acme/blog", status=70).stdout
+    assert {json.loads(line)["trigger"] for line in hook("runs", "--json").stdout.splitlines()} == {"sweep", "manual"}
+    git("config", "gitops.deploy", "true", cwd=bad)
+    after = upstream.commit({"a": "b"})
+    hook("sync", "acme/site", "acme/blog")
+    assert git("rev-parse", "HEAD", cwd=good) == after
+
+
+def test_a_checkout_right_below_the_root_is_one_repository_however_it_is_called(upstream, hook, start_daemon):
+    daemon = start_daemon()
+    upstream.checkout(daemon.root, nested=False)
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    daemon.wait_for_run()
+    hook("sync", "site", "SITE")  # one sync
+    hook("pause", "site")
+    hook("resume", "Site")
+    hook("send", "site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}")
+    for listed in (hook("runs", "--json"), hook("runs", "site", "--json")):
+        runs = [json.loads(line) for line in listed.stdout.splitlines()]
+        assert [run["repository"] for run in runs] == ["acme/site"] * 4
+    assert hook("logs", "site").stdout == hook("logs", str(runs[0]["id"])).stdout != ""
+    for listed in (hook("status", "--json"), hook("status", "site", "--json")):
+        assert json.loads(listed.stdout)["repository"] == "acme/site"
+
+
+def test_sync_refuses_what_it_does_not_know(upstream, hook):
+    hook("sync", status=64)
+    hook("sync", "--all", "acme/site", status=64)
+    assert "is not a repository's name" in hook("sync", "../etc", status=64).stderr
+    assert "there is no checkout of acme/none" in hook("sync", "acme/none", status=66).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_sync_that_a_signal_ends_leaves_no_run_in_hand(tmp_path, upstream, environ, hook, number):
+    os.mkfifo(tmp_path / "gate")
+    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; exec sleep 600")
+    Upstream(tmp_path / "forge", "acme/waits").checkout(tmp_path / "root")
+    command = [sys.executable, "-m", "gitops_hook", "sync", "acme/site", "acme/waits"]
+    environ = {**environ, "GITOPS_MAX_SYNCS": "1"}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as typed:
+        with (tmp_path / "gate").open() as gate:
+            assert gate.read() == "begun\n"
+        typed.send_signal(number)
+        typed.send_signal(number)  # who is impatient gets it no sooner, and no worse
+        assert "Traceback" not in typed.communicate(timeout=60)[1]
+    assert typed.returncode == 128 + number
+    (run,) = [json.loads(line) for line in hook("runs", "--json").stdout.splitlines()]
+    assert (run["repository"], run["outcome"]) == ("acme/site", "interrupted")
+    assert "A signal ended the command" in run["message"]
+    assert processes_of(tmp_path / "root") == []
+    assert "begun" not in hook("logs", "-f", "acme/site").stdout
+
+
+def test_a_sync_goes_on_past_a_signal_that_whoever_started_it_ignores(tmp_path, upstream, environ):
+    os.mkfifo(tmp_path / "gate")
+    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; read -r _ < {tmp_path}/gate")
+    command = ["nohup", sys.executable, "-m", "gitops_hook", "sync", "acme/site"]
+    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as typed:
+        with (tmp_path / "gate").open() as gate:
+            assert gate.read() == "begun\n"
+        typed.send_signal(signal.SIGHUP)
+        (tmp_path / "gate").write_text("go on\n")
+        assert "updated" in typed.communicate(timeout=60)[0]
+    assert typed.returncode == 0
+
+
+def test_sync_beside_the_daemon_is_one_run_more_and_no_overlap(tmp_path, upstream, hook, start_daemon, script):
+    overlap = script(
+        'mkdir "$GITOPS_ROOT/acme/site/in" || echo overlap >> "$GITOPS_ROOT/trace"; rmdir "$GITOPS_ROOT/acme/site/in"'
+    )
+    upstream.checkout(tmp_path / "root", deploy=f"GITOPS_ROOT={tmp_path / 'root'} {overlap}")
+    daemon = start_daemon()
+    typed = threading.Thread(target=hook, args=("sync", "acme/site"))
+    typed.start()
+    for number in range(5):
+        daemon.deliver(push("acme/site", upstream.commit({"a": str(number)})))
+    typed.join()
+    while daemon.query("SELECT count(*) FROM deliveries WHERE owed") != [(0,)]:
+        daemon.wait_for_run()
+    assert not (tmp_path / "root/trace").exists()
+    assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/site") == upstream.head()
+    assert {"manual", "push"} <= {trigger for (trigger,) in daemon.query("SELECT trigger FROM runs")}
+
+
+def test_pause_holds_a_repository_and_resume_brings_it_up_in_one_sync(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root")
+    hook("pause", "acme/site")
+    before, after = upstream.head(), upstream.commit({"a": "b"})
+    assert "paused" in hook("sync", "acme/site").stdout
+    assert git("rev-parse", "HEAD", cwd=checkout) == before
+    assert "acme/site   paused" in hook("status").stdout
+    hook("resume", "acme/site")
+    assert git("rev-parse", "HEAD", cwd=checkout) == after
+    hook("resume", "acme/site")  # twice is no fault
+
+
+def test_what_the_caller_s_git_was_told_leads_to_no_other_repository(tmp_path, upstream, hook):
+    """As in a hook of git's, or in a shell that works on another repository."""
+    checkout = upstream.checkout(tmp_path / "root")
+    other = Upstream(tmp_path / "forge", "acme/other").work
+    before = (other / ".git/config").read_bytes()
+    told = {"GIT_DIR": f"{other}/.git", "GIT_WORK_TREE": str(other), "GIT_INDEX_FILE": str(other / ".git/index")}
+    hook("pause", "acme/site", **told)
+    assert git("config", "gitops.paused", cwd=checkout) == "true"
+    hook("resume", "acme/site", **told)
+    assert "paused" not in git("config", "--list", cwd=checkout)
+    hook("add", "acme/site", "--branch", "main", **told)
+    assert git("config", "gitops.branch", cwd=checkout) == "main"
+    hook("add", "acme/other", **told)
+    assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/other") == git("rev-parse", "HEAD", cwd=other)
+    assert (other / ".git/config").read_bytes() == before
+    assert not git("status", "--porcelain", cwd=other)
+
+
+def test_all_that_names_a_repository_to_git_is_dropped():
+    names = set(git("rev-parse", "--local-env-vars", cwd=Path("/")).split())
+    assert names <= set(cli.LEADING_ELSEWHERE)
+
+
+def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root")
+    fine = Upstream(tmp_path / "forge", "acme/a-fine-one").checkout(tmp_path / "root")
+    (checkout / "README").write_text("mine")
+    upstream.commit({"README": "theirs"})
+    hook("sync", "--all", status=65)
+    lines = hook("status").stdout.splitlines()
+    assert lines[1].startswith("acme/site        needs you")
+    assert lines[2].startswith("acme/a-fine-one  in sync")
+    assert "README" in lines[-1]
+    rows = [json.loads(line) for line in hook("status", "--json").stdout.splitlines()]
+    assert [(row["repository"], row["state"], row["path"]) for row in rows] == [
+        ("acme/site", "action needed", str(checkout)),
+        ("acme/a-fine-one", "in sync", str(fine)),
+    ]
+    assert hook("status", "ACME/Site", "--json").stdout == json.dumps(rows[0]) + "\n"
+    hook("status", "acme/none", status=66)
+
+
+def test_runs_tells_what_became_of_a_delivery(upstream, tmp_path, hook, start_daemon):
+    daemon = start_daemon()
+    upstream.checkout(daemon.root)
+    after = upstream.commit({"a": "b"})
+    daemon.deliver(push("acme/site", after), guid="the-one")
+    daemon.wait_for("run updated ")
+    (row,) = [json.loads(line) for line in hook("runs", "--delivery", "the-one", "--json").stdout.splitlines()]
+    assert (row["outcome"], row["after"]) == ("updated", after)
+    assert "updated" in hook("runs", "acme/site", "-n", "1").stdout
+    hook("runs", "--delivery", "another", status=66)
+
+
+def test_runs_tells_of_a_delivery_that_waits_for_its_turn(tmp_path, upstream, hook):
+    with closing(Journal(tmp_path / "state")) as journal:
+        received = time.time()
+        journal.record(Delivery("the-one", "push", received, "acme/site", "refs/heads/main"))
+        said = hook("runs", "--delivery", "the-one").stdout
+        assert said == "the-one was accepted for acme/site, and waits for its turn.\n"
+        (row,) = [json.loads(line) for line in hook("runs", "--delivery", "the-one", "--json").stdout.splitlines()]
+        assert row == {"delivery": "the-one", "repository": "acme/site", "received": received, "run": None}
+
+
+def test_runs_says_what_it_does_not_know(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    Journal(tmp_path / "state").close()
+    assert hook("runs").stdout == "No run yet.\n"
+    assert hook("runs", "--json").stdout == ""
+    hook("sync", "--all")
+    assert hook("runs", "nosuch/x", status=66).stderr == "gitops-hook: nosuch/x never ran\n"
+    assert "REPO or --delivery" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
+
+
+def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, environ, hook, start_daemon):
+    os.mkfifo(tmp_path / "go")
+    daemon = start_daemon()
+    upstream.checkout(daemon.root, deploy=f"echo first; read -r word < {tmp_path}/go; echo $word")
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    while not (daemon.state / "runs/1.log").exists():
+        time.sleep(0.01)
+    with subprocess.Popen(
+        [sys.executable, "-m", "gitops_hook", "logs", "-f", "acme/site"], env=environ, stdout=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout
+        assert follower.stdout.readline() == "first\n"
+        (tmp_path / "go").write_text("second\n")
+        assert follower.stdout.readline() == "second\n"
+        follower.stdout.read()
+        assert follower.wait(30) == 0
+    assert hook("logs", "1").stdout.startswith("first\nsecond\n")
+    hook("logs", "77", status=66)
+    hook("logs", "acme/none", status=66)
+
+
+def test_send_tries_the_whole_way(tmp_path, upstream, hook, start_daemon):
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root)
+    after = upstream.commit({"a": "b"})
+    said = hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}").stdout
+    assert said.startswith('202 {"status": "queued", "repository": "acme/site"')
+    assert "updated" in said
+    assert git("rev-parse", "HEAD", cwd=checkout) == after
+    refused = hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}", GITHUB_WEBHOOK_SECRET="x", status=69)
+    assert refused.stdout.startswith("401 ")
+
+
+def test_send_signs_with_the_whole_first_line_of_the_file_as_the_daemon_reads_it(
+    tmp_path, upstream, hook, start_daemon
+):
+    secrets = tmp_path / "secrets"
+    secrets.write_text(f"\n  {SECRET} \nolder\n")
+    file = {"GITHUB_WEBHOOK_SECRET": "", "GITHUB_WEBHOOK_SECRET_FILE": str(secrets)}
+    daemon = start_daemon(**file)
+    upstream.checkout(daemon.root)
+    assert hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}", **file).stdout.startswith("202 ")
+
+
+def test_send_without_a_daemon_says_so(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    assert "no daemon answers at 127.0.0.1:9" in hook("send", "acme/site", status=69).stderr
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 yes\r\n\r\n", b""])
+def test_send_says_where_something_else_answers(upstream, tmp_path, hook, answer: bytes):
+    upstream.checkout(tmp_path / "root")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(65536)
+                peer.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = hook("send", "acme/site", GITOPS_LISTEN=address, status=69).stderr
+    assert address in said and said.count("\n") == 1
+
+
+def test_numbers_that_no_run_can_have(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    for number in ("99999999999999999999999", "9" * 5000, "9223372036854775808"):
+        assert hook("logs", number, status=66).stderr == f"gitops-hook: there is no run {number}\n"
+    for words in (
+        ("runs", "-n", "99999999999999999999999"),
+        ("runs", "-n", "0"),
+        ("runs", "-n", "-1"),
+        ("runs", "-n", "many"),
+        ("send", "acme/site", "--timeout", "9" * 400),
+        ("register", "acme/site", "--timeout", "1e3"),
+    ):
+        assert f"`{words[-1]}` is not a whole number from 1 to " in hook(*words, status=64).stderr
+
+
+def test_output_that_cannot_be_written(tmp_path, upstream, environ, hook):
+    upstream.checkout(tmp_path / "root", deploy="echo é€")
+    hook("sync", "--all")
+
+    def typed(command: str, **more: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["bash", "-c", command.replace("gitops-hook", f"{sys.executable} -m gitops_hook")],
+            env={**environ, **more},
+            capture_output=True,
+            timeout=60,
+        )
+        return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode()
+
+    assert typed("gitops-hook runs >/dev/full") == (74, "", "gitops-hook: No space left on device\n")
+    assert typed("gitops-hook pause acme/site acme/none >/dev/full")[::2] == (
+        66,
+        f"gitops-hook: there is no checkout of acme/none under {tmp_path}/root\n",
+    )
+    assert typed("gitops-hook runs >&-") == (74, "", "gitops-hook: standard output is closed\n")
+    assert typed("gitops-hook resume acme/site 2>&-")[0] == 0
+    assert typed("gitops-hook logs acme/none 2>&-") == (66, "", "")
+    status, said, trouble = typed("gitops-hook logs 1", PYTHONIOENCODING="latin-1")
+    assert (status, trouble) == (0, "") and "é\\u20ac\n" in said
+    assert typed("gitops-hook logs 1", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")[::2] == (0, "")
+
+
+def test_what_reads_the_journal_says_where_there_is_none(upstream, hook):
+    for words in (["status"], ["runs"], ["logs", "1"]):
+        assert "there is no journal in" in hook(*words, status=66).stderr
+
+
+def test_a_damaged_journal_is_left_to_the_daemon(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    (tmp_path / "state/journal.db").write_bytes(b"noise" * 1000)
+    assert "file is not a database" in hook("sync", "--all", status=74).stderr
+    assert "file is not a database" in hook("status", status=74).stderr
+    assert (tmp_path / "state/journal.db").read_bytes() == b"noise" * 1000
+
+
+def on_a_terminal(environ: dict[str, str], *words: str) -> str:
+    """What a command shows where its output is a terminal."""
+    terminal, slave = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "gitops_hook", *words], env=environ, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:  # EIO: the other end is closed
+            break
+    os.close(terminal)
+    assert done.wait(30) == 0
+    return shown.decode()
+
+
+def test_colours_and_progress_are_for_terminals(tmp_path, upstream, environ, hook):
+    upstream.checkout(tmp_path / "root")
+    assert "1 of 1  acme/site" in on_a_terminal(environ, "sync", "--all")
+    assert re.search(r"\x1b\[32min sync", on_a_terminal(environ, "status"))
+    assert "\x1b" not in on_a_terminal({**environ, "NO_COLOR": "1"}, "status")
+    assert "\x1b" not in hook("status").stdout + hook("sync", "--all").stderr
+
+
+def test_a_log_paints_no_terminal(tmp_path, upstream, environ, hook):
+    """It may have colours, which end with each piece of text, and nothing else of what a terminal obeys."""
+    printed = r"\033]0;title\007\033[31mred\033[0m\033[2K\tx\r\n\033[8mhidden\u202e\033[1mbold"
+    upstream.checkout(tmp_path / "root", deploy=f"printf '{printed}'")
+    hook("sync", "--all")
+    shown = on_a_terminal(environ, "logs", "acme/site")
+    assert r"\x1b]0;title\x07" + "\x1b[31mred\x1b[0m" + "\\x1b[2K\tx\r\n" + r"hidden\u202e" in shown
+    assert "\x1b[1mbold" in shown and shown.rstrip().endswith("\x1b[0m")
+    plain = on_a_terminal({**environ, "NO_COLOR": "1"}, "logs", "acme/site")
+    assert r"\x1b]0;title\x07red\x1b[2K" + "\tx\r\n" in plain and "\x1b" not in plain
+    assert "\x1b[31mred\x1b[0m\x1b[2K\tx\n" in hook("logs", "acme/site").stdout  # a file has all as it came
+
+
+def test_settings_come_from_the_units_file_too(tmp_path):
+    from gitops_hook.config import read_environment
+
+    file = tmp_path / "gitops-hook.env"
+    file.write_text("# where\nGITOPS_ROOT=/srv/web\n\n; no\nGITOPS_CLONE='acme/* other/*'\nno equals sign\n")
+    assert read_environment(file) == {"GITOPS_ROOT": "/srv/web", "GITOPS_CLONE": "acme/* other/*"}
+    assert read_environment(tmp_path / "none") == {}
+
+
+def test_the_units_environment_need_not_be_utf_8(tmp_path: Path) -> None:
+    from gitops_hook.config import read_environment
+
+    file = tmp_path / "gitops-hook.env"
+    file.write_bytes(b"# d\xe9j\xe0 vu\r\nGITOPS_ROOT=/srv/\xe9\x0bt\xe9\n")
+    assert {name: os.fsencode(value) for name, value in read_environment(file).items()} == {
+        "GITOPS_ROOT": b"/srv/\xe9\x0bt\xe9"
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="the other user needs the system's python3")
+def test_root_goes_on_as_the_owner_of_the_state(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root", deploy="id -u > ../who")
+    (tmp_path / "state").mkdir()
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o5 != 0o5 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o5)
+    for path in (
+        tmp_path / "state",
+        tmp_path / "root",
+        *(tmp_path / "root").rglob("*"),
+        *(tmp_path / "forge").rglob("*"),
+    ):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    hook("sync", "--all", python="/usr/bin/python3", PYTHONDONTWRITEBYTECODE="1")
+    assert (checkout.parent / "who").read_text() == "65534\n"
+
+
+def test_one_who_has_seen_enough_breaks_no_pipe(tmp_path, upstream, environ):
+    upstream.checkout(tmp_path / "root")
+    command = f"{sys.executable} -m gitops_hook sync --all >/dev/null; {sys.executable} -m gitops_hook status | true"
+    done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_command_has_help(hook):
+    told = hook("--help").stdout
+    for name in re.findall(r"^    (\w+) ", told, re.MULTILINE):
+        assert hook(name, "--help").stdout.startswith(f"usage: gitops-hook {name}")

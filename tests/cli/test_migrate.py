@@ -1,0 +1,326 @@
+"""From timers to webhooks and back, told to a small systemctl: enabling is the real one's work, below a folder.
+
+What systemd itself makes of it, tests/systemd shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scratch import Upstream, git
+
+from gitops_hook.cli import migrate as migration
+from gitops_hook.cli import timers
+from gitops_hook.errors import GitopsError
+
+pytestmark = pytest.mark.skipif(not shutil.which("systemctl"), reason="SKIPPED: there is no systemctl to enable with")
+
+#: A systemctl for units below a folder: what is active is a file there, and what a service is made of is another.
+SYSTEMCTL = """#!/bin/bash
+shift # --no-ask-password
+real=(REAL --root=FOLDER)
+unit=${!#}
+case $1 in
+    list-units) cd FOLDER/loaded && printf '%s loaded active waiting x\\n' $unit | grep -v '[*]' ;;
+    show)
+        if [[ $unit == *.timer ]]; then
+            echo "ActiveState=$(test -e "FOLDER/active/$unit" && echo active || echo inactive)"
+            echo "UnitFileState=$("${real[@]}" is-enabled "$unit" 2>&1)"
+            echo "FragmentPath=FOLDER/etc/systemd/system/gitops-sync@.timer"
+            echo "Unit=${unit%.timer}.service"
+        else
+            cat "FOLDER/services/$unit"
+        fi ;;
+    enable) "${real[@]}" --quiet enable "$unit" ;;
+    start) touch "FOLDER/active/$unit" ;;
+    disable) "${real[@]}" --quiet disable "$unit" && rm -f "FOLDER/active/$unit" ;;
+    daemon-reload) ;;
+    *) echo "what is $*?" >&2; exit 1 ;;
+esac
+"""
+
+
+class Host:
+    """A host with timers of old."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.units = folder / "etc/systemd/system"
+        for name in ("loaded", "active", "services", "bin", "etc/systemd/system"):
+            (folder / name).mkdir(parents=True)
+        program = folder / "bin/systemctl"
+        real = str(shutil.which("systemctl"))
+        program.write_text(SYSTEMCTL.replace("FOLDER", str(folder)).replace("REAL", real))
+        program.chmod(0o755)
+        (self.units / "gitops-sync@.timer").write_text(
+            "[Timer]\nOnUnitActiveSec=60\n[Install]\nWantedBy=timers.target\n"
+        )
+        (self.units / "gitops-sync@.service").write_text("[Service]\nExecStart=/usr/bin/gitops_sync.sh %i\n")
+        self.path = f"{folder}/bin:{os.environ['PATH']}"
+
+    def add(self, instance: str, command: str = "", folder: str = "") -> str:
+        """A timer, enabled and active; its unit's name."""
+        unit = f"gitops-sync@{instance}.timer"
+        command = command or f"/usr/bin/gitops_sync.sh {instance}"
+        (self.folder / "loaded" / unit).touch()
+        (self.folder / "services" / f"gitops-sync@{instance}.service").write_text(
+            f"WorkingDirectory={folder}\nExecStart={{ path=/x ; argv[]={command} ; ignore_errors=no ; }}\n"
+            f"FragmentPath={self.units}/gitops-sync@.service\n"
+        )
+        subprocess.run([self.folder / "bin/systemctl", "x", "enable", unit], check=True)
+        subprocess.run([self.folder / "bin/systemctl", "x", "start", unit], check=True)
+        return unit
+
+    @property
+    def enabled(self) -> set[str]:
+        return {path.name for path in (self.units / "timers.target.wants").glob("*")}
+
+    @property
+    def active(self) -> set[str]:
+        return {path.name for path in (self.folder / "active").iterdir()}
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch) -> Host:
+    host = Host(tmp_path / "host")
+    (tmp_path / "state").mkdir()
+    monkeypatch.setenv("PATH", host.path)
+    return host
+
+
+@pytest.fixture
+def migrate(hook, host) -> Callable[..., str]:
+    """Types the command; what it says."""
+    return lambda *words, status=0: hook("migrate", *words, status=status, PATH=host.path).stdout
+
+
+def checkout_of(host: Host, root: Path) -> dict[str, str | None]:
+    """What each timer is taken to poll."""
+    return {timer.unit: timer.checkout and timer.checkout.repository for timer in timers.find(root)}
+
+
+# -- which checkout ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instance", ["site", "SITE", "acme-site", r"acme-si\x74e"])
+def test_an_instance_s_name_tells(tmp_path, upstream, host, instance):
+    upstream.checkout(tmp_path / "root")
+    unit = host.add(instance, "/bin/true")
+    assert checkout_of(host, tmp_path / "root") == {unit: "acme/site"}
+
+
+def test_the_service_tells_where_the_name_does_not(tmp_path, upstream, host):
+    path = upstream.checkout(tmp_path / "elsewhere")
+    folder = host.add("a", "/usr/bin/git pull", str(path))
+    option = host.add("b", f"/usr/bin/git -C {path} pull")
+    upstream.checkout(tmp_path / "root", nested=False)
+    word = host.add("c", "/usr/local/bin/pull site")
+    assert checkout_of(host, tmp_path / "root") == {folder: "acme/site", option: "acme/site", word: "acme/site"}
+
+
+def test_an_escaped_path_tells(tmp_path, upstream, host):
+    path = upstream.checkout(tmp_path / "elsewhere")
+    unit = host.add(subprocess.check_output(["systemd-escape", "--path", str(path)], text=True).strip(), "/bin/true")
+    assert checkout_of(host, tmp_path / "root") == {unit: "acme/site"}
+
+
+def test_what_could_be_two_is_neither(tmp_path, upstream, host):
+    upstream.checkout(tmp_path / "root")
+    Upstream(tmp_path / "forge", "other/site").checkout(tmp_path / "root")
+    unit = host.add("site")
+    assert checkout_of(host, tmp_path / "root") == {unit: None}
+
+
+def test_a_name_that_is_no_unit_s_is_refused(tmp_path, migrate, host):
+    for name in ("--root=/", "a b", ""):
+        with pytest.raises(GitopsError, match="is not a unit's name"):
+            timers.find(tmp_path, name)
+
+
+def test_systemctl_s_own_words_are_passed_on(tmp_path, host):
+    (host.folder / "bin/systemctl").write_text("#!/bin/sh\necho Access denied >&2; exit 4\n")
+    with pytest.raises(GitopsError, match="Access denied"):
+        timers.find(tmp_path)
+    (host.folder / "bin/systemctl").unlink()
+    os.environ["PATH"] = str(host.folder)  # the fixture's monkeypatch puts it back
+    with pytest.raises(GitopsError, match=r"systemctl: .*No such file"):
+        timers.find(tmp_path)
+
+
+# -- there and back ------------------------------------------------------------------------------------------------
+
+
+def test_a_timer_of_a_checkout_under_the_root_is_switched_off(tmp_path, upstream, host, migrate):
+    path = upstream.checkout(tmp_path / "root")
+    unit = host.add("site")
+    said = migrate("--dry-run")
+    assert said == f"{unit} polls acme/site at {path}\n  switch the timer off; pushes move the checkout from now on\n"
+    assert (host.enabled, host.active) == ({unit}, {unit})
+    assert not (tmp_path / "state/migrated.json").exists()
+    assert migrate() == said
+    assert (host.enabled, host.active) == (set(), set())
+    assert migrate() == "no timer gitops-sync@ polls a checkout\n"
+
+
+def test_a_checkout_elsewhere_is_linked_into_the_root_and_managed(tmp_path, upstream, host, migrate, hook):
+    path = upstream.checkout(tmp_path / "elsewhere")
+    host.add("a", "/usr/bin/git pull --ff-only", str(path))
+    said = migrate()
+    link = tmp_path / "root/acme/site"
+    assert f"  link {link} to it\n" in said
+    assert "what `/usr/bin/git pull --ff-only` did beyond pulling belongs in gitops.deploy" in said
+    assert link.resolve() == path
+    after = upstream.commit({"a": "b"})
+    hook("sync", "acme/site")
+    assert git("rev-parse", "HEAD", cwd=path) == after
+    hook("doctor", status=2)  # no daemon answers, but git and the script like what they find
+    assert "failure  acme/site" not in hook("doctor", status=2).stdout
+
+
+def test_it_is_undone_to_what_it_was(tmp_path, upstream, host, migrate):
+    path = upstream.checkout(tmp_path / "elsewhere")
+    unit = host.add("a", "/usr/bin/git pull", str(path))
+    stopped = host.add("b", "/usr/bin/git pull", str(path))
+    (host.folder / "active" / stopped).unlink()
+    migrate()
+    assert (host.enabled, host.active) == (set(), set())
+    assert migrate("--undo", "--dry-run") == f"{unit}: back to what it was\n{stopped}: back to what it was\n"
+    assert host.active == set()
+    migrate("--undo")
+    assert (host.enabled, host.active) == ({unit, stopped}, {unit})
+    assert not (tmp_path / "root/acme/site").exists()
+    assert (path / ".git").is_dir()
+    assert not (tmp_path / "state/migrated.json").exists()
+    assert migrate("--undo") == ""
+
+
+def test_what_ended_half_way_can_be_done_again_and_undone(tmp_path, upstream, host, migrate):
+    path = upstream.checkout(tmp_path / "elsewhere")
+    unit = host.add("a", "/usr/bin/git pull", str(path))
+    program = host.folder / "bin/systemctl"
+    whole = program.read_text()
+    program.write_text(whole.replace("    disable)", "    disable) exit 1;;\n    never)"))
+    assert (tmp_path / "root/acme/site").is_symlink() is False
+    migrate(status=69)
+    assert (tmp_path / "root/acme/site").is_symlink()
+    program.write_text(whole)
+    migrate()
+    assert host.active == set()
+    migrate("--undo")
+    assert (host.enabled, host.active) == ({unit}, {unit})
+    assert not (tmp_path / "root/acme/site").exists()
+
+
+def test_units_are_removed_once_nothing_needs_them(tmp_path, upstream, host, migrate, monkeypatch):
+    monkeypatch.setattr(migration, "OWN_UNITS", host.units)
+    upstream.checkout(tmp_path / "root")
+    unit, lost = host.add("site"), host.add("lost")
+    migrate(status=65)
+    record = migration.Record(tmp_path / "state")
+    assert migration.removable(record, timers.find(tmp_path / "root")) == []
+    timers.switch_off(lost)
+    files = migration.removable(record, timers.find(tmp_path / "root"))
+    assert files == [host.units / "gitops-sync@.service", host.units / "gitops-sync@.timer"]
+    migration.remove(files, record)
+    assert not any(path.exists() for path in files)
+    assert migration.Record(tmp_path / "state").entries == {}
+    assert unit not in host.enabled
+
+
+def test_units_of_a_package_stay(tmp_path, upstream, host, migrate):
+    upstream.checkout(tmp_path / "root")
+    host.add("site")
+    migrate()
+    assert migrate("--remove") == ""
+    assert (host.units / "gitops-sync@.timer").exists()
+
+
+# -- what it does not do -------------------------------------------------------------------------------------------
+
+
+def test_a_timer_of_which_nothing_tells_is_left_alone(tmp_path, upstream, host, migrate):
+    upstream.checkout(tmp_path / "root")
+    known, lost = host.add("site"), host.add("lost", "/opt/pull-all")
+    said = migrate(status=65)
+    assert f"{lost} runs `/opt/pull-all`\n  is left as it is: neither its name nor its service tells" in said
+    assert (host.enabled, host.active) == ({lost}, {lost})
+    assert known in json.loads((tmp_path / "state/migrated.json").read_text())
+
+
+def test_another_checkout_in_the_place_is_left_alone(tmp_path, upstream, host, migrate):
+    path = upstream.checkout(tmp_path / "elsewhere")
+    there = upstream.checkout(tmp_path / "root")
+    unit = host.add("a", "/usr/bin/git pull", str(path))
+    assert f"is left as it is: {there} is in its place" in migrate(status=65)
+    assert host.active == {unit}
+
+
+@pytest.mark.parametrize("name", ["acme/site", "Acme/Site"])
+def test_of_two_checkouts_of_one_repository_the_second_is_left_alone(tmp_path, upstream, host, migrate, name):
+    staging, production = upstream.checkout(tmp_path / "staging"), upstream.checkout(tmp_path / "production")
+    git("remote", "set-url", "origin", f"https://forge.example/{name}.git", cwd=production)
+    host.add("a", "/usr/bin/git pull", str(staging))
+    unit = host.add("b", "/usr/bin/git pull", str(production))
+    obstacle = f"{unit} polls {name} at {production}\n  is left as it is: {staging} takes its place; move that away"
+    assert obstacle in migrate("--dry-run", status=65)
+    assert obstacle in migrate(status=65)
+    assert (tmp_path / "root/acme/site").resolve() == staging
+    assert (host.enabled, host.active) == ({unit}, {unit})
+
+
+def test_what_lies_in_a_home_is_left_alone(tmp_path, upstream, host, monkeypatch):
+    monkeypatch.setattr(migration, "_HOMES", (str(tmp_path / "home"),))
+    path = upstream.checkout(tmp_path / "home/ada")
+    host.add("a", "/usr/bin/git pull", str(path))
+    (step,) = migration.plan(timers.find(tmp_path / "root"), tmp_path / "root", path.stat())
+    assert "the service does not see what lies in homes; mkdir -p" in step.obstacle
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a checkout away")
+def test_another_user_s_checkout_is_left_alone_until_it_is_given(tmp_path, upstream, host, migrate):
+    path = upstream.checkout(tmp_path / "root")
+    unit = host.add("site")
+    os.chown(path, 65534, 65534)
+    assert f"the checkout belongs to another user; chown -R root: {path}, and again" in migrate(status=65)
+    assert host.active == {unit}
+    os.chown(path, 0, 0)
+    migrate()
+    assert host.active == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root acts for another user")
+def test_the_link_is_the_service_s_own_work(tmp_path, upstream, host, migrate):
+    path = upstream.checkout(tmp_path / "elsewhere")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o5 != 0o5 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o5)
+    for given in (path, tmp_path / "root", tmp_path / "state"):
+        os.chown(given, 65534, 65534)
+    host.add("a", "/usr/bin/git pull", str(path))
+    migrate()
+    assert (tmp_path / "root/acme").stat().st_uid == 65534
+    assert (tmp_path / "root/acme/site").lstat().st_uid == 65534
+    assert (tmp_path / "state/migrated.json").stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's record")
+def test_a_record_that_another_wrote_is_not_believed(tmp_path, upstream, host, hook):
+    record = tmp_path / "state/migrated.json"
+    record.write_text('{"evil.timer": {"enabled": true, "active": true, "link": null, "files": []}}')
+    os.chown(record, 65534, 65534)
+    assert "is not your own" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
+    record.unlink()
+    record.symlink_to("/etc/hostname")
+    assert "cannot be read" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
+    assert host.active == set()
+
+
+def test_without_a_state_folder_nothing_is_done(tmp_path, upstream, host, hook):
+    (tmp_path / "state").rmdir()
+    assert "there is no state folder" in hook("migrate", status=66, PATH=host.path).stderr

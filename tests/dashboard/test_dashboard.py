@@ -1,0 +1,402 @@
+"""The private application: what it shows, to whom, and that it changes nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import time
+from html import unescape
+from pathlib import Path
+
+import pytest
+from harness import push
+from scratch import Upstream
+from webtest import TestApp
+
+from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.journal.writer import Journal, _Work
+from gitops_hook.model import Commit, Delivery
+from gitops_hook.sync.checkouts import Checkouts
+
+HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\ud800"
+
+
+@pytest.fixture
+def journal(tmp_path: Path):
+    journal = Journal(tmp_path / "state")
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def page(tmp_path: Path, journal: Journal) -> TestApp:
+    (tmp_path / "root").mkdir()
+    return TestApp(Dashboard(journal, Checkouts(tmp_path / "root")), extra_environ={"HTTP_HOST": "127.0.0.1:8788"})
+
+
+def finished(journal: Journal, repository: str, outcome: str, **more: object) -> int:
+    """A run that has ended so, which served one delivery called as its outcome."""
+    journal.record(Delivery(outcome, "push", time.time(), repository, "refs/heads/main"))
+    claim = journal.start(repository, "push")
+    assert claim
+    journal.finish(claim.run._replace(ended=time.time(), outcome=outcome, **more), settled=True)
+    return claim.run.id
+
+
+def within(tag: str, text: str) -> str:
+    """What the first element of this kind holds."""
+    found = re.search(rf"<{tag}[ >].*?</{tag}>", text, re.DOTALL)
+    assert found, f"no <{tag}> in {text}"
+    return found[0]
+
+
+def test_the_page_puts_first_what_needs_a_person_with_its_cure(page, journal):
+    finished(journal, "acme/fine", "updated", after="a" * 40)
+    run = finished(journal, "acme/stuck", "dirty", message="acme/stuck: commit or stash <README>; git -C '/x' stash")
+    journal.log_path(run).write_text("Aborting \x1b[31m<now>\ndirty: acme/stuck: commit or stash <README>\n")
+    shown = page.get("/").text
+    needs = within("section", shown)
+    assert "acme/stuck</a>" in needs
+    assert "<p>commit or stash &lt;README&gt;; <code>git -C &#x27;/x&#x27; stash</code></p>" in needs
+    assert '<pre class="tail">Aborting <span class="s31">&lt;now&gt;</span></pre>' in needs
+    assert f'href="/runs/{run}"' in needs
+    assert "acme/fine" not in needs
+    table = within("table", shown)
+    assert table.index("acme/<wbr>stuck") < table.index("acme/<wbr>fine")
+    assert "action needed" in table
+    assert "in sync" in table
+    assert "aaaaaaaaaa<" in table
+    assert "<title>1 need you" in shown
+
+
+def test_the_overview_tells_the_health_of_the_daemon_and_counts(page, journal):
+    finished(journal, "acme/fine", "updated")
+    journal.record(Delivery("g", "push", 1.0, "acme/other", "refs/heads/main"))
+    shown = page.get("/").text
+    assert "The daemon is well" in shown
+    assert "0 runs in hand" in shown
+    assert "1 run in hand" in (journal.start("acme/other", "push"), page.get("/").text)[1]
+    assert re.search(r"<b>1</b> syncing", page.get("/").text)
+    journal.fault = "no space <left>"
+    assert "The journal cannot be written: no space &lt;left&gt;" in page.get("/").text
+
+
+def rows(text: str) -> list[str]:
+    return re.findall(r'<tr><th scope="row"><a href="/repositories/([^"]+)"', text)
+
+
+def test_rows_are_searched_sorted_and_picked_by_state(page, journal):
+    run = finished(journal, "acme/shop", "updated", after="b" * 40)
+    journal.remember(run, [Commit("b" * 40, "Grace Hopper", "Fix the Total", 9.0)], 1)
+    run = finished(journal, "acme/blog", "dirty", after="a" * 40)
+    journal.remember(run, [Commit("a" * 40, "Ada", "Say hello", 10.0)], 1)
+    finished(journal, "infra/dns", "updated")
+    assert rows(page.get("/").text) == ["acme/blog", "acme/shop", "infra/dns"]
+    assert rows(page.get("/?sort=-repository").text) == ["infra/dns", "acme/shop", "acme/blog"]
+    assert rows(page.get("/?sort=commit").text) == ["infra/dns", "acme/shop", "acme/blog"]
+    assert rows(page.get("/?sort=-run").text)[0] == "infra/dns"
+    assert rows(page.get("/?sort=-confirmed").text)[-1] == "acme/blog"
+    assert rows(page.get("/?sort=nonsense").text)[0] == "acme/blog"
+    assert rows(page.get("/?state=in+sync&sort=repository").text) == ["acme/shop", "infra/dns"]
+    for words, found in (("SHOP", "acme/shop"), ("hopper+total", "acme/shop"), ("aaaa", "acme/blog")):
+        assert rows(page.get(f"/?q={words}").text) == [found]
+    nothing = page.get("/", {"q": "<none>", "state": "paused"}).text
+    assert "“&lt;none&gt;” and “paused”" in nothing
+    assert 'value="&lt;none&gt;"' in nothing
+    sorted_by = page.get("/?q=acme&sort=repository").text
+    assert 'class="repository" aria-sort="ascending"><a href="/?q=acme&amp;sort=-repository"' in sorted_by
+
+
+@pytest.mark.parametrize("moment", [999_999_999_999.0, 1e300, -1e12])
+def test_a_date_beyond_every_calendar_spoils_no_answer(page, journal, moment):
+    run = finished(journal, "acme/site", "updated", before="b" * 40, after="a" * 40)
+    journal.remember(run, [Commit("a" * 40, "Ada", "Say hello", moment)], 1)
+    year = "9999-12-31" if moment > 0 else "1970-01-01"
+    for path in ("/", "/repositories/acme/site", f"/runs/{run}"):
+        assert year in page.get(path).text
+    for path in ("/api/repositories", "/api/repositories/acme/site", f"/api/runs/{run}"):
+        assert f'"{year}T' in page.get(path).text
+
+
+def test_a_search_for_a_guid_leads_to_its_delivery(page, journal):
+    journal.record(Delivery("a/b c", "push", time.time(), "acme/site", "refs/heads/main"))
+    answer = page.get("/", {"q": "a/b c"}, status=303)
+    assert answer.headers["Location"].endswith("/deliveries/a%2Fb%20c")
+    assert "It waits for its turn" in answer.follow().text
+
+
+def test_a_picture_tells_the_last_runs_in_words_too(page, journal):
+    for outcome in ("updated", "dirty", "updated"):
+        finished(journal, "acme/site", outcome)
+    svg = within("svg", page.get("/").text)
+    assert "<title>Last 3 runs: 2 updated, 1 dirty</title>" in svg
+    (good,) = re.findall(r'<path class="good" d="([^"]*)"', svg)
+    (bad,) = re.findall(r'<path class="bad" d="([^"]*)"', svg)
+    assert re.fullmatch(r"M118 24v-\d+M110 24v-\d+", good)
+    assert re.fullmatch(r"M114 24v-\d+M114 26v3", bad)  # with a mark, for who tells no colours
+
+
+def test_an_empty_page_says_how_to_begin(page):
+    assert "gitops-hook add OWNER/NAME" in page.get("/").text
+
+
+def test_a_run_is_shown_with_its_log_and_harms_no_browser(page, journal):
+    run = finished(journal, "acme/site", "deploy-failed", message=HOSTILE[:31], exit=70)
+    journal.log_path(run).write_bytes(HOSTILE[:-1].encode() + b"red\xff\n")
+    answer = page.get(f"/runs/{run}")
+    assert "deploy-failed" in answer.text
+    assert "<script>alert" not in answer.text
+    assert within("pre", answer.text).endswith(
+        '>&lt;/pre&gt;&lt;script&gt;alert(1)&lt;/script&gt;<span class="s31">red\ufffd\n</span></pre>'
+    )
+    assert page.get(f"/runs/{run}/log").body == HOSTILE[:-1].encode() + "red\ufffd\n".encode()
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/1", "/nothing"])
+def test_the_page_may_load_and_run_nothing_but_its_own(page, journal, path):
+    finished(journal, "acme/site", "updated")
+    answer = page.get(path, headers={"Accept": "text/html"}, status="*")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        text = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
+        assert len(text) == 1
+        digest = base64.b64encode(hashlib.sha256(text[0].encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy
+    assert not re.search(r"""\s(style|on\w+)=|(src|href)=["']?(?:https?:)?//""", answer.text.replace(text[0], ""))
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_time_line_of_a_run_from_its_delivery_to_its_end(page, journal):
+    journal.record(Delivery("g", "push", 1000.0, "acme/site", "refs/heads/main", pusher="ada"))
+    claim = journal.start("acme/site", "push")
+    ended = claim.run._replace(
+        started=1000.25,
+        fetched=1001.0,
+        deployed=1003.5,
+        healthy=1004.0,
+        ended=1004.02,
+        outcome="updated",
+        after="a" * 40,
+    )
+    journal.finish(ended, settled=True)
+    journal._submit(_Work(lambda connection: connection.execute("UPDATE runs SET started = 1000.25")))
+    shown = page.get("/runs/1").text
+    line = within("ol", shown)
+    assert re.findall(r"<b>(\w+)</b>", line) == ["Received", "Queued", "Fetched", "Deployed", "Healthy", "Done"]
+    assert re.findall(r">after ([^<]+)<", line) == ["250 ms", "750 ms", "2.5 s", "500 ms", "20 ms"]
+    assert "4.0 s in all" in shown
+    assert re.findall(r'<rect class="(\w+)" x="([\d.]+)"', shown)[2] == ("deployed", "248.8")
+    served = within("table", shown)
+    assert '<a href="/deliveries/g"><code>g</code></a>' in served
+    assert "ada" in served
+
+
+def test_a_run_without_a_delivery_and_without_times_is_shown_as_far_as_it_is_known(page, journal):
+    run = finished(journal, "acme/site", "unchanged")
+    claim = journal.start("acme/other", "sweep")
+    journal.finish(claim.run._replace(ended=claim.run.started, outcome="unchanged"), settled=True)
+    shown = page.get(f"/runs/{claim.run.id}").text
+    assert re.findall(r"<b>(\w+)</b>", within("ol", shown)) == ["Started", "Done"]
+    assert "Deliveries it served" not in shown
+    assert page.get(f"/runs/{run}/log").text == ""
+
+
+def test_of_many_deliveries_some_are_shown_and_the_rest_is_counted(page, journal):
+    for number in range(120):
+        journal.record(Delivery(str(number), "push", time.time(), "acme/site", "refs/heads/main"))
+    claim = journal.start("acme/site", "push")
+    shown = page.get(f"/runs/{claim.run.id}").text
+    assert shown.count('<a href="/deliveries/') == 100
+    assert "And 20 more." in shown
+    told = page.get(f"/api/runs/{claim.run.id}").json
+    assert (told["served"], len(told["deliveries"])) == (120, 100)
+
+
+def test_a_repository_is_shown_with_its_settings_and_what_each_run_brought(page, journal, tmp_path):
+    Upstream(tmp_path / "forge").checkout(tmp_path / "root", deploy="echo '<b>'", branch="main")
+    commits = [Commit(f"{number:040}", "Ada <a@b>", f"Say <hello> {number}", 9.0) for number in range(50)]
+    for brought in (0, 1, 3, 1000):
+        run = finished(journal, "acme/site", "updated", after=commits[0].id)
+        journal.remember(run, commits[: max(brought, 1)], brought)
+    shown = page.get("/repositories/ACME/site").text
+    assert "<code>gitops.deploy</code></th><td><code>echo &#x27;&lt;b&gt;&#x27;</code></td>" in shown
+    assert f"<td>{tmp_path}/root/acme/site/.git/config</td>" in shown
+    assert "the daemon&#x27;s GITOPS_SYNC_TIMEOUT" in shown
+    assert shown.count("<details") == 2
+    assert "<summary>3 commits: Say &lt;hello&gt; 0</summary>" in shown
+    assert "<summary>1000 or more commits: " in shown
+    assert "And 950 or more before these." in shown
+    for number in range(60):
+        last = finished(journal, "acme/site", "updated", message=str(number))
+    first_page = page.get("/repositories/acme/site")
+    assert f'<a href="/runs/{last}">' in first_page.text
+    assert '<a href="/runs/3">' not in first_page.text
+    older = page.get(re.search(r'href="(\S+\?before=\d+)"', first_page.text)[1]).text
+    assert '<a href="/runs/3">' in older
+    assert "?before=" not in older
+
+
+def test_a_repository_that_never_ran_or_is_gone_says_so(page, journal, tmp_path):
+    Upstream(tmp_path / "forge", "acme/new").checkout(tmp_path / "root")
+    assert "gitops-hook sync acme/new" in page.get("/repositories/acme/new").text
+    finished(journal, "acme/gone", "missing", message="acme/gone: there is no checkout")
+    assert "no checkout of it on this host" in page.get("/repositories/acme/gone").text
+
+
+def test_what_became_of_a_delivery(page, journal):
+    def told(guid: str) -> str:
+        return re.sub("<[^>]*>", "", within("section", page.get(f"/deliveries/{guid}").text))
+
+    journal.record(Delivery("g", "push", time.time() - 1, "acme/site", "refs/heads/main", "", "a" * 40, "ada"))
+    assert "ada pushed aaaaaaaaaa to refs/heads/main." in told("g")
+    assert "queued It waits for its turn." in told("g")
+    claim = journal.start("acme/site", "push")
+    assert f"in hand run {claim.run.id} is at work on it, since 0 s." in told("g")
+    ended = claim.run._replace(ended=claim.run.started + 2, outcome="unreachable", message="acme/site: no answer")
+    journal.finish(ended, settled=False)
+    assert re.search(r"unreachable run 1 ended 3\.\d s after it was received, and is tried again\.no answer", told("g"))
+    again = journal.start("acme/site", "retry")
+    journal.finish(again.run._replace(ended=time.time(), outcome="updated", after="a" * 40), settled=True)
+    journal.remember(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
+    assert re.search(r"updated run 2 ended 1\.\d s after it was received\.aaaaaaaaaa Say hello", told("g"))
+    journal._submit(_Work(lambda connection: connection.execute("DELETE FROM runs")))
+    assert "Its run is not remembered any more." in told("g")
+
+
+def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
+    claim = journal.start("acme/site", "push")
+    log, path = journal.log_path(claim.run.id), f"/runs/{claim.run.id}"
+    log.write_bytes(b"\x1b[31mred \xe2\x82")
+    shown = page.get(path).text
+    assert "It grows here" in shown
+    follow = unescape(re.search(r'data-next="([^"]+)"', shown)[1])
+    assert follow == f"{path}/output?offset=9&pen=31"
+    with log.open("ab") as file:
+        file.write(b"\xac more\x1b[")
+    more = page.get(follow).json
+    assert more == {"html": '<span class="s31">€ more</span>', "next": f"{path}/output?offset=17&pen=31"}
+    assert page.get(more["next"]).json == {"html": "", "next": more["next"]}
+    with log.open("ab") as file:
+        file.write(b"0mend")
+    journal.finish(claim.run._replace(ended=1.0, outcome="updated"), settled=True)
+    last = page.get(more["next"]).json
+    assert last["html"] == "end"
+    assert page.get(last["next"]).json == {"html": "", "next": None}
+    assert "data-next" not in page.get(path).text
+
+
+def test_what_a_killed_run_only_began_to_print_is_the_end_of_its_log(page, journal):
+    claim = journal.start("acme/site", "push")
+    journal.log_path(claim.run.id).write_bytes(b"at work \xe2\x82")
+    follow = f"/runs/{claim.run.id}/output?offset=0"
+    journal.finish(claim.run._replace(ended=1.0, outcome="interrupted"), settled=False)
+    shown = []
+    while follow and len(shown) < 9:
+        part = page.get(follow).json
+        shown.append(part["html"])
+        follow = part["next"]
+    assert shown == ["at work ", "\ufffd", ""]
+
+
+def test_who_has_the_newest_is_told_so(page, journal):
+    run = finished(journal, "acme/site", "updated", after="a" * 40)
+    for path in ("/", f"/runs/{run}", "/api/repositories", f"/api/runs/{run}", "/api/deliveries/updated"):
+        first = page.get(path)
+        tag = first.headers["ETag"]
+        assert first.headers["Cache-Control"] == "private, no-cache"
+        for sent in (tag, f'"other", W/{tag}', "*"):
+            again = page.get(path, headers={"If-None-Match": sent}, status=304)
+            assert (again.body, again.headers["ETag"]) == (b"", tag)
+            assert "Content-Type" not in again.headers
+        page.get(path, headers={"If-None-Match": '"other"'}, status=200)
+    tag = page.get("/api/runs").headers["ETag"]
+    finished(journal, "acme/site", "updated")
+    page.get("/api/runs", headers={"If-None-Match": tag}, status=200)
+    assert "ETag" not in page.get("/nothing", status=404).headers
+
+
+def test_a_person_is_refused_with_a_page_and_a_program_with_json(page):
+    refused = page.get("/runs/77", headers={"Accept": "text/html,*/*;q=0.8"}, status=404)
+    assert refused.content_type == "text/html"
+    assert "There is no such run." in refused.text
+    assert page.get("/api/runs/77", headers={"Accept": "text/html"}, status=404).json == {
+        "reason": "there is no such run"
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/nothing", 404),
+        ("/api/runs/77", 404),
+        ("/api/runs/77/log", 404),
+        ("/runs/77", 404),
+        ("/api/repositories/acme/none", 404),
+        ("/api/repositories/../../etc", 404),
+        ("/api/repositories/../outside", 404),
+        ("/api/deliveries/none", 404),
+        ("/api/runs?limit=0", 400),
+        ("/api/runs?limit=99999999999999999999", 400),
+        ("/api/runs?limit=00000000199999999", 400),
+        ("/api/runs?limit=x", 400),
+        ("/api/runs?before=-1", 400),
+        ("/api/repositories?limit=1001", 400),
+        ("/?" + "&".join(f"a{number}=1" for number in range(99)), 400),
+        ("/repositories/acme/none", 404),
+        ("/deliveries/none", 404),
+        ("/runs/77/output", 404),
+        ("/deliveries/%ff%00", 404),
+    ],
+)
+def test_what_is_not_there_is_answered_so(page, tmp_path, path, status):
+    (tmp_path / "outside/.git").mkdir(parents=True)
+    assert page.get(path, status=status).json["reason"]
+
+
+def test_a_bad_offset_is_answered_so(page, journal):
+    run = finished(journal, "acme/site", "updated")
+    page.get(f"/api/runs/{run}/log?offset=-1", status=400)
+    page.get(f"/runs/{run}/output?offset=x", status=400)
+    assert page.get(f"/runs/{run}/output?offset=7&pen=%1b[31m;;x").json == {"html": "", "next": None}
+    assert page.get(f"/api/runs/{run}/log?offset=999").json["text"] == ""  # pruned, or not there yet
+
+
+def test_it_is_read_only(page):
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert page.request("/", method=method, status=405).headers["Allow"] == "GET, HEAD"
+    assert page.head("/").body == b""
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8788", "", "[::1].evil"])
+def test_a_name_that_points_here_reads_nothing(page, host):
+    page.get("/api/repositories", extra_environ={"HTTP_HOST": host}, status=421)
+
+
+@pytest.mark.parametrize("host", ["localhost:8788", "[::1]:8788", "127.0.0.1", "10.0.0.7:80"])
+def test_an_address_reads(page, host):
+    page.get("/api/repositories", extra_environ={"HTTP_HOST": host}, status=200)
+
+
+def test_a_journal_that_cannot_be_read_is_503(page, journal, tmp_path):
+    journal.close()
+    (tmp_path / "state/journal.db").write_bytes(b"noise" * 1000)
+    page.get("/", status=503)
+
+
+def test_the_daemon_serves_it_on_a_listener_of_its_own(tmp_path, start_daemon):
+    upstream = Upstream(tmp_path / "forge")
+    daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
+    port = int(daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1])
+    upstream.checkout(daemon.root)
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    daemon.wait_for("run updated ")
+    webhook_port, daemon.port = daemon.port, port
+    status, shown = daemon.request("GET", "/api/repositories")
+    assert (status, shown["repositories"][0]["state"]) == (200, "in sync")
+    assert daemon.request("POST", "/api/webhook/gitops", b"{}")[0] == 405
+    daemon.port = webhook_port
+    assert daemon.request("GET", "/api/repositories")[0] == 404

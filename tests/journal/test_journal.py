@@ -1,0 +1,849 @@
+"""The journal on a real disk: what it promises, and what it does when the disk, the file or a neighbour fails it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import sqlite3
+import stat
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from disks import fill, small_disk
+from test_app import full_disk
+
+from gitops_hook.errors import JournalError, JournalTooNew
+from gitops_hook.journal import writer as module
+from gitops_hook.journal.reader import JournalReader
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import Claim, Commit, CommitStatus, Delivery, HookPing, NoticeState, Run
+
+SOURCE = Path(__file__).resolve().parents[2]
+
+
+def delivery(guid: str = "g", repository: str = "acme/site", received: float | None = None) -> Delivery:
+    return Delivery(guid, "push", time.time() if received is None else received, repository, "refs/heads/main")
+
+
+def arrival(hook: int = 7, target: str = "acme/site", received: float = 1.5) -> HookPing:
+    return HookPing(hook, target, "https://hooks.example.org", "g", received, "0123456789abcdef")
+
+
+def report(commit: str = "a" * 40, state: str = "pending", changed: float = 1.5) -> CommitStatus:
+    return CommitStatus("acme/site", commit, 7, state, "said", changed)
+
+
+def run_to_the_end(journal: Journal, repository: str = "acme/site", *, settled: bool = True) -> Run:
+    claim = journal.start(repository, "push")
+    assert claim
+    ended = claim.run._replace(ended=time.time(), outcome="updated", exit=0)
+    journal.finish(ended, settled=settled)
+    return ended
+
+
+def set_aside(folder: Path) -> list[str]:
+    return sorted(path.name.partition(".damaged-")[0] for path in folder.glob("*.damaged-*"))
+
+
+def query(folder: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(folder / "journal.db")) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def commits(wal: Path) -> int:
+    """How many transactions the write-ahead log holds: frames that carry a database size end one (its file format)."""
+    data = wal.read_bytes()
+    page, salts = struct.unpack(">I", data[8:12])[0], data[16:24]
+    frames = [data[start : start + 24] for start in range(32, len(data), 24 + page)]
+    return sum(1 for frame in frames if frame[8:16] == salts and frame[4:8] != b"\0\0\0\0")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal(tmp_path)
+    yield opened
+    opened.close()
+
+
+class TestDeliveries:
+    def test_what_was_recorded_is_read_back_by_the_next_journal(self, journal: Journal, tmp_path: Path):
+        sent = Delivery("g1", "push", 1.5, "acme/site", "refs/heads/main", "0" * 40, "1" * 40, "ada")
+        journal.record(sent)
+        journal.close()
+        with closing(Journal(tmp_path)) as again:
+            (read,) = again.deliveries("g1")
+        assert read == sent._replace(id=1, run=0, pending=True)
+
+    def test_deliveries_keep_the_order_in_which_they_were_recorded(self, journal: Journal):
+        for number in range(20):
+            journal.record(delivery("same", received=float(-number)))
+        assert [read.received for read in journal.deliveries("same")] == [float(-number) for number in range(20)]
+
+    def test_of_a_delivery_little_need_be_said(self):
+        assert Delivery("g", "push", 1.0, "acme/site", "refs/heads/main")[5:] == ("", "", "", 0, 0, True)
+
+    def test_a_redelivery_is_a_row_of_its_own(self, journal: Journal):
+        journal.record(delivery("twice"))
+        run_to_the_end(journal)
+        journal.record(delivery("twice"))
+        assert [read.pending for read in journal.deliveries("twice")] == [False, True]
+
+    def test_it_is_in_the_file_when_record_returns(self, journal: Journal, tmp_path: Path):
+        journal.record(delivery())
+        assert query(tmp_path, "SELECT count(*) FROM deliveries") == [(1,)]
+
+    def test_what_comes_together_shares_few_commits(self, journal: Journal, tmp_path: Path):
+        threads = [
+            threading.Thread(target=lambda name=name: [journal.record(delivery(f"{name}-{n}")) for n in range(5)])
+            for name in range(50)
+        ]
+        journal.record(delivery("first"))
+        before = commits(tmp_path / "journal.db-wal")
+        with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
+            neighbour.execute("BEGIN IMMEDIATE")  # the writing thread waits for it, and the others for the thread
+            for thread in threads:
+                thread.start()
+            neighbour.execute("ROLLBACK")
+        for thread in threads:
+            thread.join()
+        assert query(tmp_path, "SELECT count(DISTINCT guid) FROM deliveries") == [(251,)]
+        assert commits(tmp_path / "journal.db-wal") - before < 100
+
+
+class TestClaims:
+    def test_a_run_claims_all_that_its_repository_is_owed_case_aside(self, journal: Journal):
+        journal.record(delivery("a", "acme/site"))
+        journal.record(delivery("b", "Acme/Site"))
+        journal.record(delivery("c", "acme/other"))
+        claim = journal.start("ACME/site", "push")
+        assert claim
+        assert (claim.deliveries, claim.newest and claim.newest.guid) == (2, "b")
+        assert [journal.deliveries(guid)[0].run for guid in "abc"] == [claim.run.id, claim.run.id, 0]
+
+    def test_a_claim_tells_which_deliveries_no_run_has_served_before(self, journal: Journal):
+        journal.record(delivery("a"))
+        first = run_to_the_end(journal, settled=False)
+        journal.record(delivery("b"))
+        claim = journal.start("acme/site", "retry")
+        assert claim
+        assert [(served.guid, served.run) for served in claim.served] == [("a", first.id), ("b", 0)]
+
+    def test_a_run_without_deliveries_claims_none(self, journal: Journal):
+        claim = journal.start("acme/site", "sweep")
+        assert claim
+        assert (claim.deliveries, claim.newest) == (0, None)
+
+    def test_a_push_alone_starts_nothing_where_nothing_is_owed(self, journal: Journal):
+        journal.record(delivery(repository="acme/other"))
+        assert journal.start("acme/site", "push", if_pending=True) is None
+        assert journal.runs() == []
+
+    def test_what_comes_during_a_run_stays_owed(self, journal: Journal):
+        journal.record(delivery("before"))
+        claim = journal.start("acme/site", "push", if_pending=True)
+        assert claim
+        journal.record(delivery("during"))
+        journal.finish(claim.run._replace(ended=1.0, outcome="updated", exit=0), settled=True)
+        assert [journal.deliveries(guid)[0].pending for guid in ("before", "during")] == [False, True]
+        assert journal.pending() == ["acme/site"]
+
+    def test_a_run_that_settled_nothing_leaves_its_deliveries_to_the_next(self, journal: Journal):
+        journal.record(delivery("g"))
+        first = run_to_the_end(journal, settled=False)
+        assert journal.pending() == ["acme/site"]
+        second = run_to_the_end(journal)
+        assert journal.pending() == []
+        assert first.id < journal.deliveries("g")[0].run == second.id
+
+    def test_the_end_of_a_run_is_read_back(self, journal: Journal):
+        claim = journal.start("acme/site", "push")
+        assert claim
+        assert journal.run(claim.run.id) == claim.run
+        ended = claim.run._replace(ended=2.5, outcome="rolled-back", exit=71, before="a", after="b", message="c")
+        journal.finish(ended, settled=True)
+        assert journal.run(claim.run.id) == ended
+        assert journal.run(ended.id + 1) is None
+
+    def test_runs_are_listed_newest_first_case_aside_and_bounded(self, journal: Journal):
+        ids = [run_to_the_end(journal, name).id for name in ("acme/a", "acme/b", "Acme/A")]
+        assert [run.id for run in journal.runs()] == ids[::-1]
+        assert [run.id for run in journal.runs("ACME/a")] == [ids[2], ids[0]]
+        assert [run.id for run in journal.runs(limit=1)] == [ids[2]]
+
+    def test_runs_in_hand_at_the_start_were_interrupted_and_owe_still(self, journal: Journal):
+        journal.record(delivery())
+        done = run_to_the_end(journal, "acme/other")
+        claim = journal.start("acme/site", "push")
+        assert claim
+        (died,) = journal.interrupt()
+        interrupted = journal.run(claim.run.id)
+        assert interrupted
+        assert (interrupted.outcome, bool(interrupted.ended)) == ("interrupted", True)
+        assert interrupted.message == "The process that did this run died with it in hand; what it owed is done again."
+        assert (died.run, died.newest and died.newest.guid) == (interrupted, "g")
+        assert journal.run(done.id) == done
+        assert journal.pending() == ["acme/site"]
+        assert journal.interrupt() == []
+
+    def test_giving_up_touches_one_repository(self, journal: Journal):
+        for name in ("acme/site", "acme/other"):
+            journal.record(delivery(repository=name))
+            run_to_the_end(journal, name, settled=False)
+        assert journal.settle("ACME/SITE") is False
+        assert journal.pending() == ["acme/other"]
+
+    def test_giving_up_spares_what_no_run_has_tried(self, journal: Journal):
+        journal.record(delivery("tried"))
+        run_to_the_end(journal, settled=False)
+        journal.record(delivery("untried"))
+        assert journal.settle("acme/site") is True
+        assert [journal.deliveries(guid)[0].pending for guid in ("tried", "untried")] == [False, True]
+
+
+class TestArrivals:
+    def test_of_each_hook_the_newest_ping_is_kept_until_it_is_forgotten(self, journal: Journal):
+        journal.record_ping(arrival())
+        journal.record_ping(arrival(8, "acme"))
+        journal.record_ping(arrival(received=2.5))
+        assert journal.hook_pings() == [arrival(received=2.5), arrival(8, "acme")]
+        journal.forget("ACME/site", "https://elsewhere.example.org")
+        journal.forget("ACME/site", "https://hooks.example.org")
+        assert journal.hook_pings() == [arrival(8, "acme")]
+
+    def test_there_are_no_more_than_rows_are_kept(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 2)
+        for hook in (1, 2, 3):
+            journal.record_ping(arrival(hook, received=float(hook)))
+        journal.prune()
+        assert [kept.hook for kept in journal.hook_pings()] == [2, 3]
+
+
+class TestReports:
+    def test_a_newer_state_of_a_commit_replaces_what_was_not_told(self, journal: Journal):
+        journal.report(report(), report("b" * 40))
+        journal.postpone(journal.reports_due(2)[0], 5.0)
+        journal.report(report(state="success", changed=3.0)._replace(repository="ACME/site"))
+        assert [(due.commit[0], due.state, due.version, due.tries) for due in journal.reports_due(4)] == [
+            ("b", "pending", 1, 0),
+            ("a", "success", 2, 0),
+        ]
+
+    def test_what_was_told_is_over_only_if_nothing_newer_has_come(self, journal: Journal):
+        journal.report(report())
+        (told,) = journal.reports_due(2)
+        journal.report(report(state="success", changed=2.0))
+        journal.reported(told, over=True)
+        journal.postpone(told, 99.0)
+        (newer,) = journal.reports_due(2)
+        assert newer.state == "success"
+        journal.reported(newer, over=True)
+        assert journal.next_report() is None
+
+    def test_a_deployment_is_remembered_whatever_came_meanwhile(self, journal: Journal):
+        journal.report(report())
+        (told,) = journal.reports_due(2)
+        journal.report(report(state="success", changed=2.0))
+        journal.deployed(told, 42)
+        assert journal.reports_due(2)[0].deployment == 42
+
+    def test_who_does_not_wait_is_called_once_it_is_in_the_file(self, journal: Journal):
+        seen: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        journal.report(report(), then=lambda: seen.put(journal.next_report()))
+        assert seen.get(timeout=20) == 1.5
+
+    def test_who_does_not_wait_is_called_too_where_it_failed(self, journal: Journal):
+        done = threading.Event()
+        journal.report(report(state=None), then=done.set)  # type: ignore[arg-type] # which the table refuses
+        assert done.wait(20)
+        assert journal.next_report() is None
+
+
+class TestRetention:
+    def test_old_rows_go_but_never_what_is_owed_or_in_hand_or_named(self, journal: Journal):
+        old = time.time() - module.KEEP_SECONDS - 60
+        journal.record(delivery("settled", "acme/a", old))
+        settled = journal.start("acme/a", "push")
+        journal.record(delivery("owed", "acme/b", old))
+        tried = journal.start("acme/b", "push")
+        running = journal.start("acme/c", "sweep")
+        plain = journal.start("acme/d", "sweep")
+        assert settled and tried and running and plain
+        for claim, done in ((settled, True), (tried, False), (plain, True)):
+            journal.finish(claim.run._replace(started=old, ended=old, outcome="updated"), settled=done)
+        journal.prune()
+        assert [len(journal.deliveries(guid)) for guid in ("settled", "owed")] == [0, 1]
+        assert {run.id for run in journal.runs()} == {tried.run.id, running.run.id}
+
+    def test_rows_beyond_the_count_go_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 3)
+        journal.record(delivery("owed", "acme/owed"))
+        for number in range(6):
+            journal.record(delivery(str(number)))
+            run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("owed", *"012345") if journal.deliveries(guid)] == ["owed", "3", "4", "5"]
+        assert len(journal.runs()) == 3
+        assert journal.pending() == ["acme/owed"]
+
+    def test_a_runs_id_is_never_used_twice(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_SECONDS", -60)
+        last = run_to_the_end(journal)
+        journal.prune()
+        assert journal.runs() == []
+        assert run_to_the_end(journal).id > last.id
+
+    def test_commits_go_with_their_run(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_ROWS", 1)
+        old, new = run_to_the_end(journal), run_to_the_end(journal)
+        for run in (old, new):
+            journal.remember(run.id, [Commit("c" * 40, "Ada", f"of run {run.id}", 1.0)], 1)
+        journal.prune()
+        kept = Commit("c" * 40, "Ada", f"of run {new.id}", 1.0)
+        assert journal.commits([old.id, new.id]) == {new.id: [kept]}
+
+    def test_logs_go_by_their_bytes_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "KEEP_LOG_BYTES", 250)
+        for run in (8, 9, 10, 11):
+            journal.log_path(run).write_bytes(b"x" * 100)
+        journal.prune()
+        assert [run for run in (8, 9, 10, 11) if journal.log_path(run).exists()] == [10, 11]
+
+    def test_old_logs_go_and_strange_files_stop_nothing(self, journal: Journal):
+        for name in ("1.log", "1.result", "notes", "\N{SUPERSCRIPT TWO}.log"):
+            path = journal.log_path(1).with_name(name)
+            path.write_text("old")
+            os.utime(path, (0, 0))
+        journal.log_path(2).write_text("new")
+        journal.prune()
+        assert [path.name for path in journal.log_path(2).parent.iterdir()] == ["2.log"]
+
+    def test_a_missing_folder_of_logs_is_a_journal_error(self, journal: Journal):
+        journal.log_path(1).parent.rmdir()
+        with pytest.raises(JournalError) as caught:
+            journal.prune()
+        assert str(caught.value) == f"{journal.log_path(1).parent}: No such file or directory"
+
+
+class TestTold:
+    def test_what_was_told_is_kept_by_repository_case_aside_until_it_is_taken_back(
+        self, journal: Journal, tmp_path: Path
+    ):
+        for told in (
+            NoticeState("acme/site", "dirty", 1.5, 2.5),
+            NoticeState("acme/other", "failed", 3, 4),
+            NoticeState("Acme/Site", "diverged", 1.5, 5),
+        ):
+            journal.record_notice(told)
+        journal.close()
+        with closing(Journal(tmp_path)) as again:
+            assert again.told() == {
+                "acme/site": NoticeState("Acme/Site", "diverged", 1.5, 5),
+                "acme/other": NoticeState("acme/other", "failed", 3, 4),
+            }
+            again.forget_notice("ACME/SITE")
+            assert list(again.told()) == ["acme/other"]
+
+
+class TestPasts:
+    def test_each_repository_has_its_newest_run_its_commit_and_its_history(self, journal: Journal):
+        for number in range(40):
+            run = run_to_the_end(journal, "acme/site")
+            journal.finish(run._replace(after=f"{number:040}"), settled=True)
+        journal.remember(run.id, [Commit(f"{39:040}", "Ada", "Say hello", 7.0), Commit("f" * 40, "Ada", "x", 6.0)], 2)
+        failed = journal.start("ACME/Site", "push")  # forges take names without regard to case
+        assert failed
+        journal.finish(failed.run._replace(ended=9.0, outcome="denied", after=""), settled=True)
+        running = journal.start("acme/blog", "sweep")
+        assert running
+        blog, site = journal.histories(length=5)
+        assert blog == (running.run, None, None, [(None, running.run.started, None)])
+        assert (site.newest.id, site.confirmed) == (failed.run.id, run.ended)
+        assert site.commit == Commit(f"{39:040}", "Ada", "Say hello", 7.0)
+        assert [outcome for outcome, _, _ in site.history] == ["denied", *["updated"] * 4]
+        assert journal.histories("acme/SITE", 5) == [site]
+        assert journal.histories("acme/none") == []
+
+    def test_the_newest_runs_that_came_to_something_and_when(self, journal: Journal):
+        for name, outcomes in (
+            ("acme/away", ["updated", "unreachable"]), ("acme/back", ["unreachable", "updated"]),
+            ("acme/busy", ["unreachable", None]), ("acme/killed", ["interrupted"]), ("ACME/away", ["unreachable"]),
+        ):  # fmt: skip
+            for outcome in outcomes:
+                claim = journal.start(name, "sweep")
+                assert claim
+                if outcome:
+                    journal.finish(claim.run._replace(ended=9.0, outcome=outcome), settled=False)
+        found = journal.newest(["unreachable", "interrupted"], 10.0)
+        assert sorted((run.repository, run.outcome) for run in found) == [
+            ("ACME/away", "unreachable"), ("acme/killed", "interrupted"),
+        ]  # fmt: skip
+        assert [run.repository for run in journal.newest(["interrupted"], 10.0)] == ["acme/killed"]
+        assert journal.newest(["interrupted"], 9.0) == []
+
+    def test_runs_are_paged_by_their_ids(self, journal: Journal):
+        ids = [run_to_the_end(journal, repository).id for repository in ("acme/a", "acme/b") * 3][::-1]
+        assert [run.id for run in journal.runs(limit=4)] == ids[:4]
+        assert [run.id for run in journal.runs(limit=4, before=ids[3])] == ids[4:]
+        assert [run.id for run in journal.runs("acme/b", 2, before=ids[1])] == [ids[2], ids[4]]
+
+    def test_what_a_run_served_and_how_it_went_is_kept(self, journal: Journal):
+        for guid in ("first", "second"):
+            journal.record(delivery(guid))
+        claim = journal.start("acme/site", "push")
+        assert claim
+        ended = claim.run._replace(ended=9.0, outcome="updated", fetched=6.0, deployed=7.0, healthy=8.0)
+        journal.finish(ended, settled=True)
+        assert journal.run(claim.run.id) == ended
+        served = journal.served(claim.run.id, limit=1)
+        first, second = journal.deliveries("first"), journal.deliveries("second")
+        assert served == (2, first[0].received, first)
+        assert journal.served(claim.run.id).deliveries == first + second
+        assert journal.served(77) == (0, None, [])
+
+
+class TestBounds:
+    """What is kept, and for how long, to the row, the byte and (nearly) the second."""
+
+    def test_rows_are_kept_for_ninety_days(self, journal: Journal):
+        for guid, age in (("older", 30), ("younger", -30)):
+            journal.record(delivery(guid, received=time.time() - 90 * 86400 - age))
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("older", "younger") if journal.deliveries(guid)] == ["younger"]
+
+    def test_a_hundred_thousand_rows_are_kept(self, journal: Journal, tmp_path: Path):
+        for guid in ("first", "second", "last"):
+            journal.record(delivery(guid))
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.execute("UPDATE deliveries SET id = 100001 WHERE guid = 'last'")
+        run_to_the_end(journal)
+        journal.prune()
+        assert [guid for guid in ("first", "second", "last") if journal.deliveries(guid)] == ["second", "last"]
+
+    def test_a_gibibyte_of_logs_is_kept(self, journal: Journal):
+        for run, size in ((1, 1), (2, (1 << 30) - 1), (3, 1)):
+            with journal.log_path(run).open("wb") as file:
+                file.truncate(size)  # a hole, which takes no disk
+        journal.prune()
+        assert [run for run in (1, 2, 3) if journal.log_path(run).exists()] == [2, 3]
+
+    def test_what_is_told_at_once_is_bounded_unless_more_is_asked_for(self, journal: Journal, tmp_path: Path):
+        last = [journal.start("acme/site", "sweep") for _ in range(126)][-1]
+        assert last
+        rows = [("g", time.time(), last.run.id)] * 1001
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+            connection.executemany(
+                "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher, run)"
+                " VALUES (?, 'push', ?, 'acme/site', '', '', '', '', ?)",
+                rows,
+            )
+        assert [len(journal.runs()), len(journal.runs("acme/site")), len(journal.runs(limit=101))] == [100, 100, 101]
+        assert journal.runs(limit=1) == [last.run]
+        assert [len(journal.deliveries("g")), len(journal.deliveries("g", 1001))] == [1000, 1001]
+        served = journal.served(last.run.id)
+        assert (served.number, len(served.deliveries)) == (1001, 100)
+        assert [len(past.history) for past in journal.histories()] == [30]
+        assert journal.pending_counts() == [("acme/site", 1001)]
+
+    def test_an_answer_to_a_commit_is_worth_three_days(self, journal: Journal):
+        for letter, age in (("a", 30), ("b", -30)):
+            journal.report(report(letter * 40, changed=time.time() - 3 * 86400 - age))
+        journal.prune()
+        assert [left.commit[0] for left in journal.reports_begun()] == ["b"]
+
+    def test_what_was_told_of_a_commit_is_due_no_more_and_not_forgotten(self, journal: Journal):
+        journal.report(report())
+        journal.reported(journal.reports_due(2)[0], over=False)
+        assert (journal.reports_due(9e9), journal.next_report()) == ([], None)
+        assert [begun.commit for begun in journal.reports_begun()] == ["a" * 40]
+
+    def test_of_a_report_little_need_be_said(self, journal: Journal):
+        little = CommitStatus("acme/site", "a" * 40, 1, "pending", "in a sentence")
+        assert little[5:] == (0.0, 1, None, 0, 0)
+        assert Claim(run_to_the_end(journal)).served == ()
+        journal.report(*(little._replace(commit=f"{number:040}") for number in range(101)))
+        assert [len(journal.reports_due(1.0)), len(journal.reports_due(1.0, 101))] == [100, 101]
+
+    @pytest.mark.parametrize("outcome", ["updated", "unchanged", "cloned", "paused", "dirty"])
+    def test_whether_a_run_has_left_it_where_it_should_be(self, journal: Journal, outcome: str):
+        claim = journal.start("acme/site", "push")
+        assert claim
+        journal.finish(claim.run._replace(ended=time.time(), outcome=outcome), settled=True)
+        began = claim.run.started
+        answers = [journal.is_confirmed_since("ACME/site", moment) for moment in (began - 1, began)]
+        assert answers == [outcome != "dirty", False]
+
+    def test_whether_a_commit_is_known(self, journal: Journal):
+        run = run_to_the_end(journal)
+        journal.remember(run.id, [Commit("a" * 40, "Ada", "Say hello", 1.0)], 1)
+        assert [journal.knows_commit(letter * 40) for letter in "ab"] == [True, False]
+
+
+class TestSchema:
+    def test_a_fresh_journal_is_private_and_in_wal_mode_and_opens_again(self, journal: Journal, tmp_path: Path):
+        journal.close()
+        Journal(tmp_path).close()
+        assert query(tmp_path, "PRAGMA journal_mode") == [("wal",)]
+        assert query(tmp_path, "PRAGMA user_version") == [(len(module.STEPS),)]
+        assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "runs").stat().st_mode & 0o777 == 0o700
+
+    def test_a_newer_version_is_refused_and_left_as_it_was(self, tmp_path: Path):
+        with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as later:
+            later.execute("CREATE TABLE of_the_future (x)")
+            later.execute("PRAGMA user_version = 99")
+        before = (tmp_path / "journal.db").read_bytes()
+        with pytest.raises(JournalTooNew) as caught:
+            Journal(tmp_path)
+        told = f"{tmp_path / 'journal.db'} has version 99, made by a later gitops-hook; this one knows "
+        assert str(caught.value) == told + str(len(module.STEPS))
+        assert (tmp_path / "journal.db").read_bytes() == before
+        assert set_aside(tmp_path) == []
+
+    def test_migrations_are_applied_in_order_and_each_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        first = module.STEPS
+        with closing(Journal(tmp_path)) as journal:
+            journal.record(delivery("kept"))
+        steps = (
+            *first,
+            "CREATE TABLE notes (text); INSERT INTO notes VALUES ('one')",
+            "INSERT INTO notes SELECT text || ', two' FROM notes",
+        )
+        monkeypatch.setattr(module, "STEPS", steps)
+        for _ in range(2):
+            with closing(Journal(tmp_path)) as journal:
+                assert journal.pending() == ["acme/site"]
+        assert query(tmp_path, "SELECT text FROM notes") == [("one",), ("one, two",)]
+        assert query(tmp_path, "PRAGMA user_version") == [(len(steps),)]
+
+    def test_a_journal_from_before_notices_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        step = next(number for number, step in enumerate(module.STEPS) if "CREATE TABLE told" in step)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "STEPS", module.STEPS[:step])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(Journal(tmp_path)) as journal:
+            assert journal.told() == {}
+            assert journal.deliveries("kept")[0].pending
+
+    def test_a_journal_of_the_first_layout_is_read_on_with_what_it_does_not_know(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "STEPS", module.STEPS[:1])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as old:
+            old.execute(
+                "INSERT INTO runs (repository, trigger, started, ended, outcome, exit, before, after, message)"
+                " VALUES ('acme/site', 'push', 1.0, 2.0, 'updated', 0, 'a', 'b', 'well')"
+            )
+            old.commit()
+        with pytest.raises(JournalError, match="restart the daemon, which migrates it"):
+            JournalReader(tmp_path).runs()
+        with closing(Journal(tmp_path)) as journal:
+            (run,) = journal.runs()
+            assert run == Run(1, "acme/site", "push", 1.0, 2.0, "updated", 0, "a", "b", "well")
+            assert (run.fetched, run.brought, journal.commits([1])) == (None, None, {})
+            (past,) = journal.histories()
+            assert past == (run, 2.0, Commit("b", "", "", 0.0), [("updated", 1.0, 2.0)])
+            assert journal.pending() == ["acme/site"]
+
+    def test_a_journal_without_pings_and_reports_gets_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "STEPS", module.STEPS[:2])
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery("kept"))
+        with closing(Journal(tmp_path)) as journal:
+            assert (journal.hook_pings(), journal.next_report()) == ([], None)
+            journal.record_ping(arrival())
+            assert journal.hook_pings() == [arrival()]
+            assert journal.pending() == ["acme/site"]
+
+    def test_a_migration_that_fails_leaves_the_version_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        Journal(tmp_path).close()
+        steps = (*module.STEPS, "CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)")
+        with monkeypatch.context() as patch, pytest.raises(JournalError, match="nowhere"):
+            patch.setattr(module, "STEPS", steps)
+            Journal(tmp_path)
+        assert query(tmp_path, "SELECT name FROM sqlite_master WHERE name = 'half'") == []
+        Journal(tmp_path).close()
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2 + 100)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(random.Random(1).randbytes(20_000))
+
+
+def behead(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\0" * 100)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("damage", [noise, truncate, empty, behead, Path.unlink])
+    def test_a_damaged_file_is_set_aside_loudly_with_all_that_belongs_to_it(
+        self, damage, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ):
+        with closing(Journal(tmp_path)) as journal:
+            for number in range(100):
+                journal.record(delivery(f"{number:0100}"))
+            journal.log_path(7).write_text("what run 7 printed")
+        damage(tmp_path / "journal.db")
+        (tmp_path / "journal.db-wal").write_bytes(b"a wal")
+        with closing(Journal(tmp_path)) as journal:
+            journal.record(delivery("new"))
+            assert journal.pending() == ["acme/site"]
+            assert not journal.log_path(7).exists()
+        kept = [name for name in set_aside(tmp_path) if name != "journal.db"]
+        assert kept == ["journal.db-wal", "runs"] or kept == ["runs"]
+        assert [path.read_text() for path in tmp_path.glob("runs.damaged-*/7.log")] == ["what run 7 printed"]
+        assert " error THE JOURNAL IS DAMAGED and was set aside; " in capfd.readouterr().err
+        assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("runs*")] == [0o700] * 2
+
+    def test_damage_upon_damage_overwrites_nothing(self, tmp_path: Path):
+        for number in range(3):
+            Journal(tmp_path).close()
+            (tmp_path / "journal.db").write_text(f"noise {number}")
+        Journal(tmp_path).close()
+        kept = {path.read_text() for path in tmp_path.glob("journal.db.damaged-*")}
+        assert kept == {"noise 0", "noise 1", "noise 2"}
+
+    def test_logs_without_a_journal_are_set_aside_however_often_in_a_second(self, tmp_path: Path):
+        for number in range(3):
+            with closing(Journal(tmp_path)) as journal:
+                journal.log_path(7).write_text(f"log {number}")
+            (tmp_path / "journal.db").unlink()
+        Journal(tmp_path).close()
+        assert {path.read_text() for path in tmp_path.glob("runs.damaged-*/7.log")} == {"log 0", "log 1", "log 2"}
+
+    def test_an_empty_file_alone_is_a_beginning_and_no_damage(self, tmp_path: Path):
+        (tmp_path / "journal.db").touch()
+        Journal(tmp_path).close()
+        assert set_aside(tmp_path) == []
+
+    def test_damage_while_it_is_open_is_set_aside_without_a_restart(
+        self, journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ):
+        journal.record(delivery("lost"))
+        noise(tmp_path / "journal.db")
+        empty(tmp_path / "journal.db-wal")
+        with pytest.raises(JournalError):
+            journal.pending()
+        journal.record(delivery("new"))
+        assert [len(journal.deliveries(guid)) for guid in ("lost", "new")] == [0, 1]
+        assert journal.renewals == 1
+        assert journal.fault is None
+        assert "journal.db" in set_aside(tmp_path)
+        assert " error THE JOURNAL IS DAMAGED and was set aside; " in capfd.readouterr().err
+        assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("runs*")] == [0o700] * 2
+
+    def test_damage_on_a_full_disk_is_made_good_as_soon_as_there_is_room(self, tmp_path: Path):
+        with small_disk(tmp_path / "disk", "400k") as folder, closing(Journal(folder)) as journal:
+            old = journal.start("acme/old", "push")
+            assert old
+            noise(folder / "journal.db")
+            empty(folder / "journal.db-wal")
+            ballast = fill(folder)
+            with pytest.raises(JournalError):
+                journal.pending()
+            assert journal.fault
+            ballast.unlink()
+            new = journal.start("acme/new", "push")
+            assert new
+            assert journal.renewals == 1
+            assert new.run.id > old.run.id
+
+    def test_a_run_from_before_the_damage_ends_without_touching_one_from_after(self, journal: Journal, tmp_path: Path):
+        old = journal.start("acme/old", "push")
+        assert old
+        noise(tmp_path / "journal.db")
+        empty(tmp_path / "journal.db-wal")
+        with pytest.raises(JournalError):
+            journal.pending()
+        journal.record(delivery(repository="acme/new"))
+        new = journal.start("acme/new", "push")
+        assert new
+        journal.finish(old.run._replace(ended=1.0, outcome="updated"), settled=True)
+        assert journal.run(new.run.id) == new.run
+        assert journal.pending() == ["acme/new"]
+
+
+class TestFaults:
+    def test_a_full_disk_is_an_answer_and_heals_without_a_restart(self, tmp_path: Path, capfd):
+        with small_disk(tmp_path / "disk", "400k") as folder, closing(Journal(folder)) as journal:
+            journal.record(delivery("before"))
+            ballast = fill(folder)
+            with pytest.raises(JournalError, match=r"full|disk I/O"):
+                for number in range(1000):
+                    journal.record(delivery(f"{number:0500}"))
+            assert journal.fault
+            assert journal.pending() == ["acme/site"]
+            ballast.unlink()
+            journal.record(delivery("after"))
+            assert journal.fault is None
+            assert [len(journal.deliveries(guid)) for guid in ("before", "after")] == [1, 1]
+        err = capfd.readouterr().err
+        assert err.count("the journal cannot be written") == err.count("the journal can be written again") == 1
+
+    def test_a_full_disk_at_the_start_is_a_journal_error(self, tmp_path: Path):
+        with small_disk(tmp_path / "disk", "256k") as folder:
+            (folder / "runs").mkdir()
+            ballast = fill(folder)
+            for _ in range(2):
+                with pytest.raises(JournalError):
+                    Journal(folder)
+            ballast.unlink()
+            Journal(folder).close()
+            assert set_aside(folder) == []
+
+    def test_a_read_only_disk_is_a_journal_error(self, tmp_path: Path):
+        with small_disk(tmp_path / "disk", "1m") as folder:
+            Journal(folder).close()
+            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            with pytest.raises(JournalError, match="Read-only"):
+                Journal(folder)
+
+    def test_a_state_folder_that_is_a_file_is_a_journal_error(self, tmp_path: Path):
+        (tmp_path / "state").touch()
+        with pytest.raises(JournalError, match="state"):
+            Journal(tmp_path / "state")
+
+    def test_a_lock_held_elsewhere_is_an_answer_after_the_wait_and_heals(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "BUSY_MS", 50)
+        with closing(Journal(tmp_path)) as journal:
+            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
+                neighbour.execute("BEGIN IMMEDIATE")
+                with pytest.raises(JournalError, match="locked"):
+                    journal.record(delivery())
+                assert journal.fault
+            journal.record(delivery())
+            assert journal.fault is None
+
+    def test_a_fault_in_one_piece_of_work_leaves_the_thread_alive(self, journal: Journal):
+        with pytest.raises(JournalError):
+            journal.record(delivery(received=None)._replace(guid=object()))  # type: ignore[arg-type]
+        with pytest.raises(JournalError):
+            journal.record(delivery("lone surrogate \ud800"))
+        journal.record(delivery("after"))
+        assert len(journal.deliveries("after")) == 1
+
+    def test_a_reader_that_cannot_open_the_file_raises_a_journal_error(self, journal: Journal, tmp_path: Path):
+        (tmp_path / "journal.db").rename(tmp_path / "elsewhere")
+        for read in (journal.pending, journal.runs, lambda: journal.run(1), lambda: journal.deliveries("g")):
+            with pytest.raises(JournalError):
+                read()
+
+    def test_probe_notices_a_fault_and_its_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "BUSY_MS", 20)
+        with closing(Journal(tmp_path)) as journal:
+            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
+                neighbour.execute("BEGIN IMMEDIATE")
+                journal.probe()
+                assert journal.fault
+            journal.probe()
+            assert journal.fault is None
+
+    def test_a_fault_names_the_file_and_ends_a_command_with_74(self, tmp_path: Path):
+        (tmp_path / "runs").write_text("")
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'runs'}: ") as caught:
+            Journal(tmp_path)
+        assert caught.value.status == 74
+
+    def test_a_reader_sends_who_is_too_early_to_the_daemon(self, journal: Journal, tmp_path: Path):
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+            connection.execute("PRAGMA user_version = 1")
+        with pytest.raises(JournalError) as caught:
+            JournalReader(tmp_path).pending()
+        told = f"{tmp_path / 'journal.db'} is an earlier version's; restart the daemon, which migrates it"
+        assert str(caught.value) == told
+
+    def test_a_probe_is_a_write(self, journal: Journal, tmp_path: Path):
+        journal.record(delivery())
+        with full_disk(tmp_path):
+            journal.probe()
+            assert journal.fault
+        journal.probe()
+        assert journal.fault is None
+
+    def test_it_makes_the_folders_that_are_missing(self, tmp_path: Path):
+        with closing(Journal(tmp_path / "a" / "b")) as journal:
+            journal.record(delivery())
+
+    def test_what_is_gone_but_for_its_log_is_damage_and_says_so(self, tmp_path: Path, capfd):
+        for belongs in ("journal.db-wal", "runs/1.log"):
+            folder = tmp_path / belongs.replace("/", "-")
+            Journal(folder).close()
+            (folder / "journal.db").unlink()
+            (folder / belongs).write_text("what was there")
+            with closing(Journal(folder)) as journal:
+                assert journal.renewals == 1
+            assert 'reason="it is missing or empty, but what belongs to it is there"' in capfd.readouterr().err
+
+    def test_a_look_that_fails_names_the_file(self, tmp_path: Path):
+        with pytest.raises(JournalError, match=f"^{tmp_path / 'journal.db'}: "):
+            JournalReader(tmp_path).pending()
+
+    def test_after_damage_that_took_all_the_first_run_is_the_first(self, tmp_path: Path):
+        (tmp_path / "journal.db").write_bytes(b"noise" * 1000)
+        with closing(Journal(tmp_path)) as journal:
+            assert run_to_the_end(journal).id == 1
+
+
+class TestClosing:
+    def test_its_thread_has_a_name_and_keeps_no_process_alive(self, journal: Journal):
+        (writer,) = (thread for thread in threading.enumerate() if thread.name == "journal")
+        assert writer.daemon
+
+    def test_closing_twice_and_using_it_afterwards(self, journal: Journal):
+        journal.close()
+        journal.close()
+        with pytest.raises(JournalError, match=r"^the journal is closed$"):
+            journal.record(delivery())
+        journal.probe()
+
+    def test_no_thread_and_no_descriptor_is_left(self, tmp_path: Path):
+        before = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            with closing(Journal(tmp_path)) as journal:
+                journal.record(delivery())
+                journal.pending()
+        assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before
+
+    def test_whoever_records_while_it_closes_gets_an_answer(self, tmp_path: Path):
+        for _ in range(30):
+            journal = Journal(tmp_path)
+            recorded = []
+
+            def record(journal: Journal = journal, recorded: list[str] = recorded) -> None:
+                while True:
+                    guid = f"{threading.get_ident()}-{len(recorded)}"
+                    try:
+                        journal.record(delivery(guid))
+                    except JournalError:
+                        return
+                    recorded.append(guid)
+
+            threads = [threading.Thread(target=record, daemon=True) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            journal.close()
+            for thread in threads:
+                thread.join(10)
+            assert not any(thread.is_alive() for thread in threads)

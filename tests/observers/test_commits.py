@@ -1,0 +1,155 @@
+"""What a run brought: told by real git, of real runs of the real script."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from scratch import GIT_ENV, Upstream, git
+from webtest import TestApp
+
+from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import Claim, Commit, Run
+from gitops_hook.observers.commits import Commits
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.runner import Task
+
+
+@pytest.fixture
+def journal(tmp_path: Path):
+    with closing(Journal(tmp_path / "state")) as opened:
+        yield opened
+
+
+class Host:
+    """A checkout, and what a observer is told of runs that moved it."""
+
+    def __init__(self, journal: Journal, root: Path) -> None:
+        self.journal = journal
+        self.observer = Commits(journal, Checkouts(root))
+
+    def ran(self, before: str, after: str, outcome: str = "updated") -> Run:
+        """A run that has ended so, as the journal has it once the observer was told."""
+        claim = self.journal.start("acme/site", "push")
+        assert claim
+        ended = claim.run._replace(ended=1.0, outcome=outcome, before=before, after=after)
+        self.journal.finish(ended, settled=True)
+        self.observer.ended(ended, Claim(claim.run), Task("acme/site", claim.run.id))
+        run = self.journal.run(claim.run.id)
+        assert run
+        return run
+
+
+@pytest.fixture
+def host(journal: Journal, tmp_path: Path, upstream: Upstream) -> Host:
+    upstream.checkout(tmp_path / "root")
+    return Host(journal, tmp_path / "root")
+
+
+def commits_of(journal: Journal, run: int) -> list[Commit]:
+    return journal.commits([run]).get(run, [])
+
+
+def fetch(tmp_path: Path) -> None:
+    git("fetch", "--quiet", "origin", cwd=tmp_path / "root/acme/site")
+
+
+def test_the_commits_that_a_run_brought_newest_first(host, upstream, tmp_path):
+    before = upstream.head()
+    first, last = upstream.commit({"a": "1"}, "Say hello"), upstream.commit({"a": "2"}, "Say it louder\n\nand why")
+    fetch(tmp_path)
+    run = host.ran(before, last)
+    commits = commits_of(host.journal, run.id)
+    assert run.brought == 2
+    assert [(commit.id, commit.author, commit.subject) for commit in commits] == [
+        (last, "Ada", "Say it louder"),
+        (first, "Ada", "Say hello"),
+    ]
+    assert commits[0].time == float(git("log", "-1", "--format=%ct", cwd=upstream.work))
+
+
+def test_a_date_beyond_every_calendar_is_shown_as_its_end(tmp_path, upstream, hook, monkeypatch):
+    upstream.checkout(tmp_path / "root")
+    monkeypatch.setitem(GIT_ENV, "GIT_COMMITTER_DATE", "@999999999999 +0000")
+    upstream.commit({"a": "1"})
+    hook("sync", "acme/site")
+    with closing(Journal(tmp_path / "state")) as journal:
+        page = TestApp(Dashboard(journal, Checkouts(tmp_path / "root")), extra_environ={"HTTP_HOST": "localhost:8788"})
+        assert "9999-12-31 23:59:59" in page.get("/").text
+        assert "9999-12-31T23:59:59.000Z" in page.get("/api/repositories").text
+
+
+def test_a_run_that_only_confirms_tells_of_its_commit_once(host, upstream):
+    head = upstream.head()
+    first, second = host.ran(head, head, "unchanged"), host.ran(head, head, "unchanged")
+    assert [commit.id for commit in commits_of(host.journal, first.id)] == [head]
+    assert (first.brought, second.brought, commits_of(host.journal, second.id)) == (0, None, [])
+
+
+def test_a_move_back_brings_nothing_and_tells_where_it_is(host, upstream, tmp_path):
+    old, new = upstream.head(), upstream.commit({"a": "1"})
+    fetch(tmp_path)
+    run = host.ran(new, old, "rolled-back")
+    assert (run.brought, [commit.id for commit in commits_of(host.journal, run.id)]) == (0, [old])
+
+
+def test_of_very_many_commits_some_are_kept_and_a_bound_is_counted(host, upstream, tmp_path):
+    before = upstream.head()
+    commits = "".join(
+        f"commit refs/heads/main\ncommitter Ada <ada@example.org> {1700000000 + number} +0000\ndata 2\nhi\n"
+        + (f"from {before}\n" if not number else "")
+        for number in range(1200)
+    )
+    subprocess.run(["git", "fast-import", "--quiet"], cwd=upstream.bare, input=commits.encode(), check=True)
+    fetch(tmp_path)
+    run = host.ran(before, git("rev-parse", "main", cwd=upstream.bare))
+    assert (run.brought, len(commits_of(host.journal, run.id))) == (1000, 50)
+
+
+def test_what_authors_write_is_freed_of_what_no_line_can_take(host, upstream, tmp_path):
+    before = upstream.head()
+    (upstream.work / "a").write_text("1")
+    git("add", "a", cwd=upstream.work)
+    subprocess.run(
+        ["git", "-c", "user.name=M\u00fcller\x1b[31m", "-c", "user.email=x", "commit", "--quiet", "--cleanup=verbatim",
+         "--author=M\u00fcller\x1b[31m <x@example.org>", "--file=-"],
+        cwd=upstream.work, input=b"\x1b]0;title\x07 <script>\xff " + b"x" * 5000, check=True,
+    )  # fmt: skip
+    git("push", "--quiet", "origin", "HEAD", cwd=upstream.work)
+    fetch(tmp_path)
+    (commit,) = commits_of(host.journal, host.ran(before, upstream.head()).id)
+    assert commit.author == "M\u00fcller\ufffd[31m"
+    assert commit.subject.startswith("\ufffd]0;title\ufffd <script>")
+    assert len(commit.subject) == 200
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "--all"), ("--output=pwned", "1" * 40), ("", "HEAD"), ("", ""), ("2" * 40, "1" * 40)]
+)
+def test_what_a_script_says_is_no_option_for_git_and_no_fault_of_ours(host, before, after):
+    run = host.ran(before, after)
+    assert (run.brought, commits_of(host.journal, run.id)) == (None, [])
+
+
+def test_a_repository_around_the_checkout_is_not_asked(host, upstream, tmp_path):
+    git("init", "--quiet", cwd=tmp_path / "root")
+    git("fetch", "--quiet", upstream.bare, "main", cwd=tmp_path / "root")
+    (tmp_path / "root/acme/site/.git/HEAD").unlink()
+    run = host.ran("", upstream.head())
+    assert commits_of(host.journal, run.id) == []
+
+
+def test_a_sync_from_the_shell_notes_them_too(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    after = upstream.commit({"a": "1"}, "Say hello")
+    hook("sync", "--all")
+    (row,) = [json.loads(line) for line in hook("status", "--json").stdout.splitlines()]
+    assert row["commit"] == {**row["commit"], "id": after, "author": "Ada", "subject": "Say hello"}
+    assert row["run"]["fetched"] <= row["run"]["deployed"] <= row["run"]["ended"]
+    assert row["fix"] is None
+    with closing(Journal(tmp_path / "state")) as journal:
+        assert [Commit(after, "Ada", "Say hello", row["commit"]["time"])] == commits_of(journal, row["run"]["id"])

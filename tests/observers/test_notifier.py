@@ -1,0 +1,377 @@
+"""Notifier: who is told what, when and how often, whatever dies meanwhile; and the commands that contrib/ has for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import SECRET, SOURCE, Daemon, push
+from scratch import Upstream
+from test_dispatcher import until
+
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import DIED, ENDED_BY_US, ENDED_WITH_COMMAND, NoticeState, Run
+from gitops_hook.observers import notifier as module
+from gitops_hook.observers.notifier import AGAIN, PATIENCE, Notifier, notice
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.runner import Task
+
+NOW = 1_700_000_000.0
+#: Appends what it is told to a file, a line a notice.
+NOTES = 'read -r facts; echo "$facts" >> "$0.notes"'
+
+
+def runs(*ends: tuple[str, float], message: str | None = None) -> list[Run]:
+    """Runs that ended so, so many seconds ago, given oldest first; returned newest first."""
+    return [
+        Run(number, "acme/site", "push", NOW - ago - 1, NOW - ago, outcome, 75 if outcome == "unreachable" else 0, message=message)
+        for number, (outcome, ago) in enumerate(ends, 1)
+    ][::-1]  # fmt: skip
+
+
+def told(outcome: str, ago: float) -> NoticeState:
+    return NoticeState("acme/site", outcome, NOW - ago, NOW - ago)
+
+
+class TestWhatThereIsToTell:
+    @pytest.mark.parametrize(
+        ("ends", "known", "kind"),
+        [
+            ([("updated", 5)], None, None),
+            ([("deploy-failed", 5)], None, "failing"),
+            ([("updated", 9), ("dirty", 5)], None, "failing"),
+            ([("dirty", 5)], ("dirty", 5), None),
+            ([("dirty", 9), ("dirty", 5)], ("dirty", 9), None),
+            ([("dirty", 9), ("diverged", 5)], ("dirty", 9), "changed"),
+            ([("dirty", AGAIN)], ("dirty", AGAIN - 1), None),
+            ([("dirty", AGAIN)], ("dirty", AGAIN), "still"),
+            ([("dirty", 9), ("unchanged", 5)], ("dirty", 9), "well"),
+            ([("dirty", 9), ("unchanged", 5)], None, None),  # over before anybody was told
+            ([("unreachable", 0)], None, None),
+            ([("unreachable", PATIENCE - 1), ("unreachable", 0)], None, None),
+            ([("unreachable", PATIENCE), ("unreachable", 0)], None, "failing"),
+            ([("unreachable", PATIENCE), ("updated", 100), ("unreachable", 0)], None, None),
+            ([("dirty", 500), ("unreachable", 5)], ("dirty", 500), None),  # not long enough to be another reason
+            ([("dirty", 5000), ("unreachable", 2000), ("unreachable", 5)], ("dirty", 5000), "changed"),
+            ([("dirty", 5000), ("unreachable", 2000), ("unreachable", 5)], ("unreachable", 500), None),
+            ([("dirty", 500), ("paused", 5)], None, None),
+            ([("dirty", AGAIN), ("paused", 5)], ("dirty", AGAIN), None),
+            ([("paused", 5)], ("dirty", 9), None),
+            ([("dirty", 9), ("paused", 7), ("updated", 5)], ("dirty", 9), "well"),
+            ([], None, None),
+            ([("interrupted", 5)], None, None),  # killed by somebody, and done again
+            ([("interrupted", PATIENCE), ("interrupted", 0)], None, "failing"),
+        ],
+    )
+    def test_it_is_told_once(self, ends: list[tuple[str, float]], known: tuple[str, float] | None, kind: str | None):
+        due = notice(runs(*ends), told(*known) if known else None, NOW)
+        assert (due.kind if due else None) == kind
+
+    @pytest.mark.parametrize("message", [ENDED_BY_US, ENDED_WITH_COMMAND, DIED])
+    def test_a_run_that_our_shutdown_ended_is_no_failure(self, message: str):
+        assert notice(runs(("interrupted", 5), message=message), None, NOW) is None
+
+    def test_what_could_not_start_counts_like_a_remote_out_of_reach(self):
+        ends = [
+            run._replace(exit=None) for run in runs(("interrupted", PATIENCE), ("interrupted", 5), ("interrupted", 0))
+        ]
+        assert notice(ends[1:], None, NOW) is None
+        assert notice(ends, None, NOW)
+
+    def test_it_fails_since_the_first_of_its_failures(self):
+        due = notice(runs(("updated", 90), ("dirty", 80), ("paused", 70), ("diverged", 60)), None, NOW)
+        assert due and due.since == NOW - 80
+
+
+class Desk:
+    """Notifier, a journal, and a command that notes what it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = NOW
+        (folder / "root/acme/site/.git").mkdir(parents=True)
+        self.command = folder / "command"
+        self.write(NOTES)
+        self.open()
+
+    def open(self) -> None:
+        self.journal = Journal(self.folder / "state")
+        environment = {"PATH": os.environ["PATH"]}
+        self.notices = Notifier(
+            self.journal, Checkouts(self.folder / "root"), [str(self.command)], environment, clock=lambda: self.now
+        )
+
+    def restart(self) -> None:
+        self.journal.close()
+        self.open()
+
+    def write(self, text: str) -> None:
+        new = self.folder / "new"
+        new.write_text(f"#!/bin/bash\n{text}\n")
+        new.chmod(0o755)
+        new.rename(self.command)
+
+    def run(self, outcome: str, repository: str = "acme/site", **more: object) -> Run:
+        claim = self.journal.start(repository, "push")
+        assert claim
+        run = claim.run._replace(**{"outcome": outcome, "ended": self.now, "exit": 0, **more})
+        self.journal.finish(run, settled=True)
+        self.notices.ended(run, claim, Task(repository, run.id))
+        return run
+
+    def told(self) -> list[tuple[str, str, str]]:
+        return [(facts["notice"], facts["repository"], facts["outcome"]) for facts in self.facts()]
+
+    def facts(self) -> list[dict[str, object]]:
+        notes = Path(f"{self.command}.notes")
+        return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    yield made
+    made.journal.close()
+
+
+@contextmanager
+def standard_error_in(path: Path) -> Iterator[None]:
+    """Have it in a file, to be read as it grows: a look by `capfd` loses what is written in that moment."""
+    kept = os.dup(2)
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+class TestTelling:
+    def test_the_story_of_a_failure(self, desk: Desk):
+        for step in ("updated", "dirty", "dirty", "diverged", "unchanged", "unchanged"):
+            desk.run(step)
+            desk.notices.run_once([])
+        assert [told[::2] for told in desk.told()] == [
+            ("failing", "dirty"), ("changed", "diverged"), ("well", "unchanged"),
+        ]  # fmt: skip
+
+    def test_it_is_told_again_once_a_day(self, desk: Desk):
+        desk.run("dirty")
+        for hour in range(24 * 3):
+            desk.now = NOW + hour * 3600
+            desk.notices.run_once([])
+        assert [kind for kind, _, _ in desk.told()] == ["failing", "still", "still"]
+
+    def test_a_restart_neither_repeats_nor_forgets(self, desk: Desk):
+        desk.run("dirty")
+        desk.restart()  # nothing was told yet
+        desk.notices.run_once([])
+        desk.restart()
+        desk.notices.run_once([])
+        desk.run("updated")
+        desk.restart()
+        desk.notices.run_once([])
+        desk.restart()
+        desk.notices.run_once([])
+        assert [kind for kind, _, _ in desk.told()] == ["failing", "well"]
+
+    def test_what_is_over_before_it_could_be_told_needs_no_word(self, desk: Desk):
+        desk.run("dirty")
+        desk.run("updated")
+        desk.notices.run_once([])
+        assert desk.told() == []
+
+    def test_names_that_differ_in_case_are_one_repository(self, desk: Desk):
+        desk.run("dirty")
+        desk.notices.run_once(["acme/site"])
+        desk.run("dirty", "Acme/Site")
+        desk.notices.run_once(["Acme/Site"])
+        desk.run("updated", "ACME/SITE")
+        desk.notices.run_once([])
+        assert [kind for kind, _, _ in desk.told()] == ["failing", "well"]
+
+    def test_a_checkout_that_is_gone_is_not_told_of_daily(self, desk: Desk):
+        desk.run("dirty")
+        desk.notices.run_once([])
+        shutil.rmtree(desk.folder / "root/acme/site")
+        desk.now += AGAIN
+        desk.notices.run_once([])
+        assert len(desk.told()) == 1
+
+    def test_a_repository_that_is_known_no_more_is_forgotten(self, desk: Desk):
+        desk.journal.record_notice(NoticeState("acme/past", "dirty", NOW, NOW))
+        desk.notices.run_once([])
+        assert (desk.journal.told(), desk.told()) == ({}, [])
+
+    def test_the_command_is_given_the_facts_both_ways_and_nothing_else(self, desk: Desk):
+        desk.write('env -0 > "$0.env"; cat > "$0.json"')
+        run = desk.run("deploy-failed", after="a" * 40, message="it $(failed) 'so'", exit=70)
+        desk.journal.log_path(run.id).write_text("first\n\x1b[31mlast\n")
+        desk.notices.run_once([])
+        facts = json.loads(Path(f"{desk.command}.json").read_text())
+        assert facts == {
+            "notice": "failing",
+            "summary": f"acme/site on {socket.gethostname()} fails: deploy-failed",
+            "host": socket.gethostname(),
+            "repository": "acme/site",
+            "outcome": "deploy-failed",
+            "previous": None,
+            "since": "2023-11-14T22:13:20Z",
+            "run": run.id,
+            "commit": "a" * 40,
+            "message": "it $(failed) 'so'",
+            "output": "first\nlast",
+        }
+        environment = dict(line.split("=", 1) for line in Path(f"{desk.command}.env").read_text().split("\0") if line)
+        shells_own = {"PWD", "SHLVL", "_", "PATH", "OLDPWD"}
+        assert {name: value for name, value in environment.items() if name not in shells_own} == {
+            f"GITOPS_{name.upper()}": str(value) for name, value in facts.items() if value is not None
+        }
+
+    def test_one_that_fails_is_logged_and_tried_again_later_and_holds_up_nobody(self, desk: Desk, capfd):
+        desk.write(f"[[ $GITOPS_REPOSITORY != acme/site ]] || {{ echo no route; exit 7; }}; {NOTES}")
+        desk.run("dirty")
+        desk.notices.run_once([])
+        desk.run("dirty", "acme/other")
+        desk.notices.run_once([])  # all wait
+        assert desk.told() == []
+        line = capfd.readouterr().err
+        assert re.search(
+            r'error a notice could not be told repository=acme/site .*reason="exit 7" output="no route"', line
+        )
+        desk.now += 900
+        desk.notices.run_once([])
+        assert desk.told() == [("failing", "acme/other", "dirty")]
+        desk.write(NOTES)
+        desk.now += 900
+        desk.notices.run_once([])
+        assert desk.told()[1:] == [("failing", "acme/site", "dirty")]
+
+    def test_one_that_hangs_is_ended_with_all_that_it_started(self, desk: Desk, monkeypatch, capfd):
+        monkeypatch.setattr(module, "LIMIT", 1)
+        desk.write('sleep 1000 & echo $! > "$0.pid"; wait')
+        desk.run("dirty")
+        desk.notices.run_once([])
+        assert 'reason="no end within 1 s"' in capfd.readouterr().err
+        cmdline = Path(f"/proc/{Path(f'{desk.command}.pid').read_text().strip()}/cmdline")
+        until(lambda: not cmdline.exists() or not cmdline.read_text())  # a dead one has none, though nobody reaped it
+
+    def test_one_that_cannot_be_started_is_logged(self, desk: Desk, capfd):
+        desk.command.unlink()
+        desk.run("dirty")
+        desk.notices.run_once([])
+        assert "a notice could not be told" in capfd.readouterr().err
+
+    def test_a_run_waits_for_no_notice(self, desk: Desk):
+        os.mkfifo(f"{desk.command}.gate")
+        desk.write(f'read -r _ < "$0.gate"; {NOTES}')
+        desk.notices.start()
+        for _ in range(3):
+            desk.run("dirty")
+        desk.run("updated", "acme/other")
+        assert desk.told() == []
+        Path(f"{desk.command}.gate").write_text("\n")
+        until(desk.journal.told)
+        assert desk.told() == [("failing", "acme/site", "dirty")]
+        desk.run("updated")
+        Path(f"{desk.command}.gate").write_text("\n")
+        until(lambda: not desk.journal.told())
+        desk.notices.stop(20)
+        assert not desk.notices._thread.is_alive()
+
+    def test_faults_do_not_end_its_thread(self, desk: Desk, tmp_path: Path):
+        desk.notices.start()
+        journal, away = desk.folder / "state/journal.db", desk.folder / "state/away"
+        desk.run("dirty", "acme/other")
+        until(desk.journal.told)
+        journal.rename(away)
+        with standard_error_in(tmp_path / "stderr"):
+            desk.notices.look()
+            until(lambda: "what there is to tell cannot be looked up" in (tmp_path / "stderr").read_text())
+        away.rename(journal)
+        desk.run("dirty")
+        until(lambda: len(desk.journal.told()) == 2)
+        desk.notices.stop(20)
+        assert not desk.notices._thread.is_alive()
+
+
+# -- a real daemon -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def noting(tmp_path: Path, script) -> Callable[[], list[dict[str, str]]]:
+    """What a daemon's command was told so far."""
+    script(NOTES, "notify")
+    notes = tmp_path / "notify.notes"
+
+    def told() -> list[dict[str, str]]:
+        return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+
+    return told
+
+
+def test_a_daemon_tells_that_a_deploy_fails_and_that_it_is_well_again(tmp_path, start_daemon, noting, hook):
+    upstream = Upstream(tmp_path / "forge")
+    daemon: Daemon = start_daemon(GITOPS_NOTIFY=f"{tmp_path}/notify 'with an argument'")
+    upstream.checkout(daemon.root, deploy="cat page")
+    for number in range(2):
+        daemon.deliver(push("acme/site", upstream.commit({"a": str(number)})))
+        daemon.wait_for("run deploy-failed ")
+        if number == 0:
+            daemon.wait_for("notice told repository=acme/site run=1 outcome=deploy-failed notice=failing")
+    assert daemon.stop() == 0
+    daemon.start()  # its sweep fails again, and nobody is told again
+    daemon.wait_for("run deploy-failed .*trigger=sweep")
+    assert daemon.stop() == 0
+    # A sync from the command line, while no daemon runs, is told of by the next one.
+    upstream.commit({"page": "hello"})
+    hook("sync", "acme/site")
+    daemon.start()
+    daemon.wait_for("notice told .*notice=well")
+    assert daemon.stop() == 0
+    failing, well = noting()
+    assert (failing["notice"], failing["outcome"]) == ("failing", "deploy-failed")
+    assert well["notice"] == "well"
+    assert "page" in failing["output"] and failing["message"]
+    assert (well["previous"], well["since"]) == ("deploy-failed", failing["since"])
+    assert SECRET not in json.dumps(noting())
+
+
+def test_a_daemon_killed_while_it_tells_tells_again(tmp_path, start_daemon, script):
+    os.mkfifo(tmp_path / "gate")
+    script(f'echo $$ >> "$0.begun"; read -r _ < {tmp_path}/gate; {NOTES}', "notify")
+    daemon = start_daemon(GITOPS_NOTIFY=f"{tmp_path}/notify", GITOPS_SYNC_SCRIPT=script("exit 65"))
+    (daemon.root / "acme/site/.git").mkdir(parents=True)
+    daemon.deliver(push("acme/site"))
+    begun = tmp_path / "notify.begun"
+    until(lambda: begun.exists() and begun.read_text())
+    daemon.kill()
+    (first,) = begun.read_text().split()
+    until(lambda: not Path(f"/proc/{first}").exists(), "the command outlived its daemon")
+    daemon.start()
+    until(lambda: len(begun.read_text().split()) == 2)
+    (tmp_path / "gate").write_text("\n")
+    daemon.wait_for("notice told ")
+    assert len((tmp_path / "notify.notes").read_text().splitlines()) == 1
+
+
+def test_a_command_that_is_not_there_ends_the_start(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "gitops_hook", "serve"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE), "GITHUB_WEBHOOK_SECRET": "x",
+             "GITOPS_ROOT": str(tmp_path), "GITOPS_NOTIFY": "/nonexistent/mail ops"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert "GITOPS_NOTIFY='/nonexistent/mail ops' from the environment will not do: there is no program" in done.stderr

@@ -1,0 +1,406 @@
+"""The webhook's WSGI application under WebTest, its linter on: the table of answers, row by row."""
+
+from __future__ import annotations
+
+import json
+import resource
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from harness import NOBODY, SECRET, WEBHOOK, headers, push, sign
+from scratch import Upstream
+from webtest import TestApp, TestRequest
+
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import Delivery
+from gitops_hook.receiver.app import MAX_BODY, WebhookApp
+from gitops_hook.secrets import Secrets, fingerprint
+from gitops_hook.sync.checkouts import Checkouts
+
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+
+
+class Host:
+    """The application on a host of its own. `site` follows the forge's default branch, `shop` the branch live."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        self.state = folder / "state"
+        self.root.mkdir()
+        self.state.mkdir()
+        Upstream(folder / "forge", "acme/site").checkout(self.root)
+        Upstream(folder / "forge", "acme/shop").checkout(self.root, branch="live")
+        self.journal = Journal(self.state)
+        self.woken: list[str] = []
+        secrets = Secrets({"line 1": b"newer", "line 2": SECRET.encode()})
+        self.web = TestApp(
+            WebhookApp(lambda: secrets, Checkouts(self.root), self.journal, self.woken.append, ["Widgets/*"])
+        )
+
+    def post(self, body: bytes, sent: dict[str, str]) -> Any:
+        return self.web.post(WEBHOOK, body, headers=sent, status="*")
+
+    def deliver(self, payload: Any, event: str = "push", guid: str | None = None) -> Any:
+        """As GitHub does."""
+        body = json.dumps(payload).encode()
+        return self.post(body, headers(body, event, guid=guid))
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    host = Host(tmp_path_factory.mktemp("host"))
+    yield host
+    host.journal.close()
+
+
+@pytest.fixture
+def guid() -> str:
+    return str(uuid.uuid4())
+
+
+# -- 202 ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_push_to_the_tracked_branch_is_queued_in_the_journal(host: Host, guid: str) -> None:
+    host.woken.clear()
+    answer = host.deliver(push("acme/site", "2" * 40, before="1" * 40), guid=guid)
+    assert answer.status == "202 Accepted"
+    assert answer.content_type == JSON
+    assert answer.json == {"status": "queued", "repository": "acme/site", "delivery": guid}
+    (row,) = host.journal.deliveries(guid)
+    assert row == Delivery(
+        guid=guid,
+        event="push",
+        received=row.received,
+        repository="acme/site",
+        ref="refs/heads/main",
+        before="1" * 40,
+        after="2" * 40,
+        pusher="ada",
+        id=row.id,
+    )
+    assert host.woken == ["acme/site"]
+
+
+def test_a_redelivery_is_queued_again(host: Host, guid: str) -> None:
+    payload = push("acme/site")
+    assert [host.deliver(payload, guid=guid).status_int for _ in range(2)] == [202, 202]
+    assert len(host.journal.deliveries(guid)) == 2
+
+
+QUEUED: dict[str, dict[str, Any]] = {
+    "the branch that the checkout names, not the default": push("acme/shop", ref="refs/heads/live"),
+    "a name in another case": push("ACME/Site"),
+    "no checkout, but it may be cloned": push("widgets/new"),
+    "no default branch is told: the script finds out": {**push("acme/site"), "repository": {"full_name": "acme/site"}},
+    "a checkout by its name alone": {**push("acme/site"), "repository": {"name": "Site", "full_name": "acme/Site"}},
+    "a branch that begins": push("acme/site", before=NOBODY),
+    "before is after, as in Gitea's test": push("acme/site", before="1" * 40),
+}
+
+
+@pytest.mark.parametrize("payload", QUEUED.values(), ids=QUEUED)
+def test_a_push_that_may_move_something_is_queued(host: Host, guid: str, payload: dict[str, Any]) -> None:
+    answer = host.deliver(payload, guid=guid)
+    assert (answer.status_int, answer.json["status"]) == (202, "queued")
+    assert [row.repository for row in host.journal.deliveries(guid)] == [payload["repository"]["full_name"]]
+
+
+def test_a_form_is_verified_over_its_raw_bytes(host: Host, guid: str) -> None:
+    body = urlencode({"payload": json.dumps(push("acme/site"))}).encode()
+    answer = host.post(body, {**headers(body, guid=guid), "Content-Type": FORM})
+    assert (answer.status_int, len(host.journal.deliveries(guid))) == (202, 1)
+
+
+def test_any_secret_in_force_will_do(host: Host) -> None:
+    body = json.dumps(push("acme/site")).encode()
+    assert host.post(body, headers(body, secret="newer")).status_int == 202
+
+
+def test_a_delivery_without_a_guid_is_queued_too(host: Host) -> None:
+    body = json.dumps(push("acme/site")).encode()
+    answer = host.post(body, {**headers(body), "X-GitHub-Delivery": ""})
+    assert (answer.status_int, answer.json) == (202, {"status": "queued", "repository": "acme/site"})
+
+
+# -- 200 ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_ping_of_a_hook_is_kept_with_the_secret_that_signed_it(host: Host) -> None:
+    ping = {"hook_id": 7, "hook": {"config": {"url": "https://hooks.example.org"}}, "organization": {"login": "acme"}}
+    host.deliver(ping, "ping", "first")
+    assert host.deliver(ping, "ping", "second").json == {"status": "pong", "delivery": "second"}
+    assert host.post(b"{}", headers(b"{}", "ping", secret="wrong")).status_int == 401
+    (kept,) = host.journal.hook_pings()
+    assert (kept.hook, kept.target, kept.url, kept.guid) == (7, "acme", "https://hooks.example.org", "second")
+    assert kept.signed == fingerprint(SECRET.encode()) != fingerprint(b"newer")
+    assert host.journal.deliveries("second") == []  # it is owed nothing
+
+
+def test_a_ping_is_answered_with_and_without_a_repository(host: Host, guid: str) -> None:
+    assert host.deliver({"zen": "Design for failure."}, "ping", guid).json == {"status": "pong", "delivery": guid}
+    answer = host.deliver({"repository": {"full_name": "acme/site"}}, "ping", guid)
+    assert (answer.status_int, answer.json["repository"]) == (200, "acme/site")
+    assert host.journal.deliveries(guid) == []
+
+
+IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another event": ("issues", push("acme/site"), "the event `issues` moves nothing here"),
+    "another event, of no repository": ("organization", {}, "the event `organization` moves nothing here"),
+    "another branch": ("push", push("acme/site", ref="refs/heads/topic"), "the tracked branch is `main`"),
+    "the default branch, where another is tracked": ("push", push("acme/shop"), "the tracked branch is `live`"),
+    "a branch of the same beginning": (
+        "push",
+        push("acme/site", ref="refs/heads/mainly"),
+        "the tracked branch is `main`",
+    ),
+    "a branch in another case": ("push", push("acme/site", ref="refs/heads/Main"), "the tracked branch is `main`"),
+    "a merge queue": (
+        "push",
+        push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-7-0123456"),
+        "the tracked branch is `main`",
+    ),
+    "a tag of the branch's name": ("push", push("acme/site", ref="refs/tags/main"), "the tracked branch is `main`"),
+    "the branch was deleted": ("push", push("acme/site", NOBODY), "the ref was deleted"),
+    "deleted, by its zeros": ("push", push("acme/site", NOBODY, deleted=None), "the ref was deleted"),
+    "no checkout": ("push", push("acme/other"), "there is no checkout of it on this host"),
+    "no checkout, and a pattern for another owner": (
+        "push",
+        push("gadgets/new"),
+        "there is no checkout of it on this host",
+    ),
+}
+
+
+@pytest.mark.parametrize(("event", "payload", "why"), IGNORED.values(), ids=IGNORED)
+def test_what_moves_nothing_here_is_ignored_with_its_reason(
+    host: Host, guid: str, event: str, payload: dict[str, Any], why: str
+) -> None:
+    host.woken.clear()
+    answer = host.deliver(payload, event, guid)
+    assert answer.status_int == 200
+    assert (answer.json["status"], answer.json["reason"], answer.json["delivery"]) == ("ignored", why, guid)
+    assert answer.json.get("repository") == payload.get("repository", {}).get("full_name")
+    assert (host.journal.deliveries(guid), host.woken) == ([], [])
+
+
+# -- 400, 415: proven, but no payload -------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[int, bytes, dict[str, str]]] = {
+    "malformed JSON": (400, b'{"ref":', {}),
+    "nothing": (400, b"", {}),
+    "not an object": (400, b"[]", {}),
+    "not UTF-8": (400, b'{"a": "\xff"}', {}),
+    "no repository": (400, b'{"ref": "refs/heads/main"}', {}),
+    "no event": (400, json.dumps(push("acme/site")).encode(), {"X-GitHub-Event": ""}),
+    "a form without payload": (400, b"a=b", {"Content-Type": FORM}),
+    "another media type": (415, json.dumps(push("acme/site")).encode(), {"Content-Type": "text/plain"}),
+    **{
+        f"the name {name!r}": (400, json.dumps({**push("a"), "repository": {"full_name": name}}).encode(), {})
+        for name in ("..", ".", "acme/..", "../acme", "-rf", "acme/-rf", ".git", "a b", "a/b/c", "caf\xe9", "a\n", "")
+    },
+}
+
+
+@pytest.mark.parametrize(("status", "body", "more"), REFUSED.values(), ids=REFUSED)
+def test_what_is_proven_but_no_payload_is_refused(
+    host: Host, guid: str, status: int, body: bytes, more: dict[str, str]
+) -> None:
+    answer = host.post(body, {**headers(body, guid=guid), **more})
+    assert (answer.status_int, answer.json["status"], answer.json["delivery"]) == (status, "refused", guid)
+    assert answer.json["reason"]
+    assert host.journal.deliveries(guid) == []
+
+
+# -- 401: not proven ------------------------------------------------------------------------------------------------
+
+BODY = json.dumps(push("acme/site")).encode()
+GOOD = sign(BODY)
+UNPROVEN: dict[str, dict[str, str]] = {
+    "no signature": {"X-Hub-Signature-256": ""},
+    "of another secret": {"X-Hub-Signature-256": sign(BODY, "guess")},
+    "of other bytes": {"X-Hub-Signature-256": sign(BODY + b" ")},
+    "in upper case": {"X-Hub-Signature-256": "sha256=" + GOOD[7:].upper()},
+    "its name in upper case": {"X-Hub-Signature-256": GOOD.upper()},
+    "a digit short": {"X-Hub-Signature-256": GOOD[:-1]},
+    "a digit long": {"X-Hub-Signature-256": GOOD + "0"},
+    "a line end long": {"X-Hub-Signature-256": GOOD + "\n"},
+    "without its name": {"X-Hub-Signature-256": GOOD[7:]},
+    "empty, as from a hook without a secret": {"X-Hub-Signature-256": "sha256="},
+    "sha1 under the name of sha256": {"X-Hub-Signature-256": headers(BODY)["X-Hub-Signature"]},
+    "twice": {"X-Hub-Signature-256": f"{GOOD},{GOOD}"},
+    "beyond ASCII": {"X-Hub-Signature-256": "sha256=" + "\xe9" * 64},
+    "digits of another alphabet": {"X-Hub-Signature-256": "sha256=" + "\xb2" * 64},
+}
+
+
+@pytest.mark.parametrize("more", UNPROVEN.values(), ids=UNPROVEN)
+def test_what_is_not_proven_learns_nothing_but_401(host: Host, guid: str, more: dict[str, str]) -> None:
+    answer = host.post(BODY, {**headers(BODY, guid=guid), **more})
+    assert answer.status_int == 401
+    assert answer.json == {"status": "refused", "reason": "the signature X-Hub-Signature-256 is missing or wrong"}
+    assert host.journal.deliveries(guid) == []
+
+
+def test_a_signature_by_sha1_alone_does_not_count(host: Host) -> None:
+    sent = headers(BODY)
+    del sent["X-Hub-Signature-256"]
+    assert "X-Hub-Signature" in sent
+    assert host.post(BODY, sent).status_int == 401
+
+
+@pytest.mark.parametrize("event", ["push", "ping", ""])
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"\xff", b""])
+def test_nothing_is_parsed_before_it_is_proven(host: Host, event: str, body: bytes) -> None:
+    sent = {**headers(body, event, secret="guess"), "Content-Type": "text/plain"}
+    assert host.post(body, sent).status_int == 401
+
+
+# -- before the body ------------------------------------------------------------------------------------------------
+
+
+class Untouchable:
+    """A body that must not be read."""
+
+    def read(self, *size: int) -> bytes:
+        raise AssertionError("the body was read")
+
+    readline = readlines = __iter__ = read
+
+
+def untouchable(**environ: str) -> Any:
+    made = TestRequest.blank(WEBHOOK, {"wsgi.input": Untouchable(), "CONTENT_TYPE": JSON}, method="POST")
+    made.environ.pop("CONTENT_LENGTH", None)
+    made.environ.update(environ)
+    return made
+
+
+@pytest.mark.parametrize("path", ["/", "/api/webhook", f"{WEBHOOK}/", f"{WEBHOOK}\0", f"/{WEBHOOK}", "/healthz/"])
+def test_another_path_is_404(host: Host, path: str) -> None:
+    answer = host.web.do_request(untouchable(PATH_INFO=path), status="*")
+    assert (answer.status_int, answer.json["status"]) == (404, "refused")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        *((method, WEBHOOK, "POST") for method in ("GET", "PUT", "DELETE", "OPTIONS")),
+        *((method, "/healthz", "GET, HEAD") for method in ("POST", "PUT", "DELETE", "OPTIONS")),
+    ],
+)
+def test_another_method_is_405_and_told_the_right_one(host: Host, method: str, path: str, allow: str) -> None:
+    answer = host.web.request(path, method=method, status="*")
+    assert (answer.status_int, answer.headers["Allow"], answer.json["status"]) == (405, allow, "refused")
+
+
+def test_head_of_the_webhook_is_405_without_a_body(host: Host) -> None:
+    answer = host.web.head(WEBHOOK, status=405)
+    assert (answer.headers["Allow"], answer.body) == ("POST", b"")
+
+
+def test_no_length_is_411(host: Host) -> None:
+    assert host.web.do_request(untouchable(), status="*").status_int == 411
+    assert host.web.do_request(untouchable(HTTP_TRANSFER_ENCODING="chunked"), status="*").status_int == 411
+
+
+@pytest.mark.parametrize("length", [str(MAX_BODY + 1), "9" * 18])
+def test_more_than_a_forge_sends_is_413_before_it_is_read(host: Host, length: str) -> None:
+    answer = host.web.do_request(untouchable(CONTENT_LENGTH=length), status="*")
+    assert (answer.status_int, answer.json["reason"]) == (413, "the body is larger than 25 MiB")
+
+
+def test_as_much_as_a_forge_sends_is_read(host: Host) -> None:
+    body = json.dumps(push("acme/site")).encode()
+    body += b" " * (MAX_BODY - len(body))
+    assert host.post(body, headers(body)).status_int == 202
+
+
+# -- 503, and health ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(state: Path) -> Iterator[None]:
+    """No file of this process may grow past the journal's, so the next write to that fails."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((state / "journal.db-wal").stat().st_size, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+def test_a_push_that_cannot_be_kept_is_503_and_not_half_accepted(host: Host, guid: str) -> None:
+    host.woken.clear()
+    with full_disk(host.state):
+        answer = host.deliver(push("acme/site"), guid=guid)
+    assert (answer.status_int, answer.headers["Retry-After"]) == (503, "10")
+    assert answer.json == {
+        "status": "unavailable",
+        "delivery": guid,
+        "reason": "the journal cannot be written now",
+    }
+    assert (host.journal.deliveries(guid), host.woken) == ([], [])
+    assert host.deliver(push("acme/site"), guid=guid).status_int == 202  # once there is room, without a restart
+
+
+def test_health_tells_of_a_journal_that_cannot_be_written_and_of_its_healing(host: Host) -> None:
+    assert host.web.get("/healthz", status=200).json == {"status": "ok"}
+    with full_disk(host.state):
+        assert host.deliver(push("acme/site")).status_int == 503
+        answer = host.web.get("/healthz", status=503)
+        assert answer.json == {"status": "unavailable", "reason": "the journal cannot be written"}
+        assert answer.headers["Retry-After"] == "10"
+        assert host.web.head("/healthz", status=503).body == b""
+    assert host.web.get("/healthz", status=200).json == {"status": "ok"}
+    assert host.web.head("/healthz", status=200).body == b""
+
+
+def test_a_journal_that_is_closed_is_503(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.journal.close()
+    assert host.deliver(push("acme/site")).status_int == 503
+    assert host.deliver(push("acme/other")).status_int == 200  # what need not be kept is answered all the same
+
+
+def test_a_host_where_git_cannot_run_is_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    answer = host.deliver(push("acme/site"))
+    host.journal.close()
+    assert (answer.status_int, answer.headers["Retry-After"]) == (503, "10")
+    assert answer.json["reason"] == "the checkouts cannot be looked at now"
+
+
+# -- the log --------------------------------------------------------------------------------------------------------
+
+
+def test_a_delivery_is_one_line_of_the_log(host: Host, guid: str, capfd: pytest.CaptureFixture[str]) -> None:
+    host.deliver(push("acme/site"), guid=guid)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert (
+        f"info webhook queued delivery={guid} repository=acme/site event=push commit={'1' * 40} http=202 secret="
+        in line
+    )
+    assert 'secret="line 2"' in line
+
+
+def test_nothing_in_a_header_breaks_a_line_or_paints_a_terminal(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+    request = untouchable(
+        CONTENT_LENGTH="0",
+        HTTP_X_GITHUB_DELIVERY='a\n<3>forged="yes" \x1b[2J\x9b\x85',
+        HTTP_X_GITHUB_EVENT="push\r\n" + "x" * 10_000,
+    )
+    request.environ["wsgi.input"] = TestRequest.blank("/").body_file_raw
+    assert host.web.do_request(request, status="*").status_int == 401
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert not any(ord(letter) < 32 or 0x7F <= ord(letter) < 0xA0 for letter in error[:-1])
+    assert "warning webhook refused" in error
+    assert '\\"yes\\"' in error
+    assert len(error) < 1000
