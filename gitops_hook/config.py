@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -96,6 +98,14 @@ class Settings(NamedTuple):
     public_url: str
     notify: tuple[str, ...]
     log_format: str
+    fleet: str
+    etcd: tuple[str, ...]
+    etcd_ca_file: Path | None
+    etcd_cert_file: Path | None
+    etcd_key_file: Path | None
+    etcd_password_file: Path | None
+    fleet_host: str
+    fleet_labels: Mapping[str, str]
 
 
 def _address(text: str) -> Address:
@@ -199,6 +209,45 @@ def _report(text: str) -> str:
     if text not in ("", "status", "deployment"):
         raise ValueError("it is neither empty nor `status` nor `deployment`")
     return text
+
+
+#: Names in a fleet. They become parts of keys in etcd.
+_FLEET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def _fleet(text: str) -> str:
+    return _fleet_name(text) if text else ""
+
+
+def _fleet_name(text: str) -> str:
+    if not _FLEET_NAME.fullmatch(text):
+        raise ValueError("it is not 1 to 63 of a-z, 0-9, `.`, `_` and `-`")
+    return text
+
+
+def _host_name(environ: Mapping[str, str]) -> str:
+    # A host that has no fleet must start with any name.
+    return re.sub("[^a-z0-9._-]", "-", socket.gethostname().lower()).lstrip("._-")[:63] or "host"
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    endpoints = tuple(text.replace(",", " ").split())
+    if not endpoints:
+        raise ValueError("it is empty")
+    for endpoint in endpoints:
+        if urlsplit(_base_url(endpoint)).path or not urlsplit(endpoint).port:
+            raise ValueError(f"`{endpoint}` is not http://HOST:PORT or https://HOST:PORT")
+    return tuple(endpoint.rstrip("/") for endpoint in endpoints)
+
+
+def _labels(text: str) -> Mapping[str, str]:
+    labels = {}
+    for word in text.replace(",", " ").split():
+        name, _, value = word.partition("=")
+        if not _FLEET_NAME.fullmatch(name) or not _FLEET_NAME.fullmatch(value):
+            raise ValueError(f"`{word}` is not NAME=VALUE of a-z, 0-9, `.`, `_` and `-`")
+        labels[name] = value
+    return labels
 
 
 def _credential(name: str) -> Callable[[Mapping[str, str]], str]:
@@ -353,6 +402,48 @@ OPTIONS = (
         "command that is told when a repository starts to fail, daily while it does, and when it is well again",
     ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
+    _fixed("GITOPS_FLEET", _fleet, "", "name of the fleet that this host belongs to; empty for a host on its own"),
+    _fixed(
+        "GITOPS_ETCD",
+        _endpoints,
+        "http://127.0.0.1:2379",
+        "URLs of the members of the fleet's etcd, separated by commas",
+    ),
+    Option(
+        "GITOPS_ETCD_CA_FILE",
+        _optional_path,
+        _credential("etcd-ca"),
+        "`$CREDENTIALS_DIRECTORY/etcd-ca` if there",
+        "file of the certificate authority that signed the members' certificates",
+    ),
+    Option(
+        "GITOPS_ETCD_CERT_FILE",
+        _optional_path,
+        _credential("etcd-cert"),
+        "`$CREDENTIALS_DIRECTORY/etcd-cert` if there",
+        "file of this host's certificate for etcd",
+    ),
+    Option(
+        "GITOPS_ETCD_KEY_FILE",
+        _optional_path,
+        _credential("etcd-key"),
+        "`$CREDENTIALS_DIRECTORY/etcd-key` if there",
+        "file of the key of that certificate",
+    ),
+    Option(
+        "GITOPS_ETCD_PASSWORD_FILE",
+        _optional_path,
+        _credential("etcd-password"),
+        "`$CREDENTIALS_DIRECTORY/etcd-password` if there",
+        "file with NAME:PASSWORD of the user of etcd, if it has authentication enabled",
+    ),
+    Option("GITOPS_FLEET_HOST", _fleet_name, _host_name, "the host's name", "name of this host in the fleet"),
+    _fixed(
+        "GITOPS_FLEET_LABELS",
+        _labels,
+        "",
+        "labels of this host, such as `stage=canary,region=eu`; `stage` places it in roll-outs",
+    ),
 )
 #: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
 CONTRACT = {

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
@@ -45,11 +45,16 @@ from gitops_hook.sync.runner import GRACE, inherited
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 from gitops_hook.text import escape, local
 
+if TYPE_CHECKING:
+    from gitops_hook.fleet.node import FleetNode
+
 #: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
 REQUESTS_DEADLINE = 5.0
 RUNS_DEADLINE = 60.0
 #: Seconds that a notice in hand has after all that: most take less, and one that does not is told by the next daemon.
 NOTICE_DEADLINE = 5.0
+#: Seconds that each of the fleet's threads has to end.
+FLEET_DEADLINE = 3.0
 #: Seconds between looks at what is owed, and between prunings of the journal.
 _REMIND = 60.0
 _PRUNE = 3600.0
@@ -114,14 +119,26 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             answers = CommitStatusReporter(journal, sender.notify)
             answers.catch_up()
             observers.append(answers)
+        fleet = _make_fleet(settings, journal, checkouts) if settings.fleet else None
+        if fleet:
+            observers.append(fleet.statuses)
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
-            secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=instruments.answered
+            secrets.current,
+            checkouts,
+            journal,
+            dispatcher.notify,
+            settings.clone,
+            fleet=fleet.forwarder if fleet else None,
+            count=instruments.answered,
         )
         app = forwarded_middleware(webhook, settings.trusted_proxies)
         dashboard = Dashboard(journal, checkouts, settings.sync_timeout, instruments.exposition)
         servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
+        if fleet:
+            fleet.start(dispatcher.notify, dispatcher.sweep)
+            stack.callback(fleet.stop, FLEET_DEADLINE)
         if sender:
             sender.start()
             stack.callback(sender.stop, REQUESTS_DEADLINE)
@@ -140,6 +157,14 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             notices.stop(NOTICE_DEADLINE)
     log.info("stopped", exit=status)
     return status
+
+
+def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts) -> FleetNode:
+    """Return this host's side of its fleet. The package is optional, so it is imported only here."""
+    from gitops_hook.fleet.access import open_etcd  # noqa: PLC0415
+    from gitops_hook.fleet.node import FleetNode  # noqa: PLC0415
+
+    return FleetNode(settings, journal, checkouts, open_etcd(settings))
 
 
 class _Housekeeping:

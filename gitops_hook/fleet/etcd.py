@@ -140,20 +140,23 @@ class Etcd:
         """Return the pair of one key, or None."""
         return next(iter(pairs(self.call("/v3/kv/range", {"key": encode(key)}, within=within))), None)
 
-    def read(self, prefix: str, *, min_mod_revision: int = 0, page: int = PAGE, within: float = 3.0) -> Snapshot:
+    def read(
+        self, prefix: str, *, min_mod_revision: int = 0, revision: int = 0, page: int = PAGE, within: float = 3.0
+    ) -> Snapshot:
         """Return every pair below `prefix` that was written at `min_mod_revision` or later, all of one revision.
 
-        `within` applies to each page. Raises Compacted if compaction overtakes the reading several times.
+        That is `revision`, or the newest one if it is 0. `within` applies to each page. Raises Compacted if compaction
+        removed that revision, for the newest one only if that happened several times in a row.
         """
-        for _ in range(_RANGE_ATTEMPTS - 1):
+        for _ in range(0 if revision else _RANGE_ATTEMPTS - 1):
             with suppress(Compacted):
-                return self._read(prefix, min_mod_revision, page, within)
-        return self._read(prefix, min_mod_revision, page, within)
+                return self._read(prefix, min_mod_revision, revision, page, within)
+        return self._read(prefix, min_mod_revision, revision, page, within)
 
-    def _read(self, prefix: str, min_mod_revision: int, page: int, within: float) -> Snapshot:
+    def _read(self, prefix: str, min_mod_revision: int, revision: int, page: int, within: float) -> Snapshot:
         body = {**key_range(prefix), "min_mod_revision": str(min_mod_revision), "limit": str(page)}
-        message = self.call("/v3/kv/range", body, within=within)
-        revision = revision_of(message)
+        message = self.call("/v3/kv/range", {**body, "revision": str(revision)}, within=within)
+        revision = revision or revision_of(message)
         found = pairs(message)
         while message.get("more"):
             more = {**body, "key": encode(found[-1].key + "\0"), "revision": str(revision)}
@@ -372,18 +375,6 @@ class Watch:
         self.close()
         self._response.close()
         self._connection.close()
-
-
-def client_context(ca: str, certificate: str = "", key: str = "") -> ssl.SSLContext:
-    """Return the TLS settings of a client that trusts only `ca` and shows `certificate`, if there is one.
-
-    The certificate's subject needs an empty CN: etcd's gateway rejects every request of a named client once
-    authentication is enabled.
-    """
-    context = ssl.create_default_context(cafile=ca)
-    if certificate:
-        context.load_cert_chain(certificate, key or None)
-    return context
 
 
 def _is_closed(channel: socket.socket) -> bool:

@@ -28,7 +28,10 @@ EVERY_COMMIT = "*"
 
 
 class Want(NamedTuple):
-    """The newest push of a repository, as a receiver accepted it. Times are in seconds since the epoch."""
+    """The newest push of a repository, as a receiver accepted it. Times are in seconds since the epoch.
+
+    `ref` is empty if the push moved several; `via` is the host that received it.
+    """
 
     repository: str = ""
     ref: str = ""
@@ -37,6 +40,7 @@ class Want(NamedTuple):
     guid: str = ""
     received: float = 0.0
     pusher: str = ""
+    default_branch: str = ""
     via: str = ""
 
 
@@ -90,6 +94,8 @@ class Keys:
         self.hosts = self.watched + "host/"
         self.plans = self.watched + "plan/"
         self.statuses = self.root + "s/"
+        #: Everything that a view holds: what is watched, except pushes and the life.
+        self.viewed = [self.watched + kind for kind in ("host/", "plan/", "passed/", "halt/", "turn/")]
 
     def want(self, repository: str) -> str:
         """Return the key of a repository's newest push."""

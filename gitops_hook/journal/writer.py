@@ -103,6 +103,10 @@ class Journal(JournalReader):
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in the next commit, and return its result once that is on the disk."""
+        return self._submit(_Work(work))
+
     def record(self, delivery: Delivery) -> None:
         """Commit an accepted delivery; it is owed from now on."""
         self._submit(_Work(delivery=delivery))

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gitops_hook.config import WEBHOOK
 from gitops_hook.errors import HTTPError, JournalError
@@ -36,6 +36,8 @@ MAX_BODY = 25 << 20
 _LARGE_BODY = 1 << 20
 #: Seconds after which a forge, or the person who looks after it, may try again.
 _RETRY_AFTER = "10"
+#: The reasons to ignore a push on this host that do not hold on the other hosts of a fleet.
+_MOVES_ELSEWHERE = ("checkout", "branch")
 #: The classes of reasons for a refusal, by HTTP status.
 _REFUSALS = {
     400: "malformed", 401: "signature", 404: "path", 405: "method", 408: "late", 411: "length", 413: "size",
@@ -58,6 +60,8 @@ class Answer(NamedTuple):
     repository: str | None = None
     delivery: str | None = None
     reason: str | None = None
+    #: Whether the fleet has the push, on a host that belongs to one.
+    fleet: str | None = None
     #: What it is counted as, one of `RESULTS`; no member of the object.
     result: tuple[str, str] | None = None
     #: The commit that an accepted push came to, for the log; no member either.
@@ -65,8 +69,18 @@ class Answer(NamedTuple):
 
     def body(self) -> str:
         """The JSON object."""
-        members = zip(self._fields[1:5], self[1:5])
+        members = zip(self._fields[1:6], self[1:6])
         return json.dumps({name: value for name, value in members if value}) + "\n"
+
+
+class Forwarder(Protocol):
+    """The fleet's side of an accepted push."""
+
+    def accept(self, deliveries: Sequence[Delivery], push: Delivery, default_branch: str) -> int:
+        """Commit a push and its deliveries on this host; return a number to wait for. Raises JournalError."""
+
+    def wait(self, row: int) -> str:
+        """Return "committed" if the fleet has the push, or "pending" after a short time."""
 
 
 class Ignored(NamedTuple):
@@ -77,11 +91,11 @@ class Ignored(NamedTuple):
 
 
 def _refusal(status: int, reason: str, delivery: str | None = None) -> Answer:
-    return Answer(status, "refused", None, delivery, reason, ("refused", _REFUSALS[status]))
+    return Answer(status, "refused", None, delivery, reason, result=("refused", _REFUSALS[status]))
 
 
 def _unavailable(what: str, reason: str, delivery: str | None) -> Answer:
-    return Answer(503, "unavailable", None, delivery, reason, ("failed", what))
+    return Answer(503, "unavailable", None, delivery, reason, result=("failed", what))
 
 
 class WebhookApp:
@@ -95,6 +109,7 @@ class WebhookApp:
         wake: Callable[[str], None],
         clone: Sequence[str] = (),
         *,
+        fleet: Forwarder | None = None,
         count: Callable[[str, str], None] = lambda result, reason: None,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -107,6 +122,7 @@ class WebhookApp:
         self._journal = journal
         self._wake = wake
         self._clone = clone
+        self._fleet = fleet
         self._count = count
         self._now = now
         self._large = threading.Lock()  # held while a large body is parsed, see _LARGE_BODY
@@ -172,6 +188,7 @@ class WebhookApp:
         tell = log.info if answer.http < HTTPStatus.BAD_REQUEST else log.warning
         tell(
             f"webhook {answer.status}",
+            fleet=answer.fleet,
             delivery=delivery,
             repository=answer.repository or (event.repository if event else None),
             event=printable(header(environ, forge.event)) or None if forge else None,
@@ -191,27 +208,49 @@ class WebhookApp:
 
     def _judge(self, event: Event, guid: str | None) -> Answer:
         if isinstance(event, Ping):
-            return Answer(200, "pong", event.repository, guid, None, ("ignored", "ping"))
+            return Answer(200, "pong", event.repository, guid, result=("ignored", "ping"))
         if isinstance(event, Other):
             reason = f"the event `{event.event}` moves nothing here"
-            return Answer(200, "ignored", event.repository, guid, reason, ("ignored", "event"))
+            return Answer(200, "ignored", event.repository, guid, reason, result=("ignored", "event"))
         move = self._choose(event)
+        if self._fleet and (not isinstance(move, Ignored) or move.kind in _MOVES_ELSEWHERE):
+            return self._forward(event, move, guid, self._fleet)
         if isinstance(move, Ignored):
-            return Answer(200, "ignored", event.repository, guid, move.reason, ("ignored", move.kind))
-        self._journal.record(
-            Delivery(
-                guid=guid or "",
-                event="push",
-                received=self._now(),
-                repository=event.repository,
-                ref=move.ref,
-                before=move.before,
-                after=move.after,
-                pusher=event.pusher,
-            )
-        )
+            return Answer(200, "ignored", event.repository, guid, move.reason, result=("ignored", move.kind))
+        self._journal.record(self._delivery(event, move, guid))
         self._wake(event.repository)
-        return Answer(202, "queued", event.repository, guid, None, ("accepted", "push"), move.after or None)
+        return Answer(202, "queued", event.repository, guid, result=("accepted", "push"), commit=move.after or None)
+
+    def _delivery(self, push: Push, move: Move, guid: str | None) -> Delivery:
+        return Delivery(
+            guid=guid or "",
+            event="push",
+            received=self._now(),
+            repository=push.repository,
+            ref=move.ref,
+            before=move.before,
+            after=move.after,
+            pusher=push.pusher,
+        )
+
+    def _forward(self, push: Push, move: Move | Ignored, guid: str | None, fleet: Forwarder) -> Answer:
+        """Accept a push for this host, if it moves something here, and for the other hosts."""
+        deliveries = [] if isinstance(move, Ignored) else [self._delivery(push, move, guid)]
+        moves = [move for move in push.moves if not move.deleted]
+        # Of several refs, other hosts may track any: they are announced without a name.
+        announced = moves[0] if len(moves) == 1 else Move("", "", "", deleted=False)
+        row = fleet.accept(deliveries, self._delivery(push, announced, guid), push.default_branch)
+        if deliveries:
+            self._wake(push.repository)
+        return Answer(
+            202,
+            "queued",
+            push.repository,
+            guid,
+            fleet=fleet.wait(row),
+            result=("accepted", "push"),
+            commit=announced.after or None,
+        )
 
     def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
         if len(body) > _LARGE_BODY:

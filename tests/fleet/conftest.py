@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from etcd_cluster import Cluster, binaries
+from hosts import Hosts
+from scratch import Upstream
 
 from gitops_hook.fleet.etcd import Etcd
 from gitops_hook.fleet.messages import delete_prefix
@@ -62,3 +65,16 @@ def etcd(cluster: Cluster, clients: ExitStack) -> Etcd:
     client = Etcd(cluster.endpoints)
     clients.callback(client.close)
     return client
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Upstream:
+    """The repository acme/site as the forge keeps it."""
+    return Upstream(tmp_path / "forge")
+
+
+@pytest.fixture
+def hosts(cluster: Cluster, tmp_path: Path) -> Iterator[Hosts]:
+    """Hosts of a fleet with one member."""
+    with Hosts(tmp_path, cluster.endpoints) as hosts:
+        yield hosts

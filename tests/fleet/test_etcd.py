@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from etcd_cluster import Cluster
 
-from gitops_hook.fleet.etcd import Credentials, Etcd, client_context
+from gitops_hook.fleet.access import client_context
+from gitops_hook.fleet.etcd import Credentials, Etcd
 from gitops_hook.fleet.messages import (
     Batch,
     Compacted,

@@ -156,7 +156,9 @@ class RolloutMachine(RuleBasedStateMachine):
             self.approved[stage.label].add(found.commit)
             for host in actor.view.hosts:
                 if PLAN.stages[PLAN.position(LABELS[host])] == stage:
-                    assert statuses[host].commit == found.commit, "a stage passed before all of its hosts had the commit"
+                    assert statuses[host].commit == found.commit, (
+                        "a stage passed before all of its hosts had the commit"
+                    )
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
