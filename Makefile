@@ -35,7 +35,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage fuzz mutation torture bench lint \
+.PHONY: help demo run test test-slow test-fleet test-github test-systemd test-browser coverage fuzz mutation torture bench lint \
     install uninstall dist deb clean
 
 help: ## this list
@@ -74,6 +74,11 @@ test-github: $(TEST_TOOLS) ## what is asked of GitHub, held to GitHub's own desc
 	elif ! $(MAKE) --no-print-directory .cache/openapi/installed; then echo "SKIPPED: npm cannot install Prism here"; \
 	else $(MAKE) --no-print-directory .cache/openapi/slice.json && \
 	    $(TEST_PYTHON) -m pytest -m openapi -rs tests/github $(ARGS); fi
+
+test-fleet: $(TEST_TOOLS) ## many hosts on a real etcd, Debian's package unpacked to .cache; ROUNDS=200 for the full torture
+	@if tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || command -v etcd >/dev/null || test -n "$$ETCD"; \
+	then ROUNDS=$(or $(ROUNDS),20) $(TEST_PYTHON) -m pytest -v -rs tests/fleet $(ARGS); \
+	else echo 'SKIPPED: apt offers no etcd-server, and neither PATH nor ETCD names an etcd'; fi
 
 fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 seconds; what fails is kept in tests/cases
 	@if $(MAKE) --no-print-directory $(FUZZ)/.ready; then \

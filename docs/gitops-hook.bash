@@ -6,7 +6,8 @@ _gitops_hook() {
     local settings='--root --state'
     local -A flags=(
         [serve]="$settings --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
-            --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format"
+            --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format \
+            --fleet --etcd --etcd-ca-file --etcd-cert-file --etcd-key-file --etcd-password-file --fleet-host --fleet-labels"
         [status]="$settings --json"
         [runs]="$settings --json --delivery --number"
         [logs]="$settings --follow"
