@@ -121,7 +121,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             observers.append(answers)
         fleet = _make_fleet(settings, journal, checkouts) if settings.fleet else None
         if fleet:
-            observers.append(fleet.statuses)
+            observers.append(fleet)
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
             secrets.current,
@@ -164,7 +164,9 @@ def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts) -> F
     from gitops_hook.fleet.access import open_etcd  # noqa: PLC0415
     from gitops_hook.fleet.node import FleetNode  # noqa: PLC0415
 
-    return FleetNode(settings, journal, checkouts, open_etcd(settings))
+    fleet = FleetNode(settings, journal, checkouts, open_etcd(settings))
+    fleet.prepare()
+    return fleet
 
 
 class _Housekeeping:

@@ -57,6 +57,8 @@ OUTCOMES = (
     Outcome("cloned", 0, GOOD, "in sync", confirms=True, commit_status="success"),
     # The pause is over if the setting is gone: then the next run is due.
     Outcome("paused", 0, REST, "queued", commit_status="pending"),
+    # At the commit of gitops.pin or gitops.approved, behind its branch.
+    Outcome("held", 0, REST, "paused", commit_status="pending"),
     Outcome("unreachable", 75, WAIT, "waiting to retry", settles=False, commit_status="pending", rank=1),
     Outcome("diverged", 65, BAD, "action needed", rank=3),
     Outcome("dirty", 65, BAD, "action needed", rank=3),

@@ -164,9 +164,10 @@ class Follower:
             raise LifeChangedError("the cluster was wiped")
         if wants:
             self._record(cursor, wants, is_live=True)
-        if others:
-            with self.lock:
-                changes = {self.view.apply(event) for event in others}
+        with self.lock:
+            changes = {self.view.apply(event) for event in others}
+            self.view.revision = max(self.view.revision, cursor.revision)
+        if changes:
             self._listener.changed({"" if change.kind == "host" else change.name for change in changes})
 
     def _record(self, cursor: Cursor, pairs: Sequence[KeyValue], *, is_live: bool) -> None:

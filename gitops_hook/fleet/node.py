@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from gitops_hook import __version__
 from gitops_hook.config import Settings
+from gitops_hook.errors import JournalError
+from gitops_hook.fleet.deployer import Deployer
 from gitops_hook.fleet.etcd import Etcd
 from gitops_hook.fleet.follow import Follower, Listener
 from gitops_hook.fleet.keys import Host, Keys, Want, dump
@@ -20,8 +22,10 @@ from gitops_hook.fleet.statuses import Statuses
 from gitops_hook.journal.fleet import FleetJournal
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
+from gitops_hook.model import Claim, Run
 from gitops_hook.names import may_clone
 from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.runner import Task
 
 #: Seconds that the host's key outlives its last sign of life, and seconds between two signs.
 LEASE = 20
@@ -31,7 +35,7 @@ _TICK = 1.0
 
 
 class FleetNode(Listener):
-    """The daemon's host in its fleet. Give `statuses` to the dispatcher as an observer, then call `start`."""
+    """The daemon's host in its fleet: an observer of runs. Call `prepare` before any run, and `start` after that."""
 
     def __init__(self, settings: Settings, journal: Journal, checkouts: Checkouts, etcd: Etcd) -> None:
         self._keys = Keys(settings.fleet)
@@ -48,13 +52,28 @@ class FleetNode(Listener):
         self.statuses = Statuses(
             etcd, self._keys, self._name, checkouts=checkouts, journal=journal, revisions=self.follower.revisions
         )
+        self.deployer = Deployer(
+            etcd,
+            self._keys,
+            self._name,
+            follower=self.follower,
+            journal=fleet_journal,
+            checkouts=checkouts,
+            statuses=self.statuses,
+        )
+        self.deployer.wake = self._wake_up
         self._since = time.time()
         # The lease and its deadline belong to the member's thread.
         self._lease = 0
         self._next_sign = 0.0
         self._needs_resync = threading.Event()
+        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet member", daemon=True)
+
+    def prepare(self) -> None:
+        """Undo what an earlier process left. Call it before any run starts. Raises JournalError."""
+        self.deployer.withdraw_permissions()
 
     def start(self, notify: Callable[[str], None], sweep: Callable[[], None]) -> None:
         """Start the threads. etcd need not be reachable.
@@ -62,6 +81,7 @@ class FleetNode(Listener):
         `notify` runs what the journal has pending for a checkout; `sweep` syncs every checkout once.
         """
         self._notify, self._sweep = notify, sweep
+        self.deployer.notify = notify
         self.forwarder.start()
         self.follower.start()
         self._thread.start()
@@ -69,6 +89,7 @@ class FleetNode(Listener):
     def stop(self, timeout: float) -> None:
         """Write what is left, give up the lease, and end the threads. Call it after the last run."""
         self._stopping.set()
+        self._wake.set()
         self.follower.stop(timeout)
         self.forwarder.stop(timeout)
         self._thread.join(timeout)
@@ -78,6 +99,8 @@ class FleetNode(Listener):
 
     def wants(self, want: Want, *, is_live: bool) -> str | None:
         """Return the checkout of a push, if this host has it or may clone it, and if it may have moved."""
+        if self.deployer.ignores_pushes(want.repository):
+            return None
         checkout = self._checkouts.find(want.repository)
         if not checkout:
             return want.repository if may_clone(want.repository, self._clone) else None
@@ -92,19 +115,33 @@ class FleetNode(Listener):
     def connected(self, *, is_new_life: bool) -> None:
         """Compare the stored statuses; after a wipe, also sync every checkout."""
         self._needs_resync.set()
+        self.deployer.changed({""})
         if is_new_life:
             log.warning("the fleet's etcd was wiped; every checkout is synced once")
             self._sweep()
 
     def changed(self, checkouts: set[str]) -> None:
-        """React to roll-outs and hosts."""
+        """Have the roll-outs of these checkouts evaluated."""
+        self.deployer.changed(checkouts)
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    def began(self, claim: Claim, task: Task) -> None:
+        """Observe the start of a run."""
+        self.statuses.began(claim, task)
+
+    def ended(self, run: Run, claim: Claim, task: Task) -> None:
+        """Observe the end of a run."""
+        self.statuses.ended(run, claim, task)
+        self.deployer.ended(run, claim, self.statuses.have(run.repository))
 
     # -- the member's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._attempt(self._tick)
-            self._stopping.wait(_TICK)
+            self._wake.wait(_TICK)
+            self._wake.clear()
         self._attempt(self.statuses.flush)
         if self._lease:
             self._attempt(lambda: self._etcd.revoke(self._lease, within=1.0))
@@ -112,8 +149,8 @@ class FleetNode(Listener):
     def _attempt(self, step: Callable[[], object]) -> None:
         try:
             step()
-        except EtcdError:
-            pass  # the follower reports that etcd is away; the next tick tries again
+        except (EtcdError, JournalError):
+            pass  # the follower and the journal report it; the next tick tries again
         except Exception:
             log.exception("the fleet's member met a fault of its own")
 
@@ -123,6 +160,10 @@ class FleetNode(Listener):
             self.statuses.resync()
             self._needs_resync.clear()
         self.statuses.flush()
+        self.deployer.tick(self._lease)
+
+    def _wake_up(self) -> None:
+        self._wake.set()
 
     def _show_life(self) -> None:
         """Renew the lease, or begin a new one; the host's key exists while it does."""

@@ -40,7 +40,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 #: Outcomes of a checkout that is at the tip of its branch.
 _AT_TIP = {"updated", "unchanged", "cloned"}
 #: Outcomes of a checkout that is at the commit that it should have.
-_IN_PLACE = {*_AT_TIP, "held"}
+IN_PLACE = {*_AT_TIP, "held"}
 
 
 class PlanError(ValueError):
@@ -219,7 +219,7 @@ def next_step(rollout: Rollout, host: str, tip: str, have: Have) -> Step:
     stage = rollout.stage_of(host)
     commit = rollout.target(stage, tip)
     obstacle = _obstacle(rollout, host, commit, have)
-    if not obstacle and have.commit == commit and have.outcome in _IN_PLACE:
+    if not obstacle and have.commit == commit and have.outcome in IN_PLACE:
         return Step(Action.DONE, commit)
     if not obstacle and rollout.is_halted(commit):
         obstacle = _halt_reason(rollout)
@@ -270,7 +270,7 @@ def passing(rollout: Rollout, stage: Stage, statuses: Mapping[str, Have]) -> Pas
         return Passing(reason=f"stage {stage.label} has no live host with this checkout")
     commit = rollout.target(stage, next(iter(proving.values())).commit)
     # The first stage follows no decision: its hosts prove the commit that is the tip of the branch for all of them.
-    good = _IN_PLACE if rollout.before(stage) else _AT_TIP
+    good = IN_PLACE if rollout.before(stage) else _AT_TIP
     for host, have in proving.items():
         if not commit or have.commit != commit or have.outcome not in good:
             return Passing(reason=f"{host} has {have.commit[:10] or 'no commit'} ({have.outcome or 'no run yet'})")

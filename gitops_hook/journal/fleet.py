@@ -125,10 +125,14 @@ class FleetJournal:
 
         self._journal.write(work)
 
-    def release(self, checkout: str) -> None:
-        """Forget a checkout that no roll-out holds any more."""
-        sql = "DELETE FROM fleet_rollouts WHERE checkout = ?"
-        self._journal.write(lambda connection: connection.execute(sql, (checkout,)))
+    def release(self, checkout: str, deliveries: Sequence[Delivery] = ()) -> None:
+        """Forget a checkout that no roll-out holds any more, and commit deliveries that act on it."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            _insert(connection, deliveries)
+            connection.execute("DELETE FROM fleet_rollouts WHERE checkout = ?", (checkout,))
+
+        self._journal.write(work)
 
 
 def _insert(connection: sqlite3.Connection, deliveries: Sequence[Delivery]) -> None:
