@@ -12,7 +12,7 @@ import pytest
 from harness import SOURCE
 from scratch import Upstream
 
-from gitops_hook.cli.main import _parser
+from gitops_hook.cli.parser import build_parser
 from gitops_hook.config import OPTIONS
 
 PAGE = (SOURCE / "docs/gitops-hook.8").read_text()
@@ -21,7 +21,7 @@ COMPLETION = SOURCE / "docs/gitops-hook.bash"
 
 def subcommands() -> dict[str, set[str]]:
     """Each command, and its long flags."""
-    (commands,) = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return {
         name: {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
         for name, parser in commands.choices.items()

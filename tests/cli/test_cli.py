@@ -19,9 +19,10 @@ import pytest
 from harness import SECRET, processes_of, push
 from scratch import Upstream, git
 
-from gitops_hook.cli import main as cli
+from gitops_hook.cli.main import GIT_VARIABLES
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Delivery
+from gitops_hook.text import rfc3339
 
 
 def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, upstream, hook):
@@ -196,7 +197,7 @@ def test_what_the_caller_s_git_was_told_leads_to_no_other_repository(tmp_path, u
 
 def test_all_that_names_a_repository_to_git_is_dropped():
     names = set(git("rev-parse", "--local-env-vars", cwd=Path("/")).split())
-    assert names <= set(cli.LEADING_ELSEWHERE)
+    assert names <= set(GIT_VARIABLES)
 
 
 def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream, hook):
@@ -206,7 +207,7 @@ def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream,
     upstream.commit({"README": "theirs"})
     hook("sync", "--all", status=65)
     lines = hook("status").stdout.splitlines()
-    assert lines[1].startswith("acme/site        needs you")
+    assert lines[1].startswith("acme/site        action needed")
     assert lines[2].startswith("acme/a-fine-one  in sync")
     assert "README" in lines[-1]
     rows = [json.loads(line) for line in hook("status", "--json").stdout.splitlines()]
@@ -235,9 +236,9 @@ def test_runs_tells_of_a_delivery_that_waits_for_its_turn(tmp_path, upstream, ho
         received = time.time()
         journal.record(Delivery("the-one", "push", received, "acme/site", "refs/heads/main"))
         said = hook("runs", "--delivery", "the-one").stdout
-        assert said == "the-one was accepted for acme/site, and waits for its turn.\n"
+        assert said == "the-one was accepted for acme/site, and waits for a run.\n"
         (row,) = [json.loads(line) for line in hook("runs", "--delivery", "the-one", "--json").stdout.splitlines()]
-        assert row == {"delivery": "the-one", "repository": "acme/site", "received": received, "run": None}
+        assert row == {"delivery": "the-one", "repository": "acme/site", "received": rfc3339(received), "run": None}
 
 
 def test_runs_says_what_it_does_not_know(tmp_path, upstream, hook):

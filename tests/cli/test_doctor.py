@@ -22,7 +22,10 @@ from scratch import Upstream, git
 
 from gitops_hook.cli import doctor
 from gitops_hook.cli.doctor import FAILURE, OK, WARNING, Finding
+from gitops_hook.cli.doctor import checkout as checkout_checks
+from gitops_hook.cli.doctor.finding import Results
 from gitops_hook.config import Settings, load
+from gitops_hook.errors import ConfigError
 
 Program = Callable[[str, str], Path]
 
@@ -77,10 +80,10 @@ def mend(program: Program) -> Callable[[str], None]:
 
 def of(name: str, settings: Settings) -> list[Finding]:
     """What the check of this name finds."""
-    for table in (doctor.BY_CALLER, doctor.BY_SERVICE):
+    for table in (doctor.AS_CALLER, doctor.AS_SERVICE):
         if name in table:
-            return doctor.examine({name: table[name]}, settings)
-    return [finding for finding in doctor.examine_checkouts(settings) if finding.check == name]
+            return doctor.run({name: table[name]}, settings)
+    return [finding for finding in doctor.run_for_checkouts(settings) if finding.check == name]
 
 
 def only(name: str, settings: Settings, level: str) -> Finding:
@@ -102,7 +105,7 @@ def test_where_all_is_well_it_ends_with_0(tmp_path, upstream, hook, start_daemon
     rows = [json.loads(line) for line in hook("doctor", "--json", **listen).stdout.splitlines()]
     assert {row["level"] for row in rows} == {"ok"}
     # Where there is no token, nothing is said of one.
-    assert {row["check"] for row in rows} == {*doctor.BY_CALLER, *doctor.BY_SERVICE, *doctor.OF_CHECKOUT} - {"token"}
+    assert {row["check"] for row in rows} == {*doctor.AS_CALLER, *doctor.AS_SERVICE, *doctor.OF_CHECKOUT} - {"token"}
     assert {row["repository"] for row in rows} == {"", "acme/site"}
     told = hook("doctor", **listen).stdout.splitlines()
     assert len(told) == len(rows)
@@ -116,7 +119,7 @@ def test_a_failure_ends_it_with_2_and_a_warning_with_1(tmp_path, upstream, hook,
     git("remote", "set-head", "origin", "--delete", cwd=checkout)
     hook("doctor", status=1, **listen)
     told = hook("doctor", status=2).stdout
-    assert "failure  socket: nothing answers at 127.0.0.1:9" in told
+    assert "failure  socket: no daemon answers at 127.0.0.1:9" in told
     assert "\n         sudo systemctl start gitops-hook.socket gitops-hook.service\n" in told
 
 
@@ -132,9 +135,9 @@ def test_it_changes_nothing_and_waits_side_by_side(settings, upstream):
 
 def test_the_worst_level_counts():
     findings = [Finding("a", level, "") for level in (OK, WARNING, OK)]
-    assert doctor.worst(findings) == WARNING
-    assert doctor.worst([*findings, Finding("b", FAILURE, "")]) == FAILURE
-    assert doctor.worst([]) == OK
+    assert doctor.worst_level(findings) == WARNING
+    assert doctor.worst_level([*findings, Finding("b", FAILURE, "")]) == FAILURE
+    assert doctor.worst_level([]) == OK
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
@@ -163,8 +166,8 @@ def test_a_missing_root_is_mended_though_no_package_has_made_a_user(tmp_path, ho
 
 
 def test_a_bad_setting_in_the_unit_s_file_is_mended_there():
-    error = doctor.ConfigError("no", "GITOPS_LISTEN", "here")
-    assert doctor.examine_settings(error, {}).fix == "sudoedit /etc/gitops-hook/gitops-hook.env"
+    error = ConfigError("no", "GITOPS_LISTEN", "here")
+    assert doctor.finding_of_setting(error, {}).fix == "sudoedit /etc/gitops-hook/gitops-hook.env"
 
 
 # -- the secret ----------------------------------------------------------------------------------------------------
@@ -174,7 +177,10 @@ def test_a_secret_in_a_closed_file_is_well(tmp_path, settings):
     path = tmp_path / "secret"
     path.write_text(f"{SECRET.replace(' ', '-')}\nanother-that-is-long\n")
     path.chmod(0o600)
-    assert "holds 2" in only("secret", settings._replace(webhook_secret="", webhook_secret_file=path), OK).message
+    assert (
+        "2 of sufficient length"
+        in only("secret", settings._replace(webhook_secret="", webhook_secret_file=path), OK).message
+    )
 
 
 def test_a_signing_token_that_lost_a_part_is_told(tmp_path, settings):
@@ -315,8 +321,8 @@ def test_programs_that_are_too_old_are_failures(settings, program):
     program("git", "echo git version 2.20.1")
     old = [finding for finding in of("programs", settings) if finding.level == FAILURE]
     assert [finding.message for finding in old] == [
-        "bash is 4.3, and 4.4 is the least",
-        "git is 2.20, and 2.30 is the least",
+        "bash is 4.3, but must be at least 4.4",
+        "git is 2.20, but must be at least 2.30",
     ]
     assert old[1].fix == "sudo apt-get install --only-upgrade git"
 
@@ -328,14 +334,14 @@ def test_programs_that_are_missing_are_failures(tmp_path, settings, monkeypatch)
         (folder / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", str(folder))
     failures = [finding for finding in of("programs", settings) if finding.level == FAILURE]
-    assert [finding.message for finding in failures] == ["git is not to be found", "not to be found: setpriv, flock"]
+    assert [finding.message for finding in failures] == ["there is no program git", "not installed: setpriv, flock"]
     assert failures[1].fix == "sudo apt-get install --reinstall util-linux"
 
 
 def test_a_socket_elsewhere_is_told_with_where_to_say_so(settings, program):
     program("systemctl", "echo '127.0.0.1:9787 (Stream)'")
     finding = only("socket", settings, FAILURE)
-    assert finding.message.startswith("nothing answers at 127.0.0.1:9: ")
+    assert finding.message.startswith("no daemon answers at 127.0.0.1:9: ")
     assert finding.message.endswith("; gitops-hook.socket is at 127.0.0.1:9787 (Stream)")
     assert finding.fix == "sudoedit /etc/gitops-hook/gitops-hook.env"
     program("systemctl", "echo '127.0.0.1:9 (Stream)'")
@@ -352,7 +358,7 @@ def test_a_daemon_that_cannot_keep_what_it_accepts_is_a_failure(settings):
     with make_server("127.0.0.1", 0, unavailable, handler_class=Silent) as server:
         threading.Thread(target=server.handle_request).start()
         here = load(dict(os.environ), {"listen": f"127.0.0.1:{server.server_port}"})
-        assert only("socket", here, FAILURE).message == "the daemon answers that the journal cannot be written"
+        assert only("socket", here, FAILURE).message == "the daemon is unhealthy: the journal cannot be written"
 
 
 def test_someone_else_at_the_port_is_a_failure(settings, tmp_path):
@@ -369,9 +375,9 @@ def test_someone_else_at_the_port_is_a_failure(settings, tmp_path):
 
 def test_a_timer_that_polls_is_a_warning(settings, program):
     program("systemctl", "exit 1")
-    assert "cannot be asked" in only("timers", settings, OK).message
+    assert "does not answer" in only("timers", settings, OK).message
     program("systemctl", "true")
-    assert only("timers", settings, OK).message == "none polls a checkout"
+    assert only("timers", settings, OK).message == "no timer polls a checkout"
     program(
         "systemctl",
         'case $* in *list-units*) echo "gitops-sync@site.timer loaded active waiting x" ;;'
@@ -429,7 +435,7 @@ def test_an_origin_that_git_rewrites_is_judged_as_rewritten(settings, tmp_path):
 
 def test_a_branch_that_nobody_knows_is_mended(settings, mend):
     checkout = settings.root / "acme/site"
-    assert "main, upstream's default" in only("branch", settings, OK).message
+    assert "main, the remote's default" in only("branch", settings, OK).message
     git("remote", "set-head", "origin", "--delete", cwd=checkout)
     mend(only("branch", settings, WARNING).fix)
     only("branch", settings, OK)
@@ -454,7 +460,7 @@ def test_a_person_s_work_in_the_way_is_a_failure_with_the_script_s_own_cure(sett
     upstream.commit({"README": "theirs"})
     finding = only("fetch", settings, FAILURE)
     assert finding.message.startswith("dirty: ")
-    assert finding.fix == f"sudo -u {doctor.pwd.getpwuid(os.geteuid()).pw_name} git -C {checkout} status"
+    assert finding.fix == f"sudo -u {pwd.getpwuid(os.geteuid()).pw_name} git -C {checkout} status"
 
 
 def test_a_run_in_hand_is_no_fault(settings):
@@ -463,14 +469,14 @@ def test_a_run_in_hand_is_no_fault(settings):
     ) as holder:  # fmt: skip
         assert holder.stdout
         holder.stdout.readline()
-        assert only("fetch", settings, OK).message == "a run is in hand at this moment"
+        assert only("fetch", settings, OK).message == "a run is in progress"
         holder.communicate(b"\n")
 
 
 def test_a_remote_that_never_answers_is_given_up(settings, script, monkeypatch):
-    monkeypatch.setattr(doctor, "_FETCH_PATIENCE", 1)
+    monkeypatch.setattr(checkout_checks, "FETCH_TIMEOUT", 1)
     finding = only("fetch", settings._replace(sync_script=Path(script("sleep 60"))), FAILURE)
-    assert "no end of it within 1 s" in finding.message
+    assert "no answer within 1 s" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -501,16 +507,16 @@ def test_a_deploy_that_is_not_executable_is_mended(settings, mend):
 
 
 def test_every_check_is_told_by_a_name_of_its_own():
-    names = [*doctor.BY_CALLER, *doctor.BY_SERVICE, *doctor.OF_CHECKOUT]
+    names = [*doctor.AS_CALLER, *doctor.AS_SERVICE, *doctor.OF_CHECKOUT]
     assert len(names) == len(set(names))
 
 
 def test_a_check_that_meets_a_fault_says_so(settings):
-    def broken(settings: Settings) -> doctor.Said:
+    def broken(settings: Settings) -> Results:
         raise PermissionError(13, "Permission denied", "/x")
         yield
 
-    (finding,) = doctor.examine({"broken": broken}, settings)
+    (finding,) = doctor.run({"broken": broken}, settings)
     assert finding.level == FAILURE
     assert "Permission denied" in finding.message
 

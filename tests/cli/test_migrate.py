@@ -102,7 +102,7 @@ def migrate(hook, host) -> Callable[..., str]:
 
 def checkout_of(host: Host, root: Path) -> dict[str, str | None]:
     """What each timer is taken to poll."""
-    return {timer.unit: timer.checkout and timer.checkout.repository for timer in timers.find(root)}
+    return {timer.unit: timer.checkout and timer.checkout.repository for timer in timers.find_timers(root)}
 
 
 # -- which checkout ------------------------------------------------------------------------------------------------
@@ -140,17 +140,17 @@ def test_what_could_be_two_is_neither(tmp_path, upstream, host):
 def test_a_name_that_is_no_unit_s_is_refused(tmp_path, migrate, host):
     for name in ("--root=/", "a b", ""):
         with pytest.raises(GitopsError, match="is not a unit's name"):
-            timers.find(tmp_path, name)
+            timers.find_timers(tmp_path, name)
 
 
 def test_systemctl_s_own_words_are_passed_on(tmp_path, host):
     (host.folder / "bin/systemctl").write_text("#!/bin/sh\necho Access denied >&2; exit 4\n")
     with pytest.raises(GitopsError, match="Access denied"):
-        timers.find(tmp_path)
+        timers.find_timers(tmp_path)
     (host.folder / "bin/systemctl").unlink()
     os.environ["PATH"] = str(host.folder)  # the fixture's monkeypatch puts it back
     with pytest.raises(GitopsError, match=r"systemctl: .*No such file"):
-        timers.find(tmp_path)
+        timers.find_timers(tmp_path)
 
 
 # -- there and back ------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_timer_of_a_checkout_under_the_root_is_switched_off(tmp_path, upstream
     path = upstream.checkout(tmp_path / "root")
     unit = host.add("site")
     said = migrate("--dry-run")
-    assert said == f"{unit} polls acme/site at {path}\n  switch the timer off; pushes move the checkout from now on\n"
+    assert said == f"{unit} polls acme/site at {path}\n  disable the timer; from now on, pushes update the checkout\n"
     assert (host.enabled, host.active) == ({unit}, {unit})
     assert not (tmp_path / "state/migrated.json").exists()
     assert migrate() == said
@@ -173,8 +173,8 @@ def test_a_checkout_elsewhere_is_linked_into_the_root_and_managed(tmp_path, upst
     host.add("a", "/usr/bin/git pull --ff-only", str(path))
     said = migrate()
     link = tmp_path / "root/acme/site"
-    assert f"  link {link} to it\n" in said
-    assert "what `/usr/bin/git pull --ff-only` did beyond pulling belongs in gitops.deploy" in said
+    assert f"  link {link} to the checkout\n" in said
+    assert "everything that `/usr/bin/git pull --ff-only` did after the pull belongs in gitops.deploy" in said
     assert link.resolve() == path
     after = upstream.commit({"a": "b"})
     hook("sync", "acme/site")
@@ -190,7 +190,10 @@ def test_it_is_undone_to_what_it_was(tmp_path, upstream, host, migrate):
     (host.folder / "active" / stopped).unlink()
     migrate()
     assert (host.enabled, host.active) == (set(), set())
-    assert migrate("--undo", "--dry-run") == f"{unit}: back to what it was\n{stopped}: back to what it was\n"
+    assert (
+        migrate("--undo", "--dry-run")
+        == f"{unit}: restored to its earlier state\n{stopped}: restored to its earlier state\n"
+    )
     assert host.active == set()
     migrate("--undo")
     assert (host.enabled, host.active) == ({unit, stopped}, {unit})
@@ -223,9 +226,9 @@ def test_units_are_removed_once_nothing_needs_them(tmp_path, upstream, host, mig
     unit, lost = host.add("site"), host.add("lost")
     migrate(status=65)
     record = migration.Record(tmp_path / "state")
-    assert migration.removable(record, timers.find(tmp_path / "root")) == []
-    timers.switch_off(lost)
-    files = migration.removable(record, timers.find(tmp_path / "root"))
+    assert migration.removable_files(record, timers.find_timers(tmp_path / "root")) == []
+    timers.disable(lost)
+    files = migration.removable_files(record, timers.find_timers(tmp_path / "root"))
     assert files == [host.units / "gitops-sync@.service", host.units / "gitops-sync@.timer"]
     migration.remove(files, record)
     assert not any(path.exists() for path in files)
@@ -248,7 +251,7 @@ def test_a_timer_of_which_nothing_tells_is_left_alone(tmp_path, upstream, host, 
     upstream.checkout(tmp_path / "root")
     known, lost = host.add("site"), host.add("lost", "/opt/pull-all")
     said = migrate(status=65)
-    assert f"{lost} runs `/opt/pull-all`\n  is left as it is: neither its name nor its service tells" in said
+    assert f"{lost} runs `/opt/pull-all`\n  not migrated: neither its name nor its service identifies" in said
     assert (host.enabled, host.active) == ({lost}, {lost})
     assert known in json.loads((tmp_path / "state/migrated.json").read_text())
 
@@ -257,7 +260,7 @@ def test_another_checkout_in_the_place_is_left_alone(tmp_path, upstream, host, m
     path = upstream.checkout(tmp_path / "elsewhere")
     there = upstream.checkout(tmp_path / "root")
     unit = host.add("a", "/usr/bin/git pull", str(path))
-    assert f"is left as it is: {there} is in its place" in migrate(status=65)
+    assert f"not migrated: {there} exists under its name" in migrate(status=65)
     assert host.active == {unit}
 
 
@@ -267,7 +270,9 @@ def test_of_two_checkouts_of_one_repository_the_second_is_left_alone(tmp_path, u
     git("remote", "set-url", "origin", f"https://forge.example/{name}.git", cwd=production)
     host.add("a", "/usr/bin/git pull", str(staging))
     unit = host.add("b", "/usr/bin/git pull", str(production))
-    obstacle = f"{unit} polls {name} at {production}\n  is left as it is: {staging} takes its place; move that away"
+    obstacle = (
+        f"{unit} polls {name} at {production}\n  not migrated: {staging} is linked under its name; move that checkout"
+    )
     assert obstacle in migrate("--dry-run", status=65)
     assert obstacle in migrate(status=65)
     assert (tmp_path / "root/acme/site").resolve() == staging
@@ -275,11 +280,11 @@ def test_of_two_checkouts_of_one_repository_the_second_is_left_alone(tmp_path, u
 
 
 def test_what_lies_in_a_home_is_left_alone(tmp_path, upstream, host, monkeypatch):
-    monkeypatch.setattr(migration, "_HOMES", (str(tmp_path / "home"),))
+    monkeypatch.setattr(migration, "HOMES", (str(tmp_path / "home"),))
     path = upstream.checkout(tmp_path / "home/ada")
     host.add("a", "/usr/bin/git pull", str(path))
-    (step,) = migration.plan(timers.find(tmp_path / "root"), tmp_path / "root", path.stat())
-    assert "the service does not see what lies in homes; mkdir -p" in step.obstacle
+    (step,) = migration.plan(timers.find_timers(tmp_path / "root"), tmp_path / "root", path.stat())
+    assert "home directories are hidden from the service; mkdir -p" in step.obstacle
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a checkout away")
@@ -287,7 +292,7 @@ def test_another_user_s_checkout_is_left_alone_until_it_is_given(tmp_path, upstr
     path = upstream.checkout(tmp_path / "root")
     unit = host.add("site")
     os.chown(path, 65534, 65534)
-    assert f"the checkout belongs to another user; chown -R root: {path}, and again" in migrate(status=65)
+    assert f"the checkout belongs to another user; chown -R root: {path}, and repeat" in migrate(status=65)
     assert host.active == {unit}
     os.chown(path, 0, 0)
     migrate()
@@ -314,7 +319,7 @@ def test_a_record_that_another_wrote_is_not_believed(tmp_path, upstream, host, h
     record = tmp_path / "state/migrated.json"
     record.write_text('{"evil.timer": {"enabled": true, "active": true, "link": null, "files": []}}')
     os.chown(record, 65534, 65534)
-    assert "is not your own" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
+    assert "belongs to another user" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
     record.unlink()
     record.symlink_to("/etc/hostname")
     assert "cannot be read" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
@@ -323,4 +328,4 @@ def test_a_record_that_another_wrote_is_not_believed(tmp_path, upstream, host, h
 
 def test_without_a_state_folder_nothing_is_done(tmp_path, upstream, host, hook):
     (tmp_path / "state").rmdir()
-    assert "there is no state folder" in hook("migrate", status=66, PATH=host.path).stderr
+    assert "there is no state directory" in hook("migrate", status=66, PATH=host.path).stderr
