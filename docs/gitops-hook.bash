@@ -22,6 +22,8 @@ _gitops_hook() {
         [hooks]="$settings --token-file --api-url --json --org --all --url"
         [audit]="$settings --token-file --api-url --json --redeliver"
         [doctor]="$settings --json"
+        [fleet]="$settings --json --fleet --etcd --etcd-ca-file --etcd-cert-file --etcd-key-file --etcd-password-file --fleet-host --fleet-labels \
+            --commit --delete"
     )
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do

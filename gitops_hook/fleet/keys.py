@@ -10,6 +10,7 @@
 | ``w/halt/<checkout>`` | `Decision`: the commit that must not proceed | hosts, an operator |
 | ``w/turn/<checkout>/<stage>/<host>`` | the commit; a place in the stage's line, on the host's lease | the host |
 | ``seen/<guid>`` | the repository; makes a second delivery of the same push harmless | receivers |
+| ``s/<host>/host`` | `Host`, with the last sign of life; remains while the host is offline | the host |
 | ``s/<host>/have/<checkout>`` | `Have`: the commit that the host deployed last | the host |
 
 Each host watches ``w/`` and nothing else: if status keys were below it, each push would cost N x N events.
@@ -45,11 +46,12 @@ class Want(NamedTuple):
 
 
 class Host(NamedTuple):
-    """A live host. `labels` are as the operator set them; `since` is the start of the daemon."""
+    """A host: its labels, the start of its daemon (`since`) and its last sign of life (`seen`)."""
 
     labels: Mapping[str, str] = MappingProxyType({})
     version: str = ""
     since: float = 0.0
+    seen: float = 0.0
 
     @property
     def stage(self) -> str:
@@ -127,12 +129,20 @@ class Keys:
 
     def have(self, host: str, checkout: str) -> str:
         """Return the key of a host's status of a checkout."""
-        return f"{self.statuses}{host}/have/{checkout.lower()}"
+        return self.haves(host) + checkout.lower()
+
+    def haves(self, host: str) -> str:
+        """Return the prefix of a host's statuses."""
+        return f"{self.statuses}{host}/have/"
+
+    def last_seen(self, host: str) -> str:
+        """Return the key that keeps a host's labels and last sign of life while it is offline."""
+        return f"{self.statuses}{host}/host"
 
     def status_of(self, key: str) -> tuple[str, str]:
-        """Return host and checkout of a status key."""
-        host, _, checkout = key[len(self.statuses) :].partition("/have/")
-        return host, checkout
+        """Return host and checkout of a status key; the checkout is empty for the host's own key."""
+        host, _, rest = key[len(self.statuses) :].partition("/")
+        return host, rest[len("have/") :] if rest.startswith("have/") else ""
 
 
 #: The kinds of values that `load` reads.

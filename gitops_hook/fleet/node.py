@@ -30,6 +30,8 @@ from gitops_hook.sync.runner import Task
 #: Seconds that the host's key outlives its last sign of life, and seconds between two signs.
 LEASE = 20
 _KEEP_ALIVE = 5.0
+#: Seconds between two writes of the last sign of life, which remains when the lease has ended.
+_SEEN = 300.0
 #: Seconds between two looks at what is to be written.
 _TICK = 1.0
 
@@ -66,6 +68,7 @@ class FleetNode(Listener):
         # The lease and its deadline belong to the member's thread.
         self._lease = 0
         self._next_sign = 0.0
+        self._next_seen = 0.0
         self._needs_resync = threading.Event()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -144,6 +147,7 @@ class FleetNode(Listener):
             self._wake.clear()
         self._attempt(self.statuses.flush)
         if self._lease:
+            self._attempt(self._note_seen)
             self._attempt(lambda: self._etcd.revoke(self._lease, within=1.0))
 
     def _attempt(self, step: Callable[[], object]) -> None:
@@ -162,6 +166,15 @@ class FleetNode(Listener):
         self.statuses.flush()
         self.deployer.tick(self._lease)
 
+    def _note_seen(self) -> None:
+        """Keep the labels and the time, for when this host is offline."""
+        host = self._host()._replace(seen=round(time.time(), 3))
+        self._etcd.transact([], [put(self._keys.last_seen(self._name), dump(host))], within=1.0)
+        self._next_seen = time.monotonic() + _SEEN
+
+    def _host(self) -> Host:
+        return Host(self._labels, __version__, round(self._since, 3))
+
     def _wake_up(self) -> None:
         self._wake.set()
 
@@ -173,13 +186,14 @@ class FleetNode(Listener):
             self._lease = 0
         if not self._lease:
             lease = self._etcd.grant(LEASE)
-            host = Host(self._labels, __version__, round(self._since, 3))
             try:
-                self._etcd.transact([], [put(self._keys.host(self._name), dump(host), lease)])
+                self._etcd.transact([], [put(self._keys.host(self._name), dump(self._host()), lease)])
             except Rejected as error:
                 log.error("this host cannot join the fleet", reason=error)
                 raise
             self._lease = lease
         self._next_sign = time.monotonic() + _KEEP_ALIVE
+        if time.monotonic() >= self._next_seen:
+            self._note_seen()
         # A member that is paused keeps its connections. If requests have moved on to another one, so must the watch.
         self.follower.reconnect(self._etcd.preferred)

@@ -105,7 +105,7 @@ class Statuses:
 
     def resync(self) -> None:
         """Compute every status again, and schedule what differs from the stored keys. Raises EtcdError."""
-        prefix = f"{self._keys.statuses}{self._host}/"
+        prefix = self._keys.haves(self._host)
         stored = {self._keys.status_of(pair.key)[1]: load(Have, pair.value) for pair in self._etcd.read(prefix).pairs}
         try:
             for history in self._journal.histories(length=1):
