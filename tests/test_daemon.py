@@ -141,13 +141,13 @@ def ends_the_run_and_owes_it(daemon: Daemon, fifos: Path) -> None:
     """After the daemon was told to end for good: the run's group is gone, and its delivery is done again."""
     assert daemon.wait() == 0
     assert daemon.query("SELECT outcome, exit FROM runs") == [("interrupted", -signal.SIGTERM)]
-    assert daemon.query("SELECT guid, owed FROM deliveries") == [("kept", 1)]
+    assert daemon.query("SELECT guid, pending FROM deliveries") == [("kept", 1)]
     assert not processes_of(daemon.root)
     daemon.start()
     assert (fifos / "running").read_text() == "running\n"
     (fifos / "go").write_text("word\n")
     daemon.wait_for(r"run updated .*trigger=recovery .*delivery=kept")
-    assert daemon.query("SELECT guid, run, owed FROM deliveries") == [("kept", 2, 0)]
+    assert daemon.query("SELECT guid, run, pending FROM deliveries") == [("kept", 2, 0)]
 
 
 def test_a_second_sigterm_ends_the_run_at_once(fifos, start_daemon, script):

@@ -25,7 +25,7 @@ from gitops_hook.sync import dispatcher as module
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher
 from gitops_hook.sync.runner import Runner
-from gitops_hook.sync.worker import _Worker
+from gitops_hook.sync.worker import Worker
 
 #: Two repositories; forges take names without regard to case.
 REPOSITORIES = st.sampled_from(["acme/site", "Acme/Site", "acme/shop"])
@@ -139,7 +139,7 @@ class JournalMachine(OnDisk):
 
         self.mark(was_tried, pending=False)
         left = any(row.pending and row.repository.lower() == repository.lower() for row in self.deliveries)
-        assert self.journal.settle(repository) is left
+        assert self.journal.settle_claimed(repository) is left
 
     @rule(days=st.sampled_from([1, 50]))
     def prune(self, days: int) -> None:
@@ -151,19 +151,19 @@ class JournalMachine(OnDisk):
     @rule(how=st.sampled_from(["reopen", "lose_power"]))
     def restart(self, how: str) -> None:
         getattr(self, how)()
-        assert len(self.journal.interrupt()) == len(self.running)
+        assert len(self.journal.end_unfinished()) == len(self.running)
         self.running.clear()
 
     @invariant()
     def the_journal_agrees(self) -> None:
-        rows = self.rows("SELECT guid, repository, received, run, owed FROM deliveries ORDER BY id")
+        rows = self.rows("SELECT guid, repository, received, run, pending FROM deliveries ORDER BY id")
         assert [Row(*row[:4], pending=bool(row[4])) for row in rows] == self.deliveries
         owed = {row.repository.lower() for row in self.deliveries if row.pending}
         assert {repository.lower() for repository in self.journal.pending()} == owed
         assert {run for (run,) in self.rows("SELECT id FROM runs WHERE outcome IS NULL")} == set(self.running)
 
 
-class Unhurried(_Worker):
+class Unhurried(Worker):
     """A worker whose thread does nothing: its turns are taken by the machine."""
 
     def __init__(self, dispatcher: Dispatcher, repository: str) -> None:
@@ -183,7 +183,7 @@ class DispatcherMachine(OnDisk):
     @initialize(sites=st.booleans())
     def begin(self, sites: bool) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(module, "_Worker", Unhurried)
+        self.patch.setattr(module, "Worker", Unhurried)
         self.patch.setattr(logs, "_format", logs._as_nothing)
         self.root = self.folder / "root"
         self.root.mkdir()
@@ -212,7 +212,7 @@ class DispatcherMachine(OnDisk):
         assert {name.lower() for name in self.journal.pending()} <= self.dispatcher._workers.keys()
 
     @property
-    def workers(self) -> list[_Worker]:
+    def workers(self) -> list[Worker]:
         return list(self.dispatcher._workers.values())
 
     # -- what may happen --------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class DispatcherMachine(OnDisk):
         elif log.exists():
             log.rmdir()
 
-    def take_turn(self, worker: _Worker, end: str) -> None:
+    def take_turn(self, worker: Worker, end: str) -> None:
         """Have it wait until it is woken or due, and act."""
         if worker.queue.empty():
             self.clock.seconds = max(self.clock.seconds, worker.due)
@@ -295,7 +295,7 @@ class DispatcherMachine(OnDisk):
     @invariant()
     def what_is_owed_no_more_was_served(self) -> None:
         """By a run that began after it was received, and came to something that settles it."""
-        rows = {guid: (owed, run) for guid, owed, run in self.rows("SELECT guid, owed, run FROM deliveries")}
+        rows = {guid: (owed, run) for guid, owed, run in self.rows("SELECT guid, pending, run FROM deliveries")}
         for guid in self.accepted.keys() - self.settled:
             assert guid in rows, f"{guid} was dropped while it was owed"
             owed, number = rows[guid]

@@ -28,9 +28,9 @@ from gitops_hook.config import Settings
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import ENDED_BY_US, ENDED_WITH_COMMAND, Claim, Run
+from gitops_hook.model import Claim, Run
 from gitops_hook.names import may_clone
-from gitops_hook.outcomes import GOOD, REST, RETRIED, settles, severity_of
+from gitops_hook.outcomes import CAUSES, GOOD, REST, RETRIED, settles, severity_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.run_log import last_lines
 from gitops_hook.sync.runner import GRACE, Result, Runner, Task
@@ -140,7 +140,7 @@ class Dispatcher:
         self._slots = FairSemaphore(max_syncs)
         self._stopping = threading.Event()
         self._terminated = False
-        self._renewals = journal.renewals
+        self._renewals = journal.replacements
         # The workers by their repository's name in lower case, for forges take names so. Guarded by _lock, and so is
         # putting into their queues: a worker that goes must see under the lock that nothing was put.
         self._workers: dict[str, Worker] = {}
@@ -180,7 +180,7 @@ class Dispatcher:
         What is owed goes first and may take every place; the look at all checkouts keeps to half of them, so that a
         push on a host with many never waits behind it.
         """
-        for died in self._journal.interrupt():
+        for died in self._journal.end_unfinished():
             _tell_end(died.run, died)
         owed = [repository for repository in self._journal.pending() if not self._restarts_us(repository)]
         if owed:
@@ -190,7 +190,7 @@ class Dispatcher:
 
     def sweep(self) -> None:
         """Sync every managed checkout once."""
-        self._renewals = self._journal.renewals
+        self._renewals = self._journal.replacements
         self._feed(self._checkouts, "sweep", max(1, self._max_syncs // 2))
 
     def notify(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
@@ -217,10 +217,10 @@ class Dispatcher:
 
         A wake-up, all that a damaged journal owed, runs whose process was killed, and those that settled nothing.
         """
-        if self._renewals != self._journal.renewals:
+        if self._renewals != self._journal.replacements:
             self.sweep()
         abandoned = [run.id for run in self._journal.running() if self._is_abandoned(run)]
-        for died in self._journal.interrupt(abandoned) if abandoned else ():
+        for died in self._journal.end_unfinished(abandoned) if abandoned else ():
             _tell_end(died.run, died)
         for repository in self._journal.pending():
             if repository.lower() not in self._workers:
@@ -297,12 +297,12 @@ class Dispatcher:
         with self._slots.one():
             claim = self._journal.start(repository, trigger)
             assert claim
-            return self._run(claim, ENDED_WITH_COMMAND)[0]
+            return self._run(claim, "command")[0]
 
-    def _run(self, claim: Claim, ended_by: str = ENDED_BY_US) -> tuple[Run, bool]:
+    def _run(self, claim: Claim, cause: str = "shutdown") -> tuple[Run, bool]:
         """Do a run that has begun; returns how it ended, and whether that settles the matter.
 
-        `ended_by` is what is said of it if `terminate` ends it.
+        `cause` is recorded if `terminate` ends it.
         """
         run, newest = claim.run, claim.newest
         task = Task(
@@ -322,10 +322,10 @@ class Dispatcher:
             result = Result("interrupted", None, message=f"The script could not be started: {error}")
         except Exception:
             log.exception("a run met a fault of our own", repository=run.repository, run=run.id)
-            result = Result("interrupted", None, message="A fault of the daemon's own; its log has the traceback.")
+            result = Result("interrupted", None, message=CAUSES["internal"], cause="internal")
         # A script may answer TERM with a status of its own. That is not how it would have ended.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=ended_by)
+            result = result._replace(outcome="interrupted", message=CAUSES[cause], cause=cause)
         ended = run._replace(ended=self._journal.now(), **result._asdict())
         settled = settles(ended.outcome)
         went_well = severity_of(ended.outcome) in (GOOD, REST)
@@ -389,9 +389,9 @@ class Dispatcher:
         """
         try:
             last = self._journal.runs(repository, _RESTART_LOOP)
-            if len(last) < _RESTART_LOOP or not all(run.message == ENDED_BY_US for run in last):
+            if len(last) < _RESTART_LOOP or not all(run.cause == "shutdown" for run in last):
                 return False
-            if self._journal.settle(repository):
+            if self._journal.settle_claimed(repository):
                 return False
         except JournalError:
             return False  # then nothing can be run either; whoever tries comes back to it

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gitops_hook.journal.reader import JournalReader
-from gitops_hook.model import ENDED_BY_US, Commit, History, Run
+from gitops_hook.model import Commit, History, Run
 from gitops_hook.outcomes import RUNNING, STATES, outcome_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.text import redact
@@ -86,7 +86,7 @@ def _state(run: Run | None, owed: int, *, paused: bool) -> str:
         return "paused"
     if owed and (not run or run.outcome not in ("unreachable", "rolled-back")):
         return "queued"
-    if run and run.message == ENDED_BY_US:
+    if run and run.cause == "shutdown":
         return "action needed"  # a daemon that starts does it again, unless it has given up a deploy that restarts it
     return outcome_of(run.outcome).state if run else "never synced"
 

@@ -18,13 +18,13 @@ from harness import until
 from gitops_hook.config import load
 from gitops_hook.journal import writer as journal
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import DIED, ENDED_BY_US, Claim, Delivery, Run
+from gitops_hook.model import Claim, Delivery, Run
 from gitops_hook.sync import dispatcher as module
 from gitops_hook.sync import runner
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher, FairSemaphore
 from gitops_hook.sync.runner import Runner, Task
-from gitops_hook.sync.worker import WakeUp, _Worker
+from gitops_hook.sync.worker import WakeUp, Worker
 
 #: Notes its beginning and its end, and between them waits for a line to come through the gate.
 GATED = 'echo "+ $1" >>$0.notes; read -r _ <$0.gate; echo "- $1" >>$0.notes'
@@ -444,7 +444,7 @@ class TestRetry:
         jitter = [0.0, 1.0]
         dispatcher = stage.dispatcher("exit 75", max_syncs=1)
         dispatcher._jitter = lambda: jitter[0]
-        worker, waits = _Worker(dispatcher, "acme/site"), []
+        worker, waits = Worker(dispatcher, "acme/site"), []
         for failures in (1, 2, 3, 8, 9, 5000):
             worker._failures = failures
             waits.append(worker._next_timeout())
@@ -575,7 +575,7 @@ class TestWorkers:
 
     def test_a_turn_is_one_wait_and_what_it_asks_for(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 75")
-        worker = _Worker(dispatcher, "acme/site")
+        worker = Worker(dispatcher, "acme/site")
         dispatcher._workers["acme/site"] = worker
         stage.record()
         dispatcher.notify("acme/site")
@@ -588,7 +588,7 @@ class TestWorkers:
 
     def test_of_several_wake_ups_one_that_is_no_push_has_its_way(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 0")
-        worker = dispatcher._workers["acme/site"] = _Worker(dispatcher, "acme/site")
+        worker = dispatcher._workers["acme/site"] = Worker(dispatcher, "acme/site")
         for trigger, waiting in (("push", 1), ("push", 1), ("sync", 2), ("push", 2)):
             dispatcher.notify("acme/site", trigger)
             assert worker.queue.qsize() == waiting
@@ -601,7 +601,7 @@ class TestWorkers:
         monkeypatch.setattr(module, "_IDLE", IDLE)
         monkeypatch.setattr(module, "_FIRST_WAIT", FIRST_WAIT)
         dispatcher = stage.dispatcher("exit 75", clock=lambda: 1000.0)
-        worker = dispatcher._workers["acme/site"] = _Worker(dispatcher, "acme/site")
+        worker = dispatcher._workers["acme/site"] = Worker(dispatcher, "acme/site")
         dues = [worker.due]
         for trigger in ("sync", "sync", "sync"):
             worker.queue.put(WakeUp(trigger))
@@ -615,7 +615,7 @@ class TestWorkers:
         del dispatcher._workers["acme/site"]
 
     def test_its_thread_tells_whose_it_is_and_keeps_no_process_alive(self, stage: Stage):
-        thread = _Worker(stage.dispatcher("exit 0"), "acme/site").thread
+        thread = Worker(stage.dispatcher("exit 0"), "acme/site").thread
         assert (thread.name, thread.daemon) == ("worker acme/site", True)
 
     def test_a_reminder_where_nothing_is_amiss_asks_for_nothing(self, stage: Stage):
@@ -714,7 +714,7 @@ class TestStart:
         for _ in range(3):
             claim = stage.journal.start("acme/restarts", "sweep")
             assert claim
-            ended = claim.run._replace(ended=time.time(), outcome="interrupted", message=ENDED_BY_US)
+            ended = claim.run._replace(ended=time.time(), outcome="interrupted", cause="shutdown")
             stage.journal.finish(ended, settled=False)
         stage.journal.now = lambda: time.time() + 61
         dispatcher.reconcile()
@@ -734,7 +734,7 @@ class TestStart:
         stage.journal.now = time.time
         dispatcher.reconcile()
         dead, *others = stage.wait_for_runs(2)
-        assert (dead.outcome, dead.message) == ("interrupted", DIED)
+        assert (dead.outcome, dead.cause) == ("interrupted", "killed")
         assert [(run.repository, run.outcome) for run in others] == [
             ("acme/lives", None), ("acme/patient", None), ("acme/ours", None), ("acme/dead", "updated"),
         ]  # fmt: skip
@@ -750,7 +750,7 @@ class TestStart:
         os.truncate(stage.folder / "state/journal.db-wal", 0)
         with suppress(module.JournalError):
             dispatcher.reconcile()
-        assert stage.journal.renewals == 1
+        assert stage.journal.replacements == 1
         dispatcher.reconcile()
         stage.wait_for_runs(2)
         dispatcher.reconcile()
@@ -789,7 +789,7 @@ class TestStop:
         dispatcher.stop()
         dispatcher.terminate()
         assert dispatcher.join(20) is True
-        assert [(run.outcome, run.message) for run in stage.runs()] == [("interrupted", ENDED_BY_US)]
+        assert [(run.outcome, run.cause) for run in stage.runs()] == [("interrupted", "shutdown")]
         assert stage.journal.pending() == ["acme/site"]
 
     def test_a_run_that_ends_well_in_spite_of_it_is_done(self, stage: Stage):
@@ -826,7 +826,7 @@ class TestStop:
 
     def test_every_worker_is_told(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 0")
-        worker = _Worker(dispatcher, "acme/site")
+        worker = Worker(dispatcher, "acme/site")
         dispatcher._workers["acme/site"] = worker
         dispatcher.stop()
         assert worker.queue.queue[0] == WakeUp("stop")

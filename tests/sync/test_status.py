@@ -11,7 +11,7 @@ from harness import SOURCE
 from scratch import Upstream, git
 
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import DIED, ENDED_BY_US, Delivery
+from gitops_hook.model import Delivery
 from gitops_hook.outcomes import BY_SCRIPT as OUTCOMES
 from gitops_hook.sync import status as overview
 from gitops_hook.sync.checkouts import Checkouts
@@ -78,13 +78,13 @@ def test_standings_are_of_checkouts_and_of_what_ran(tmp_path: Path, upstream: Up
 
 def test_what_settled_nothing_waits_to_be_tried_again_unless_the_daemon_s_end_was_its_end(tmp_path: Path):
     with closing(Journal(tmp_path / "state")) as journal:
-        for name, outcome, message in (
-            ("away", "unreachable", ""), ("killed", "interrupted", ""), ("died", "interrupted", DIED),
-            ("ours", "interrupted", ENDED_BY_US),
+        for name, outcome, cause in (
+            ("away", "unreachable", None), ("killed", "interrupted", None), ("died", "interrupted", "killed"),
+            ("ours", "interrupted", "shutdown"),
         ):  # fmt: skip
             claim = journal.start(name, "sweep")
             assert claim
-            journal.finish(claim.run._replace(ended=9.0, outcome=outcome, message=message), settled=False)
+            journal.finish(claim.run._replace(ended=9.0, outcome=outcome, cause=cause), settled=False)
         found = {standing.repository: standing.state for standing in repository_statuses(journal, Checkouts(tmp_path))}
     assert found == {**dict.fromkeys(("away", "killed", "died"), "waiting to retry"), "ours": "action needed"}
 

@@ -275,7 +275,7 @@ def test_of_2000_deliveries_over_10_restarts_none_is_refused_or_lost(machine, up
             machine.run("sleep 0.7; systemctl restart gitops-hook")
         assert answers() == {"202": 2000}
     assert machine.query("SELECT count(*) FROM deliveries WHERE after = ?", after) == [(2000,)]
-    wait_for(lambda: machine.query("SELECT count(*) FROM deliveries WHERE owed") == [(0,)], "something is owed")
+    wait_for(lambda: machine.query("SELECT count(*) FROM deliveries WHERE pending") == [(0,)], "something is owed")
     assert head(machine) == after
 
 
@@ -333,7 +333,7 @@ def test_a_deploy_that_waits_for_the_daemon_s_restart_is_given_up_after_three_tr
     wait_for(lambda: "its runs end only by the daemon's shutdown" in machine.log(), "it goes on and on")
     last_three = machine.query("SELECT outcome FROM runs ORDER BY id DESC LIMIT 3")
     assert last_three == [("interrupted",)] * 3
-    assert machine.query("SELECT count(*) FROM deliveries WHERE owed") == [(0,)]
+    assert machine.query("SELECT count(*) FROM deliveries WHERE pending") == [(0,)]
     config(machine, 'gitops.deploy "sh deploy.sh"')
     after = push(machine, upstream, secret, "heeds the advice")
     wait_for(lambda: outcomes(machine, after) == ["updated"], "the next push is not served")
