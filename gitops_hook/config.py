@@ -20,14 +20,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import urlsplit
-from zipimport import zipimporter
 
-from gitops_hook.errors import ConfigError
+from gitops_hook.errors import ConfigError, reason_of
+from gitops_hook.shipped import sync_script
 
 #: Where forges deliver to.
 WEBHOOK = "/api/webhook/gitops"
 Network = Union[IPv4Network, IPv6Network]
-_PACKAGE = Path(__file__).resolve().parent
 #: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.
 ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
 #: The unit's StateDirectory=, which a package or `make install` makes with the unit's user.
@@ -214,34 +213,8 @@ def _state(environ: Mapping[str, str]) -> str:
     return environ.get("STATE_DIRECTORY", "").partition(":")[0] or "~/.local/state/gitops-hook"
 
 
-def shipped(environ: Mapping[str, str]) -> str:
-    """The path of the sync script that came with the package: beside it in a source tree and where it is installed.
-
-    A program in a single file unpacks it into the state folder, for out of an archive the kernel executes nothing.
-    Raises ValueError where that cannot be done.
-    """
-    name = "gitops_sync.sh"
-    loader = __spec__.loader
-    if isinstance(loader, zipimporter):
-        folder = _path(environ.get("GITOPS_STATE") or _state(environ))
-        return str(_unpacked(loader.get_data(f"scripts/{name}"), folder / name))
-    beside = _PACKAGE.parent / "scripts" / name
-    return str(beside) if beside.is_file() else shutil.which(name) or str(beside)
-
-
-def _unpacked(content: bytes, path: Path) -> Path:
-    """`path`, once it is an executable file of `content`."""
-    try:
-        if not path.is_file() or path.read_bytes() != content:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Another process may be executing the old one, or be about to write the same.
-            new = path.with_name(f"{path.name}.{os.getpid()}")
-            new.write_bytes(content)
-            new.chmod(0o755)
-            new.replace(path)
-    except OSError as error:
-        raise ValueError(f"it cannot be unpacked to {path}: {error.strerror}") from error
-    return path
+def _sync_script(environ: Mapping[str, str]) -> str:
+    return str(sync_script(_path(environ.get("GITOPS_STATE") or _state(environ))))
 
 
 class Option(NamedTuple):
@@ -298,7 +271,7 @@ OPTIONS = (
     Option(
         "GITOPS_SYNC_SCRIPT",
         _program,
-        shipped,
+        _sync_script,
         "the shipped `gitops_sync.sh`",
         "what a run executes, with the repository's name as its argument",
     ),
@@ -391,6 +364,3 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
             # Not its value: what is mistyped may well be the secret.
             raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}", name)
 
-
-def reason_of(error: Exception) -> str:
-    return error.strerror or "" if isinstance(error, OSError) else str(error)

@@ -8,8 +8,7 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from gitops_hook.config import reason_of
-from gitops_hook.errors import ConfigError
+from gitops_hook.errors import ConfigError, reason_of
 from gitops_hook.log import log
 
 #: Whether a secret has made what a request shows for itself.
