@@ -31,18 +31,6 @@ def program(folder: Path) -> Path:
     return path
 
 
-def test_a_script_is_found_beside_the_package_or_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_PACKAGE", tmp_path / "gitops_hook")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    beside = tmp_path / "scripts" / "gitops_sync.sh"
-    assert module.shipped({}) == str(beside)
-    installed = program(tmp_path).rename(tmp_path / "gitops_sync.sh")
-    assert module.shipped({}) == str(installed)
-    beside.parent.mkdir()
-    beside.touch()
-    assert module.shipped({}) == str(beside)
-
-
 #: For each option a text and what becomes of it; ``{tmp}`` is a folder that holds ``program``.
 GOOD: Mapping[str, tuple[str, Any]] = {
     "GITHUB_WEBHOOK_SECRET": (SECRET, SECRET),
@@ -91,10 +79,7 @@ class TestSources:
 
     def test_the_defaults(self, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         del environ["GITOPS_SYNC_SCRIPT"]
-        script = tmp_path / "scripts" / "gitops_sync.sh"
-        script.parent.mkdir()
-        script.touch(0o755)
-        monkeypatch.setattr(module, "_PACKAGE", tmp_path / "gitops_hook")
+        script = Path(__file__).resolve().parent.parent / "scripts/gitops_sync.sh"
         assert load(environ, {})._asdict() == {
             "webhook_secret": "",
             "webhook_secret_file": None,

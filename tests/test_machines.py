@@ -184,7 +184,7 @@ class DispatcherMachine(OnDisk):
     def begin(self, sites: bool) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(module, "Worker", Unhurried)
-        self.patch.setattr(logs, "_format", logs._as_nothing)
+        logs.mute()
         self.root = self.folder / "root"
         self.root.mkdir()
         for repository in ("acme/site", "acme/shop") if sites else ():

@@ -116,7 +116,7 @@ def test_a_wheel_in_a_virtual_environment_deploys_a_push(tmp_path, source, start
     (wheel,) = tmp_path.glob("*.whl")
     python = tmp_path / "venv/bin/python"
     subprocess.run([*pip, "--python", python, "install", *options, wheel], check=True, capture_output=True)
-    serves_a_push(tmp_path, start_daemon, program=[str(tmp_path / "venv/bin/gitops-hook")])
+    serves_a_push(tmp_path, start_daemon, launcher=[str(python)], program=[str(tmp_path / "venv/bin/gitops-hook")])
 
 
 def test_a_single_file_that_cannot_unpack_its_script_says_so(tmp_path, source):
