@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import SOURCE, WEBHOOK, Daemon, headers, push, sign
+from harness import SOURCE, WEBHOOK, Daemon, headers, push, sign, until
 from scratch import Upstream, git
-from test_dispatcher import until
 
 from gitops_hook.receiver.forges import FORGES, Forge
 from gitops_hook.secrets import Secrets

@@ -111,7 +111,7 @@ class JournalMachine(OnDisk):
     @rule(repository=REPOSITORIES, if_pending=st.booleans())
     def start(self, repository: str, if_pending: bool) -> None:
         def is_claimed(row: Row) -> bool:
-            return row.pending and row.repository.lower() == repository.lower()
+            return row.pending and row.run not in self.running and row.repository.lower() == repository.lower()
 
         claimed = [row for row in self.deliveries if is_claimed(row)]
         claim = self.journal.start(repository, "push", if_pending=if_pending)
@@ -236,7 +236,7 @@ class DispatcherMachine(OnDisk):
     def ask(self, trigger: str, repository: str) -> None:
         self.dispatcher.notify(repository, trigger)
 
-    @rule(chore=st.sampled_from(["sweep", "remind", "prune"]))
+    @rule(chore=st.sampled_from(["sweep", "reconcile", "prune"]))
     def chore(self, chore: str) -> None:
         if chore == "prune":
             self.clock.seconds += 91 * DAY

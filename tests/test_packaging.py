@@ -129,7 +129,7 @@ def test_a_single_file_that_cannot_unpack_its_script_says_so(tmp_path, source):
         text=True,
     )
     assert done.returncode == 78
-    assert f"from the default will not do: the scripts cannot be unpacked to {tmp_path}/state/scripts-" in done.stderr
+    assert f"from the default is invalid: the scripts cannot be unpacked to {tmp_path}/state/scripts-" in done.stderr
 
 
 def test_exit_statuses_come_through_the_single_file(source):

@@ -20,17 +20,14 @@ from test_forges import PUSHES
 
 from gitops_hook import config
 from gitops_hook import log as logs
-from gitops_hook.errors import ConfigError
-from gitops_hook.secrets import read_secrets
-from gitops_hook.text import escape
-from gitops_hook.errors import HTTPError
+from gitops_hook.errors import ConfigError, HTTPError
 from gitops_hook.httpd import forwarded as proxies
 from gitops_hook.httpd import request as framing
 from gitops_hook.names import is_valid, may_clone, name_in_url
 from gitops_hook.receiver.forges import FORGES, GITHUB, Forge, Push, _field_of_form, claimed, parse
-from gitops_hook.secrets import Secrets
+from gitops_hook.secrets import Secrets, read_secrets
 from gitops_hook.sync.checkouts import Checkouts
-from gitops_hook.text import printable
+from gitops_hook.text import escape, printable
 
 CASES = sorted((SOURCE / "tests/cases").glob("*-*"))
 

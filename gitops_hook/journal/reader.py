@@ -109,7 +109,9 @@ class JournalReader:
     def newest(self, outcomes: Sequence[str], before: float) -> list[Run]:
         """Return the newest run of each repository if it ended before the time `before` with one of `outcomes`."""
         marks = ", ".join("?" * len(outcomes))
-        sql = f"WITH RECURSIVE {_ALL_NAMES} SELECT {RUN_COLUMNS} {_NEWEST_RUNS} WHERE outcome IN ({marks}) AND ended < ?"
+        sql = (
+            f"WITH RECURSIVE {_ALL_NAMES} SELECT {RUN_COLUMNS} {_NEWEST_RUNS} WHERE outcome IN ({marks}) AND ended < ?"
+        )
         return [Run(*row) for row in self._query(sql, *outcomes, before)]
 
     def running(self) -> list[Run]:

@@ -366,7 +366,9 @@ class TestPasts:
         for number in range(40):
             run = run_to_the_end(journal, "acme/site")
             journal.finish(run._replace(after=f"{number:040}"), settled=True)
-        journal.save_commits(run.id, [Commit(f"{39:040}", "Ada", "Say hello", 7.0), Commit("f" * 40, "Ada", "x", 6.0)], 2)
+        journal.save_commits(
+            run.id, [Commit(f"{39:040}", "Ada", "Say hello", 7.0), Commit("f" * 40, "Ada", "x", 6.0)], 2
+        )
         failed = journal.start("ACME/Site", "push")  # forges take names without regard to case
         assert failed
         journal.finish(failed.run._replace(ended=9.0, outcome="denied", after=""), settled=True)

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import SECRET, SOURCE, Daemon, push
+from harness import SECRET, SOURCE, Daemon, push, until
 from scratch import Upstream
-from test_dispatcher import until
 
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import NoticeState, Run
@@ -374,4 +373,4 @@ def test_a_command_that_is_not_there_ends_the_start(tmp_path):
         text=True,
     )  # fmt: skip
     assert done.returncode == 78
-    assert "GITOPS_NOTIFY='/nonexistent/mail ops' from the environment will not do: there is no program" in done.stderr
+    assert "GITOPS_NOTIFY='/nonexistent/mail ops' from the environment is invalid: the program" in done.stderr

@@ -158,7 +158,7 @@ def test_a_push_signed_with_another_secret_is_refused(machine, upstream):
 
 def test_a_reload_is_taken_and_the_status_line_tells_of_the_new_repository(machine):
     machine.run("systemctl reload gitops-hook")
-    wait_for(lambda: machine.show("StatusText").startswith("repositories: 1, runs in hand: 0"), "it does not")
+    wait_for(lambda: machine.show("StatusText").startswith("checkouts: 1, running: 0"), "it does not")
 
 
 def test_the_private_page_is_served_from_a_socket_of_its_own_unless_that_is_masked(machine):
@@ -249,7 +249,7 @@ def test_hung_it_is_killed_by_the_watchdog_tells_where_and_serves_again(machine,
         wait_for(lambda: restarts(machine) == before + 1, "the watchdog did not bite")
         log = machine.log()
         assert "Watchdog timeout" in log
-        assert "no connection is accepted any more, so the watchdog is not fed" in log
+        assert "a server accepts no connections; the watchdog is not notified" in log
         assert "in hang_once" in log
         assert machine.deliver("acme/site", after, secret=secret) == {"202": 1}
         wait_for(lambda: serves(machine, after), "it does not serve")
