@@ -2,8 +2,8 @@
 
 Rules:
 
-1. An option is one row of `OPTIONS`. Flags, environment variables, defaults and ``--help`` derive from it. Tests compare
-   the tables in the README and the man page with it.
+1. An option is one row of `OPTIONS`. Flags, environment variables, defaults and ``--help`` derive from it.
+   Tests compare the tables in the README and the man page with it.
 2. A flag has precedence over the environment, and the environment over the default.
 3. An invalid value ends the start with one line that names option, value, reason and source (`ConfigError`).
 4. The secret has no flag, because every user of the host can read the arguments of a process. No error shows it.

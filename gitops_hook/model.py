@@ -141,7 +141,7 @@ class CommitStatus(NamedTuple):
 
 
 class NoticeState(NamedTuple):
-    """The last notice that the operator got about a failing repository: the reason, since when, and when it was sent."""
+    """The last notice about a failing repository: the reason, since when it fails, and when the notice was sent."""
 
     repository: str
     outcome: str

@@ -101,7 +101,7 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> None:
             os.mkdir(name, 0o755, dir_fd=root)
         for name, content in files.items():
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with open(os.open(name, flags, 0o755, dir_fd=root), "wb") as file:
+            with os.fdopen(os.open(name, flags, 0o755, dir_fd=root), "wb") as file:
                 file.write(content)
                 os.fchmod(file.fileno(), 0o755)
     finally:

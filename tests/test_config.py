@@ -225,7 +225,7 @@ def file(tmp_path: Path) -> Path:
 
 class TestSecrets:
     def test_no_secret_at_all_is_refused(self):
-        with pytest.raises(ConfigError, match="there is no secret. Set GITHUB_WEBHOOK_SECRET_FILE or"):
+        with pytest.raises(ConfigError, match=r"there is no secret\. Set GITHUB_WEBHOOK_SECRET_FILE or"):
             SecretSource("", None)
 
     def test_one_from_the_environment(self):

@@ -71,7 +71,7 @@ def test_a_migrated_journal_has_the_tables_of_a_new_one(tmp_path: Path):
 
 def test_a_reader_asks_for_the_migration_of_an_older_journal(tmp_path: Path):
     execute(tmp_path, VERSION_0_1)
-    with pytest.raises(JournalError, match="version 4 .*Restart the daemon to migrate it"):
+    with pytest.raises(JournalError, match=r"version 4 .*Restart the daemon to migrate it"):
         JournalReader(tmp_path).pending()
 
 

@@ -280,7 +280,7 @@ class TestTelling:
         desk.run("updated", "acme/other")
         assert desk.told() == []
         Path(f"{desk.command}.gate").write_text("\n")
-        until(desk.journal.told)
+        until(desk.journal.notices)
         assert desk.told() == [("failing", "acme/site", "dirty")]
         desk.run("updated")
         Path(f"{desk.command}.gate").write_text("\n")
@@ -292,7 +292,7 @@ class TestTelling:
         desk.notices.start()
         journal, away = desk.folder / "state/journal.db", desk.folder / "state/away"
         desk.run("dirty", "acme/other")
-        until(desk.journal.told)
+        until(desk.journal.notices)
         journal.rename(away)
         with standard_error_in(tmp_path / "stderr"):
             desk.notices.look()
