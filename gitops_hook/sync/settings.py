@@ -159,9 +159,9 @@ def read_config(checkout: Path) -> Config:
     for origin, key, value in entries:
         name = "origin" if key == "remote.origin.url" else key[len("gitops.") :] if key.startswith("gitops.") else ""
         if name:
-            if name == "paths" and name in values:  # the only setting that can have several values
-                value = f"{values[name]} {value}"
-            values[name], origins[name] = value, origin
+            # Of all settings, only paths can have several values.
+            values[name] = f"{values[name]} {value}" if name == "paths" and name in values else value
+            origins[name] = origin
         elif _INCLUDE.fullmatch(key):  # the file may be missing and its condition false; both can change
             included = os.path.join(os.path.dirname(origin), os.path.expanduser(value))  # noqa: PTH111, PTH118, PTH120
             stamps.append(Stamp.of(included))

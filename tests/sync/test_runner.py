@@ -121,7 +121,7 @@ class TestJudging:
 
 class TestEnvironment:
     def test_it_is_the_contract_and_the_allowlist_and_nothing_else(self, bench: Bench):
-        inherited = {name: "C" if name[:2] in ("LC", "LA") else f"value of {name}" for name in module._INHERITED}
+        inherited = {name: "C" if name[:2] in ("LC", "LA") else f"value of {name}" for name in module.INHERITED}
         inherited["PATH"] = ENVIRON["PATH"]
         strangers = (
             "GITHUB_WEBHOOK_SECRET", "GITHUB_WEBHOOK_SECRET_FILE", "CREDENTIALS_DIRECTORY", "GIT_DIR", "GIT_WORK_TREE",
@@ -221,7 +221,7 @@ class TestEnds:
     def daemon(self, bench: Bench) -> subprocess.Popen[bytes]:
         """A process that has a run in hand, to be killed."""
         code = (
-            "import sys, pathlib as p; from gitops_hook.runner import Runner, Task\n"
+            "import sys, pathlib as p; from gitops_hook.sync.runner import Runner, Task\n"
             "script = p.Path(sys.argv[1]); import os\n"
             "Runner(script, script.parent, os.environ).run(Task('site', 1), script.with_name('1.log'), 600)"
         )
@@ -238,7 +238,7 @@ class TestEnds:
         assert fifo() == b""
 
     def test_a_script_does_not_outlive_a_timeout_that_could_not_end_it(self, bench: Bench, fifo: Callable[[], bytes]):
-        # NoticeState to in the moment of its fork, it forgets its child; and a daemon that is dead cannot look after it.
+        # If it is signalled in the moment of its fork, it forgets its child; and a daemon that is dead cannot look after it.
         bench.write("exec 9>$0.fifo; echo $PPID >$0.pid; mv $0.pid $0.started; sleep 5 9>&-; echo late >&9")
         daemon = self.daemon(bench)
         started(bench.folder / "script.started")
