@@ -357,7 +357,7 @@ OPTIONS = (
 #: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
-    "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT",
+    "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT", "GITOPS_RUN_TOKEN", "GITOPS_TIMEOUT",
     # And into that of the command that is told.
     "GITOPS_NOTICE", "GITOPS_SUMMARY", "GITOPS_HOST", "GITOPS_OUTCOME", "GITOPS_PREVIOUS", "GITOPS_SINCE",
     "GITOPS_COMMIT", "GITOPS_MESSAGE", "GITOPS_OUTPUT",

@@ -3,18 +3,24 @@
 Rules:
 
 1. The script runs in a process group of its own, under a time limit. ``timeout(1)`` ends the whole group;
-   ``setpriv(1)`` ends it when the daemon dies, in whatever way. A run that did not end by itself leaves nothing of its
-   group behind.
+   ``setpriv(1)`` ends it when the daemon dies, in whatever way. A deploy can stop its whole group, ``timeout(1)``
+   included, so the daemon kills the group itself soon after the limit. A run that did not end by itself leaves nothing
+   of its group behind.
 2. The script inherits named environment variables, its output and ``/dev/null`` as standard input, and nothing else.
    The webhook's secret is in none of them.
 3. The exit status decides the outcome. The result file only chooses among the outcomes of that status.
-4. Messages and logs contain no credentials of URLs, because people read them and copy them.
+4. A run is identified by a random token in its environment. After a lost journal, two runs can have the same number.
+5. A deploy cannot start the last `RESERVED_PROCESSES` processes of the daemon's user or control group. One that forks
+   without end leaves the daemon able to answer. The kernel does not apply this limit to root.
+6. Messages and logs contain no credentials of URLs, because people read them and copy them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import resource
+import secrets
 import signal
 import subprocess
 import threading
@@ -41,6 +47,10 @@ INHERITED = (
 )  # fmt: skip
 #: Seconds between SIGTERM and SIGKILL for a process group that must end.
 GRACE = 10
+#: Seconds beyond the limit and the grace period after which the daemon kills a group whose timeout(1) did not.
+_KILL_MARGIN = 2.0
+#: The processes and threads that are left to the daemon and its git commands.
+RESERVED_PROCESSES = 256
 #: Sends SIGTERM to a command when its parent dies: to timeout(1) when the daemon dies, and to the script when
 #: timeout(1) dies, which does not know its child yet if a signal ends it during its fork.
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")
@@ -92,7 +102,7 @@ class Runner:
         """
         result_file = log_path.with_suffix(".result")
         command = [str(self._script), task.repository.rpartition("/")[2]]
-        environment = {**self._environment, **_contract(task, result_file)}
+        environment = {**self._environment, **_contract(task, result_file, limit)}
         began, started = time.time(), time.monotonic()
         with self._registered():
             status = run_limited(command, environment, log_path, limit)
@@ -102,7 +112,7 @@ class Runner:
             result_file.unlink()
         result = classify_exit(status, fields, timed_out=timed_out)
         if result.outcome in ("timed-out", "interrupted"):
-            _kill_remains({name: environment[name] for name in ("GITOPS_ROOT", "GITOPS_RUN")})
+            _kill_remains(environment["GITOPS_RUN_TOKEN"])
         times = _step_times(fields, began, time.time())
         return result._replace(
             fetched=times.get("fetched"), deployed=times.get("deployed"), healthy=times.get("healthy")
@@ -139,15 +149,40 @@ def run_limited(
     Return its exit status, that of timeout(1) if the limit ended it, or the negative number of a signal. Raises OSError
     if it cannot be started.
     """
+    timeout = ["timeout", f"--kill-after={GRACE}", str(limit)]
     with BoundedLog(log_path) as output:
-        return subprocess.run(
-            [*_DIE_WITH_PARENT, "timeout", f"--kill-after={GRACE}", str(limit), *_DIE_WITH_PARENT, *command],
-            env=environment,
-            stdin=stdin,
-            stdout=output.pipe,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+        try:
+            return subprocess.run(
+                [*_DIE_WITH_PARENT, *timeout, *_DIE_WITH_PARENT, *_limit_processes(), *command],
+                env=environment,
+                stdin=stdin,
+                stdout=output.pipe,
+                stderr=subprocess.STDOUT,
+                timeout=limit + GRACE + _KILL_MARGIN,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:  # only timeout(1) is dead; the caller kills what is left of its group
+            return -signal.SIGKILL
+
+
+def _limit_processes() -> list[str]:
+    """Return the command that starts another with fewer processes than the daemon may have, if those are bounded."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    bounds = [bound for bound in (soft, hard, _cgroup_limit()) if bound not in (None, resource.RLIM_INFINITY)]
+    if not bounds:
+        return []
+    bound = min(int(bound) for bound in bounds if bound is not None)
+    return ["prlimit", f"--nproc={max(bound - RESERVED_PROCESSES, bound // 2)}"]
+
+
+def _cgroup_limit() -> int | None:
+    """Return the maximal number of tasks in the daemon's control group (cgroups(7), version 2), or None."""
+    try:
+        path = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+        text = Path(f"/sys/fs/cgroup{path}/pids.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
 
 
 def inherited(environ: Mapping[str, str], root: Path) -> dict[str, str]:
@@ -184,7 +219,7 @@ def _step_times(fields: Mapping[str, str], began: float, ended: float) -> dict[s
     return {step: min(max(at, began), ended) for step, at in reported.items() if began - 1 <= at <= ended + 1}
 
 
-def _contract(task: Task, result_file: Path) -> dict[str, str]:
+def _contract(task: Task, result_file: Path, limit: int) -> dict[str, str]:
     """Return the variables that the script's contract defines; one without a value is not set."""
     variables = {
         "GITOPS_REPOSITORY": task.repository if "/" in task.repository else "",
@@ -194,6 +229,8 @@ def _contract(task: Task, result_file: Path) -> dict[str, str]:
         "GITOPS_DELIVERY": task.delivery,
         "GITOPS_DELIVERIES": str(task.deliveries or ""),
         "GITOPS_RUN": str(task.run),
+        "GITOPS_RUN_TOKEN": secrets.token_hex(16),
+        "GITOPS_TIMEOUT": str(limit),
         "GITOPS_RESULT": str(result_file),
         "GITOPS_CLONE_URL": task.clone_url,
     }
@@ -221,15 +258,15 @@ def _children(thread: int) -> list[int]:
         return []
 
 
-def _kill_remains(variables: Mapping[str, str]) -> None:
+def _kill_remains(token: str) -> None:
     """Kill the rest of a run's process group whose leader, timeout(1), is gone; it no longer has the script's lock.
 
-    Its processes are identified by `variables` in their environment. A process in another group was meant to stay.
+    Its processes are identified by the run's token in their environment. A process in another group was meant to stay.
     """
-    expected = {f"{name}={value}".encode() for name, value in variables.items()}
+    variable = f"GITOPS_RUN_TOKEN={token}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or belongs to another user
-            if expected <= set((process / "environ").read_bytes().split(b"\0")):
+            if variable in (process / "environ").read_bytes().split(b"\0"):
                 group = os.getpgid(int(process.name))
                 if not Path(f"/proc/{group}").exists():
                     os.killpg(group, signal.SIGKILL)
