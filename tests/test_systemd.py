@@ -80,7 +80,7 @@ def start_hanging(start_daemon: Callable[..., Daemon], supervisor: Supervisor) -
             "from gitops_hook.cli.main import main\n"
             "from gitops_hook.httpd import server\n"
             "from gitops_hook.journal import writer as journal\n"
-            "from gitops_hook.sync import dispatcher, runner\n"
+            "from gitops_hook.sync import executor, runner\n"
             "def hang(*_): threading.Event().wait()\n"
             "daemon._ACCEPT_LIMIT = 0.5\n"
             f"{fault}\n"
@@ -194,7 +194,7 @@ def test_a_journal_that_hangs_ends_the_feed(supervisor, start_hanging):
 
 
 def test_a_worker_that_hangs_in_our_code_ends_the_feed_and_is_named(supervisor, start_hanging):
-    daemon = start_hanging("runner.Runner.run = hang; dispatcher._OVERDUE = -10.0", GITOPS_SYNC_TIMEOUT="1")
+    daemon = start_hanging("runner.Runner.run = hang; executor.OVERDUE = -10.0", GITOPS_SYNC_TIMEOUT="1")
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     assert supervisor.is_fed(5)
     daemon.deliver(push("acme/site"))
@@ -204,7 +204,7 @@ def test_a_worker_that_hangs_in_our_code_ends_the_feed_and_is_named(supervisor, 
 
 def test_a_run_that_takes_long_is_no_reason_to_let_the_watchdog_starve(supervisor, start_hanging, script, tmp_path):
     os.mkfifo(tmp_path / "running")
-    daemon = start_hanging("dispatcher._OVERDUE = 0.0", GITOPS_SYNC_SCRIPT=script('echo > "$GITOPS_ROOT/../running"; sleep 60'))  # fmt: skip
+    daemon = start_hanging("executor.OVERDUE = 0.0", GITOPS_SYNC_SCRIPT=script('echo > "$GITOPS_ROOT/../running"; sleep 60'))  # fmt: skip
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     daemon.deliver(push("acme/site"))
     (tmp_path / "running").read_text()
