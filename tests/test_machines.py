@@ -109,7 +109,7 @@ class JournalMachine(OnDisk):
     @rule(repository=REPOSITORIES, if_pending=st.booleans())
     def start(self, repository: str, if_pending: bool) -> None:
         def is_claimed(row: Row) -> bool:
-            return row.pending and row.repository.lower() == repository.lower()
+            return row.pending and row.run not in self.running and row.repository.lower() == repository.lower()
 
         claimed = [row for row in self.deliveries if is_claimed(row)]
         claim = self.journal.start(repository, "push", if_pending=if_pending)
@@ -137,7 +137,7 @@ class JournalMachine(OnDisk):
 
         self.mark(was_tried, pending=False)
         left = any(row.pending and row.repository.lower() == repository.lower() for row in self.deliveries)
-        assert self.journal.settle(repository) is left
+        assert self.journal.settle_claimed(repository) is left
 
     @rule(days=st.sampled_from([1, 50]))
     def prune(self, days: int) -> None:
@@ -149,12 +149,12 @@ class JournalMachine(OnDisk):
     @rule(how=st.sampled_from(["reopen", "lose_power"]))
     def restart(self, how: str) -> None:
         getattr(self, how)()
-        assert len(self.journal.interrupt()) == len(self.running)
+        assert len(self.journal.end_unfinished()) == len(self.running)
         self.running.clear()
 
     @invariant()
     def the_journal_agrees(self) -> None:
-        rows = self.rows("SELECT guid, repository, received, run, owed FROM deliveries ORDER BY id")
+        rows = self.rows("SELECT guid, repository, received, run, pending FROM deliveries ORDER BY id")
         assert [Row(*row[:4], pending=bool(row[4])) for row in rows] == self.deliveries
         owed = {row.repository.lower() for row in self.deliveries if row.pending}
         assert {repository.lower() for repository in self.journal.pending()} == owed
@@ -175,7 +175,7 @@ class DispatcherMachine(OnDisk):
         self.patch = pytest.MonkeyPatch()
         # No thread does the runs: the machine does them, one at a time.
         self.patch.setattr(Worker, "start", lambda worker: None)
-        self.patch.setattr(logs, "_format", logs._as_nothing)
+        logs.mute()
         self.root = self.folder / "root"
         self.root.mkdir()
         for repository in ("acme/site", "acme/shop") if sites else ():
@@ -293,7 +293,7 @@ class DispatcherMachine(OnDisk):
     @invariant()
     def what_is_owed_no_more_was_served(self) -> None:
         """By a run that began after it was received, and came to something that settles it."""
-        rows = {guid: (owed, run) for guid, owed, run in self.rows("SELECT guid, owed, run FROM deliveries")}
+        rows = {guid: (owed, run) for guid, owed, run in self.rows("SELECT guid, pending, run FROM deliveries")}
         for guid in self.accepted.keys() - self.settled:
             assert guid in rows, f"{guid} was dropped while it was owed"
             owed, number = rows[guid]

@@ -20,14 +20,14 @@ from test_forges import PUSHES
 
 from gitops_hook import config
 from gitops_hook import log as logs
-from gitops_hook.errors import HTTPError
+from gitops_hook.errors import ConfigError, HTTPError
 from gitops_hook.httpd import forwarded as proxies
 from gitops_hook.httpd import request as framing
 from gitops_hook.names import is_valid, may_clone, name_in_url
 from gitops_hook.receiver.forges import FORGES, GITHUB, Forge, Push, _field_of_form, claimed, parse
-from gitops_hook.secrets import Secrets
+from gitops_hook.secrets import Secrets, read_secrets
 from gitops_hook.sync.checkouts import Checkouts
-from gitops_hook.text import printable
+from gitops_hook.text import escape, printable
 
 CASES = sorted((SOURCE / "tests/cases").glob("*-*"))
 
@@ -202,12 +202,11 @@ def test_a_good_head_is_read_as_it_was_meant(fields: list[tuple[str, str]], path
 
 @pytest.fixture(scope="module")
 def request_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestPath]:
-    format_before = logs._format
     check_log_lines()
     made = RequestPath(tmp_path_factory.mktemp("host"))
     yield made
     made.close()
-    logs._format = format_before
+    logs.setup("text", under_systemd=False)
 
 
 REQUEST = st.sampled_from(
@@ -313,10 +312,10 @@ def test_any_environment_gives_settings_or_one_line_that_says_why(
             {"GITOPS_ROOT": "/", "GITHUB_WEBHOOK_SECRET": hidden, **unknown, **values},
             {},
         )
-    except config.ConfigError as error:
+    except ConfigError as error:
         assert error.status == 78
         assert hidden not in str(error)
-        assert "\n" not in logs.escape(str(error))
+        assert "\n" not in escape(str(error))
     else:
         assert loaded.max_syncs >= 1 and loaded.sync_timeout >= 1 and loaded.state.is_absolute()
         assert "{repository}" in loaded.clone_url
@@ -330,5 +329,5 @@ def test_any_file_of_settings_or_secrets_is_read(tmp_path_factory: pytest.TempPa
     path.write_bytes(b"".join(pieces))
     for name, value in config.read_environment(path).items():
         assert name == name.strip() and "\n" not in name + value
-    for secret_ in config.read_secrets(path).values():
+    for secret_ in read_secrets(path).values():
         assert secret_ and secret_ == secret_.strip() and b"\n" not in secret_

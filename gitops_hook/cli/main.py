@@ -322,7 +322,7 @@ def _sync_now(settings: Settings, names: Sequence[str], *, as_json: bool, trigge
 
     try:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with closing(Journal(settings.state, mends=False)) as journal:
+        with closing(Journal(settings.state, repair=False)) as journal:
             checkouts = _checkouts(settings)
             observers: list[RunObserver] = [Commits(journal, checkouts)]
             if settings.report:
@@ -348,12 +348,12 @@ def _unregister(given: argparse.Namespace) -> int:
 
     settings, hooks = _hooks_at_forge(given)
     logs.mute()  # what there is to say is said below
-    with closing(Journal(settings.state, mends=False)) as journal:
+    with closing(Journal(settings.state, repair=False)) as journal:
 
         def unregister(target: str) -> Registration:
             done = hooks.unregister(target, dry_run=given.dry_run)
             if not given.dry_run:  # even where it was gone already, so that no audit asks about it any more
-                journal.forget(target, hooks.url)
+                journal.forget_pings(target, hooks.url)
             return done
 
         return _at_each(given, settings, unregister)

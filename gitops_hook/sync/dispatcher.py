@@ -28,7 +28,7 @@ from gitops_hook.config import Settings
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import ENDED_BY_US, Run
+from gitops_hook.model import Run
 from gitops_hook.outcomes import RETRIED
 from gitops_hook.sync import backoff
 from gitops_hook.sync.checkouts import Checkouts
@@ -94,7 +94,7 @@ class Dispatcher:
         self._max_syncs = max_syncs
         self._clock = clock
         self._jitter = jitter
-        self._renewals = journal.renewals
+        self._replacements = journal.replacements
         # The next three map a repository in lower case, because forges ignore case. All fields below are guarded by
         # _changed, which every method takes for a few steps; no other lock is taken meanwhile. It is notified when an
         # active worker has gone, when a delay begins, and at the stop.
@@ -139,7 +139,7 @@ class Dispatcher:
 
     def recover(self) -> None:
         """Record which runs an earlier daemon left unfinished, and run everything that is pending."""
-        for died in self._journal.interrupt():
+        for died in self._journal.end_unfinished():
             log_end(died.run, died)
         pending = self._journal.pending()
         if pending:
@@ -150,7 +150,7 @@ class Dispatcher:
 
     def sweep(self) -> None:
         """Sync every checkout once, on at most half of the slots, so that a push never waits for a whole sweep."""
-        self._renewals = self._journal.renewals
+        self._replacements = self._journal.replacements
         self._feed(self._checkouts, max(1, self._max_syncs // 2))
 
     def notify(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
@@ -179,12 +179,12 @@ class Dispatcher:
 
         The daemon calls this every minute. Raises `JournalError`.
         """
-        if self._renewals != self._journal.renewals:
+        if self._replacements != self._journal.replacements:
             self.sweep()
         self._release_overdue()
         self.run_due()
         abandoned = [run.id for run in self._journal.running() if self._executor.is_abandoned(run)]
-        for died in self._journal.interrupt(abandoned) if abandoned else ():
+        for died in self._journal.end_unfinished(abandoned) if abandoned else ():
             log_end(died.run, died)
         for repository in self._journal.pending():
             if not self._is_known(repository):
@@ -334,7 +334,7 @@ class Dispatcher:
             runs = self._journal.runs(repository, _RESTARTS_COUNTED)
         except JournalError:
             return False  # then no run can start either
-        ended = [run.message == ENDED_BY_US for run in runs]
+        ended = [run.cause == "shutdown" for run in runs]
         count = ended.index(False) if False in ended else len(ended)
         if count < 2:
             return False

@@ -19,9 +19,9 @@ from typing import NamedTuple, Protocol
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import ENDED_BY_US, ENDED_WITH_COMMAND, Claim, Run
+from gitops_hook.model import Claim, Run
 from gitops_hook.names import may_clone
-from gitops_hook.outcomes import GOOD, REST, settles, severity_of
+from gitops_hook.outcomes import CAUSES, GOOD, REST, settles, severity_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.run_log import last_lines
 from gitops_hook.sync.runner import GRACE, Result, Runner, Task
@@ -122,13 +122,13 @@ class Executor:
         if not claim:
             return None
         started(claim)
-        return self._run(claim, ENDED_BY_US, released)
+        return self._run(claim, "shutdown", released)
 
     def run_now(self, repository: str, trigger: str) -> Run:
         """Do one run of `repository` for a command. Raises `JournalError` if the run cannot be started."""
         claim = self._journal.start(repository, trigger)
         assert claim
-        return self._run(claim, ENDED_WITH_COMMAND).run
+        return self._run(claim, "command").run
 
     def is_abandoned(self, run: Run) -> bool:
         """Return True if another process's run exceeded its time limit."""
@@ -149,14 +149,14 @@ class Executor:
                 if self._stopping.wait(JOURNAL_WAIT):
                     return None
 
-    def _run(self, claim: Claim, ended_by: str, released: Callable[[], None] = lambda: None) -> Ended:
+    def _run(self, claim: Claim, cause: str, released: Callable[[], None] = lambda: None) -> Ended:
         task = _task(claim)
         _log_start(claim)
         self._inform_observers(lambda observer: observer.began(claim, task))
         result = self._execute(task, claim.run)
         # A script may answer SIGTERM with a status of its own choice.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=ended_by)
+            result = result._replace(outcome="interrupted", message=CAUSES[cause], cause=cause)
         run = claim.run._replace(ended=self._journal.now(), **result._asdict())
         ended = Ended(run, claim, settles(run.outcome))
         well = severity_of(run.outcome) in (GOOD, REST)
@@ -183,7 +183,7 @@ class Executor:
             return Result("interrupted", None, message=f"The script could not be started: {error}")
         except Exception:
             log.exception("internal error in a run", repository=run.repository, run=run.id)
-            return Result("interrupted", None, message="Internal error of the daemon; its log has the traceback.")
+            return Result("interrupted", None, message=CAUSES["internal"], cause="internal")
         finally:
             self._deadlines.pop(run.id, None)
 

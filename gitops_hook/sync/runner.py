@@ -82,6 +82,8 @@ class Result(NamedTuple):
     fetched: float | None = None
     deployed: float | None = None
     healthy: float | None = None
+    #: Why it did not end by itself, a key of `outcomes.CAUSES`.
+    cause: str | None = None
 
 
 class Runner:
@@ -206,7 +208,8 @@ def classify_exit(status: int, fields: Mapping[str, str], *, timed_out: bool = F
     else:
         outcome = "failed"
     before, after, message = (escape(redact(fields.get(key, "")))[:1000] for key in ("before", "after", "message"))
-    return Result(outcome, status, before, after, message)
+    cause = "limit" if outcome == "timed-out" else None
+    return Result(outcome, status, before, after, message, cause=cause)
 
 
 def _step_times(fields: Mapping[str, str], began: float, ended: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from harness import until
 from stage import BRIEF, GATED, THREE_AT_ONCE, TWO_AT_ONCE, Stage, most_at_once
 
 from gitops_hook.errors import JournalError
-from gitops_hook.model import DIED, ENDED_BY_US, Claim, Run
+from gitops_hook.model import Claim, Run
 from gitops_hook.sync import backoff
 from gitops_hook.sync.backoff import Backoff
 from gitops_hook.sync.runner import Task
@@ -299,7 +299,7 @@ class TestReconciliation:
         stage.journal.now = time.time
         dispatcher.reconcile()
         dead, *others = stage.wait_for_runs(2)
-        assert (dead.outcome, dead.message) == ("interrupted", DIED)
+        assert (dead.outcome, dead.cause) == ("interrupted", "killed")
         assert [(run.repository, run.outcome) for run in others] == [
             ("acme/lives", None), ("acme/patient", None), ("acme/dead", "updated"),
         ]  # fmt: skip
@@ -325,7 +325,7 @@ class TestReconciliation:
         os.truncate(stage.folder / "state/journal.db-wal", 0)
         with suppress(JournalError):
             dispatcher.reconcile()
-        assert stage.journal.renewals == 1
+        assert stage.journal.replacements == 1
         dispatcher.reconcile()
         stage.wait_for_runs(2)
         dispatcher.reconcile()
@@ -362,7 +362,7 @@ class TestStop:
         dispatcher.stop()
         dispatcher.terminate()
         assert dispatcher.join(20) is True
-        assert [(run.outcome, run.message) for run in stage.runs()] == [("interrupted", ENDED_BY_US)]
+        assert [(run.outcome, run.cause) for run in stage.runs()] == [("interrupted", "shutdown")]
         assert stage.journal.pending() == ["acme/site"]
 
     def test_a_run_that_succeeds_in_spite_of_it_is_done(self, stage: Stage):
@@ -378,11 +378,11 @@ class TestStop:
         assert stage.journal.pending() == []
 
     @pytest.mark.parametrize(
-        ("end", "outcome", "message"),
-        [("kill -KILL $$", "interrupted", ENDED_BY_US), ("exit 70", "deploy-failed", "")],
+        ("end", "outcome", "cause"),
+        [("kill -KILL $$", "interrupted", "shutdown"), ("exit 70", "deploy-failed", None)],
     )
     def test_a_run_that_fails_during_the_wait_has_its_own_outcome(
-        self, stage: Stage, end: str, outcome: str, message: str
+        self, stage: Stage, end: str, outcome: str, cause: str | None
     ):
         dispatcher = stage.dispatcher(f"{GATED}; {end}")
         stage.push(dispatcher)
@@ -390,7 +390,7 @@ class TestStop:
         dispatcher.stop()
         stage.open_gate()
         assert dispatcher.join(20) is True
-        assert [(run.outcome, run.message) for run in stage.runs()] == [(outcome, message)]
+        assert [(run.outcome, run.cause) for run in stage.runs()] == [(outcome, cause)]
 
 
 class TestRestarts:
@@ -416,14 +416,14 @@ class TestRestarts:
         self.end_by_shutdown(stage, 2)
         stage.checkouts("acme/site")
         delays = []
-        for _ in range(2):
+        for number in (3, 4):
             dispatcher = stage.dispatcher(GATED, scheduled=False, clock=lambda: 1000.0)
             dispatcher.recover()
             dispatcher.sweep()
             assert dispatcher.workers == 0
             delays.append(dispatcher.run_due())
             dispatcher.notify("acme/site", "manual")
-            stage.began(len(stage.runs()) + 1)
+            stage.began(number)
             dispatcher.stop()
             dispatcher.terminate()
             assert dispatcher.join(20)
