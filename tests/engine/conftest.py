@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scratch import GIT_ENV, Upstream, git
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gitops_sync.sh"
+PARTS = sorted((SCRIPT.parent / "sync").glob("*.sh"))
 
 #: The exit code that each outcome must come with.
 EXIT = {
@@ -114,7 +116,8 @@ class Site:
         values = [line.partition("=")[2] for line in lines]
         run = Run(*values[:4], output, dict(zip(keys[4:], map(float, values[4:]))))
         assert done.returncode == EXIT[run.outcome], output
-        assert "unbound variable" not in output and "syntax error" not in output, output
+        # A line with a process id reports a command that a signal ended.
+        assert not re.search(r"\.sh: line \d+: (?!\s*\d+ )", output), f"bash reports an error\n{output}"
         return run
 
     def start(self, **environment: str) -> subprocess.Popen:

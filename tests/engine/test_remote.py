@@ -75,7 +75,7 @@ def test_a_remote_that_hangs(synced: Site, listener: Callable[[bytes], int], sch
     synced.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{listener(answer)}/acme/site.git")
     start = time.monotonic()
     run = synced.run(GITOPS_REF="refs/heads/main")
-    assert run.outcome == "unreachable" and "no end within 1 s" in run.message
+    assert run.outcome == "unreachable" and "no answer within 1 s" in run.message
     assert time.monotonic() - start < 5
 
 
@@ -135,7 +135,7 @@ def test_the_complaint_is_told_not_git_s_advice_below_it(by_ssh: Site) -> None:
     assert run.message.endswith(f" cannot be fetched: {complaint}; tried again later")
     assert "and the repository exists" in run.output
     run = by_ssh.run("--dry-run", BEHAVIOUR="denied")
-    assert f" cannot be fetched: {complaint}" in run.message and "see above" not in run.output
+    assert f" cannot be fetched: {complaint}" in run.message and "see the messages above" not in run.output
     run = by_ssh.run(BEHAVIOUR="silent")
     assert "cannot be fetched: fatal: Could not read from remote repository; tried again" in run.message
 
@@ -155,7 +155,7 @@ def test_a_dry_run_leaves_no_file_behind(by_ssh: Site) -> None:
     place.mkdir()
     by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR=str(place))
     assert not list(place.iterdir())
-    assert "cannot be fetched: see above" in by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR="/nonexistent").message
+    assert "cannot be fetched: see the messages above" in by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR="/nonexistent").message
 
 
 def test_ssh_that_hangs(by_ssh: Site) -> None:

@@ -451,7 +451,7 @@ def test_a_rotten_repository_is_built_anew(synced: Site, wreck: Callable[[Site],
         assert run.outcome == "updated"  # nobody needs it: README is edited, and not upstream
         return
     assert run.outcome in ("updated", "unchanged"), run.output
-    if "broken" in run.message or wreck not in (
+    if "damaged" in run.message or wreck not in (
         objects_gone,
         head_commit_gone,
     ):  # git fetches anew what is all gone
@@ -461,7 +461,7 @@ def test_a_rotten_repository_is_built_anew(synced: Site, wreck: Callable[[Site],
     assert synced.status().splitlines() == ["M README", "?? untracked"]
     assert (synced.path / "README").read_text() == "a person's edit\n"
     synced.upstream.commit({"page": "2\n"})
-    assert synced.run().outcome == "updated" and "broken" not in synced.run().message
+    assert synced.run().outcome == "updated" and "damaged" not in synced.run().message
 
 
 def test_a_person_s_commits_survive_the_repair(synced: Site) -> None:
@@ -516,7 +516,7 @@ def test_a_repair_from_relative_paths(synced: Site) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0 and "built anew" in done.stdout
+    assert done.returncode == 0 and "rebuilt" in done.stdout
 
 
 def test_a_repair_waits_for_the_remote(synced: Site) -> None:
@@ -524,7 +524,7 @@ def test_a_repair_waits_for_the_remote(synced: Site) -> None:
     bare = synced.upstream.bare
     bare.rename(bare.with_suffix(".away"))
     run = synced.run()
-    assert run.outcome == "unreachable" and "broken" in run.message
+    assert run.outcome == "unreachable" and "damaged" in run.message
     assert (synced.path / ".git/HEAD").read_bytes() == b"\0garbage\n" and not list(synced.path.glob(".git?*"))
     bare.with_suffix(".away").rename(bare)
     assert synced.run().outcome == "unchanged" and synced.is_at_upstream()
@@ -595,7 +595,7 @@ def test_a_clone_killed_between_the_index_and_head(site: Site) -> None:
     assert site.status() == "A  README"
     site.upstream.commit({"README": "2\n", "page": "1\n"})
     run = site.run()
-    assert run.outcome == "updated" and "broken" not in run.message and site.is_at_upstream() and not site.status()
+    assert run.outcome == "updated" and "damaged" not in run.message and site.is_at_upstream() and not site.status()
 
 
 def test_a_git_that_was_killed_once_it_had_moved_everything_has_moved_it(synced: Site) -> None:

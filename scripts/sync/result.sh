@@ -1,0 +1,43 @@
+#!/bin/bash
+# How a run ends: the outcome, the message, the result file and the times of the steps.
+
+declare -A EXIT # see gitops_sync.sh
+
+# finish OUTCOME MESSAGE [FIX]: report the outcome and end the run. FIX is a command that a person can paste.
+# Needs: EXIT, repository, name, notes, repaired, before, head, steps, GITOPS_RESULT.
+finish() {
+    local outcome=$1 message
+    message=$(printable "${repository:-${name:-gitops_sync.sh}}: $2${3:+; $3}$notes${repaired:+; $repaired}")
+    printf '%s: %s\n' "$outcome" "$message"
+    if [[ ${GITOPS_RESULT:-} ]] && ! write_result "$outcome" "$message"; then
+        # Without a result file, exit status 0 means "updated", which may be better than the truth.
+        if [[ $outcome != updated ]] && ((EXIT[$outcome] == 0)); then outcome=failed; fi
+    fi
+    exit "${EXIT[$outcome]}"
+}
+
+write_result() {
+    printf '%s=%s\n' outcome "$1" before "$before" after "$head" message "$2" "${steps[@]}" >"$GITOPS_RESULT"
+}
+
+# Print a text on one line, with its control characters as \x1b.
+printable() {
+    local text=$1 code
+    while [[ $text =~ [[:cntrl:]] ]]; do
+        printf -v code '\\x%02x' "'${BASH_REMATCH[0]}"
+        text=${text//"${BASH_REMATCH[0]}"/"$code"}
+    done
+    printf '%s' "$text"
+}
+
+# record_step STEP: note the end of a step in seconds since the epoch, with microseconds from bash 5.0 on.
+# Sets: steps.
+record_step() {
+    local now=${EPOCHREALTIME:-}
+    now=${now//[!0-9]/} # the decimal separator depends on the locale
+    if [[ $now ]]; then now=${now::-6}.${now: -6}; else printf -v now '%(%s)T' -1; fi
+    steps+=("$1" "$now")
+}
+
+# The current time as part of a name: 20261123T140509Z.
+timestamp() { TZ=UTC0 printf '%(%Y%m%dT%H%M%SZ)T' -1; }
