@@ -52,11 +52,12 @@ declare -A setting=(
 # ------------------------------------------------------------------------------------------------- global variables
 
 # The request: command line and hints.
-script=$(readlink -f -- "${BASH_SOURCE[0]}") # the real path of this file; a repair starts it again
-arguments=("$@")                             # the command line, for that second start
-dry_run='' force=''                          # "yes" if the option was given
-name='' repository=''                        # "site", and "acme/site" if the owner is known
-announced_branch='' announced_commit=''      # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
+script=${BASH_SOURCE[0]}                # the real path of this file; a repair starts it again
+if [[ $script != /* || -L $script ]]; then script=$(readlink -f -- "$script"); fi
+arguments=("$@")                        # the command line, for that second start
+dry_run='' force=''                     # "yes" if the option was given
+name='' repository=''                   # "site", and "acme/site" if the owner is known
+announced_branch='' announced_commit='' # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
 
 # The checkout.
 checkout=''                       # its absolute path, which is also the working directory

@@ -133,7 +133,7 @@ check_owner() {
 # without regard to case and ".git". Needs: config, name, repository. Sets: origin.
 check_origin() {
     local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
-    origin=$(without_password "$url")
+    set_origin "$url"
     if [[ ! $url ]]; then
         # In a directory that is not a repository, `git config` succeeds without any local setting.
         git rev-parse --git-dir &>/dev/null || repair_or_fail 'git does not accept it as a repository'
@@ -146,8 +146,10 @@ check_origin() {
         "git -C '$checkout' remote set-url origin <url of $wanted>"
 }
 
-without_password() {
-    if [[ $1 =~ ^([^/]*://)[^/]*@(.*)$ ]]; then printf '%s' "${BASH_REMATCH[1]}${BASH_REMATCH[2]}"; else printf '%s' "$1"; fi
+# set_origin URL. Sets: origin.
+set_origin() {
+    origin=$1
+    if [[ $1 =~ ^([^/]*://)[^/]*@(.*)$ ]]; then origin=${BASH_REMATCH[1]}${BASH_REMATCH[2]}; fi
 }
 
 url_ends_in() {

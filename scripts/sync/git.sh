@@ -20,6 +20,9 @@ PRIVATE_VARIABLES=(
 # Descriptor 9 is the lock. Children do not inherit it, because a child that outlives the run would keep the lock.
 git() { command "${GIT[@]}" "$@" 9<&-; }
 
+# The same for the only command of a subshell, which it replaces.
+exec_git() { exec "${GIT[@]}" "$@" 9<&-; }
+
 # Return true for a valid branch name, by the rules of git-check-ref-format(1), without starting git.
 is_branch() {
     [[ $1 && $1 != *[[:cntrl:]\ ~^:?*\\[]* && $1 != [-/.]* && $1 != *@(..|//|@\{|/.)* && $1 != *@(/|.|.lock) ]]
@@ -34,27 +37,25 @@ read_refs() { list_refs || repair_or_fail 'HEAD or its commit cannot be read'; }
 # Needs: state_refs, branch or setting. Sets: head, head_branch, default_branch, deployed, bad, tracking, local_branch.
 # Returns 1 if git fails or if HEAD's commit is missing.
 list_refs() {
-    local lines line field tracked=${branch:-${setting[branch]}}
+    local lines id ref mark tracked=${branch:-${setting[branch]}}
     head='' head_branch='' default_branch='' deployed='' bad='' tracking=() local_branch=()
     # Of the remote's branches only two matter. There may be thousands.
-    mapfile -t lines < <(git for-each-ref --format='%(HEAD)%(objectname) %(refname) %(symref)' refs/heads \
+    lines=$(exec_git for-each-ref --format='%(objectname) %(refname) %(HEAD)%(symref)' refs/heads \
         refs/remotes/origin/HEAD ${tracked:+"refs/remotes/origin/$tracked"} "$state_refs/deployed" "$state_refs/bad" \
-        2>/dev/null; printf '%s\n' "$?")
-    [[ ${lines[-1]} == 0 ]] || return 1
-    for line in "${lines[@]::${#lines[@]}-1}"; do
-        read -r -a field <<<"${line:1}"
-        case ${field[1]} in
-            "$state_refs/deployed") deployed=${field[0]} ;;
-            "$state_refs/bad") bad=${field[0]} ;;
+        2>/dev/null) || return 1
+    while read -r id ref mark; do
+        case $ref in
+            "$state_refs/deployed") deployed=$id ;;
+            "$state_refs/bad") bad=$id ;;
             refs/remotes/origin/HEAD)
-                default_branch=${field[2]#refs/remotes/origin/}
-                tracking[$default_branch]=${field[0]}
+                default_branch=${mark#refs/remotes/origin/}
+                tracking[$default_branch]=$id
                 ;;
-            refs/remotes/origin/*) tracking[${field[1]#refs/remotes/origin/}]=${field[0]} ;;
-            refs/heads/*) local_branch[${field[1]#refs/heads/}]=${field[0]} ;;
+            refs/remotes/origin/*) tracking[${ref#refs/remotes/origin/}]=$id ;;
+            refs/heads/*) local_branch[${ref#refs/heads/}]=$id ;;
         esac
-        if [[ $line == '*'* ]]; then head=${field[0]} head_branch=${field[1]#refs/heads/}; fi
-    done
+        if [[ $mark == '*'* ]]; then head=$id head_branch=${ref#refs/heads/}; fi
+    done <<<"$lines"
     # Without a branch, HEAD is detached or its branch has no commit yet.
     [[ $head ]] || head=$(git rev-parse --verify --quiet 'HEAD^{commit}') || is_unborn
 }

@@ -35,7 +35,8 @@ build_repository() {
 clone() {
     if ! build_repository "$GITOPS_CLONE_URL"; then
         cd / && rm -rf "$GIT_DIR" && rmdir -- "$checkout"
-        finish unreachable "$(without_password "$GITOPS_CLONE_URL") cannot be cloned: $remote_error; tried again later"
+        set_origin "$GITOPS_CLONE_URL"
+        finish unreachable "$origin cannot be cloned: $remote_error; tried again later"
     fi
     mv -T .git:gitops-building .git || finish failed "'$checkout/.git' cannot be created"
     cloned=cloned
@@ -49,7 +50,7 @@ repair() {
     local problem="the repository of '$checkout' is damaged: $1" url broken=$checkout/.git aside fix
     [[ ! $repaired && -d .git && ! -L .git ]] || finish missing "$problem" "git -C '$checkout' fsck"
     url=$(git config --file .git/config remote.origin.url) || url=''
-    origin=$(without_password "${url:-<url>}")
+    set_origin "${url:-<url>}"
     fix="mv '$checkout' '$checkout.broken' && git clone '$origin' '$checkout'"
     [[ $url ]] || finish missing "$problem, and its config has no origin" "$fix"
     [[ ! $dry_run ]] || finish missing "$problem; a run would rebuild it from $origin"

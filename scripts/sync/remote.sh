@@ -73,11 +73,10 @@ locate_upstream() {
     is_commit "$target" || finish failed "git fetch brought no commit of $branch"
 }
 
-# Return true if a commit of the tracked branch was announced that is not in this repository: a fetch is needed anyway.
+# Return true if a commit of the tracked branch was announced that is not the last one known: a fetch is needed anyway.
 is_announced_commit_new() {
-    [[ ! $dry_run && $branch && $announced_branch == "$branch" ]] && is_commit "$announced_commit" || return
-    # In a partial clone, git would ask the remote for the object.
-    [[ ${config[extensions.partialclone]:-} ]] || ! git cat-file -e "$announced_commit^{commit}" 2>/dev/null
+    [[ ! $dry_run && $branch && $announced_branch == "$branch" && $announced_commit != "$previous_tip" ]] &&
+        is_commit "$announced_commit"
 }
 
 # Ask the remote for its default branch, and for the commits of that and of the tracked branch, in one connection.

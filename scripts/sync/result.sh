@@ -6,8 +6,8 @@ declare -A EXIT # see gitops_sync.sh
 # finish OUTCOME MESSAGE [FIX]: report the outcome and end the run. FIX is a command that a person can paste.
 # Needs: EXIT, repository, name, notes, repaired, before, head, steps, GITOPS_RESULT.
 finish() {
-    local outcome=$1 message
-    message=$(printable "${repository:-${name:-gitops_sync.sh}}: $2${3:+; $3}$notes${repaired:+; $repaired}")
+    local outcome=$1 message="${repository:-${name:-gitops_sync.sh}}: $2${3:+; $3}$notes${repaired:+; $repaired}"
+    escape_controls
     printf '%s: %s\n' "$outcome" "$message"
     if [[ ${GITOPS_RESULT:-} ]] && ! write_result "$outcome" "$message"; then
         # Without a result file, exit status 0 means "updated", which may be better than the truth.
@@ -20,14 +20,14 @@ write_result() {
     printf '%s=%s\n' outcome "$1" before "$before" after "$head" message "$2" "${steps[@]}" >"$GITOPS_RESULT"
 }
 
-# Print a text on one line, with its control characters as \x1b.
-printable() {
-    local text=$1 code
-    while [[ $text =~ [[:cntrl:]] ]]; do
+# Write the control characters of the message as \x1b, so that it is one line.
+# Sets: message (of finish).
+escape_controls() {
+    local code
+    while [[ $message =~ [[:cntrl:]] ]]; do
         printf -v code '\\x%02x' "'${BASH_REMATCH[0]}"
-        text=${text//"${BASH_REMATCH[0]}"/"$code"}
+        message=${message//"${BASH_REMATCH[0]}"/"$code"}
     done
-    printf '%s' "$text"
 }
 
 # record_step STEP: note the end of a step in seconds since the epoch, with microseconds from bash 5.0 on.
