@@ -1,4 +1,4 @@
-"""The script as a person meets it: --help, --dry-run, a terminal, messages."""
+"""The command line: --help, --dry-run, a terminal, messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_help() -> None:
 
 
 def state(site: Site) -> dict[str, object]:
-    """Everything in the checkout but fetched objects, with its time of change."""
+    """Return all files of the checkout except fetched objects, with their modification times."""
     found = {}
     for path in site.path.rglob("*"):
         if ".git/objects" not in str(path):
@@ -93,8 +93,8 @@ def test_dry_run_of_a_default_branch_that_changed(synced: Site) -> None:
     assert "would move" in run.message and "trunk" in run.message and state(synced) == before
 
 
-def test_nothing_but_a_name(synced: Site) -> None:
-    """As an old timer calls it."""
+def test_only_a_name_as_argument(synced: Site) -> None:
+    """A timer of an older installation calls the script like this."""
     synced.upstream.commit({"page": "1\n"})
     environment = {key: value for key, value in synced.environment.items() if key != "GITOPS_REPOSITORY"}
     done = subprocess.run([SCRIPT, "site"], env=environment, capture_output=True, text=True, check=False)
@@ -149,7 +149,7 @@ def test_messages_are_one_line_whatever_is_in_them(synced: Site) -> None:
 
 
 def test_every_outcome_has_its_exit_code() -> None:
-    """Held by every run in these tests; here, that the script knows no other."""
+    """Every run in these tests checks the status; this test checks that the script has no other."""
     text = SCRIPT.read_text()
     for outcome, code in EXIT.items():
         assert f"[{outcome}]={code}" in text
