@@ -68,7 +68,7 @@ def test_deploy_environment(site: Site) -> None:
 def test_deploy_runs_only_after_a_move_or_if_pending(site: Site) -> None:
     site.checkout(deploy=TRACING)
     first = site.head()
-    assert deployed(site) == [first], "a checkout that was never deployed is owed its deploy"
+    assert deployed(site) == [first], "a checkout that was never deployed has a pending deploy"
     site.run()
     tip = site.upstream.commit()
     site.run()
@@ -224,7 +224,7 @@ def test_a_failed_rollback_is_reported(sick: Site) -> None:
     assert run.outcome == "deploy-failed" and sick.good[:10] in run.message and sick.bad[:10] in run.message
     assert sick.head() == sick.good
     sick.set("deploy", TRACING)
-    assert sick.run().outcome == "rolled-back" and deployed(sick)[-1] == sick.good, "it is owed"
+    assert sick.run().outcome == "rolled-back" and deployed(sick)[-1] == sick.good, "the deploy is pending"
     before = deployed(sick)
     assert sick.run().outcome == "rolled-back" and deployed(sick) == before
 
@@ -366,12 +366,12 @@ def test_only_signed_commits_are_deployed(signing: Site) -> None:
     signing.upstream.commit({"page": "signed\n"})
     assert signing.run().outcome == "updated" and signing.is_at_upstream()
     git("config", "commit.gpgSign", "false", cwd=signing.upstream.work)
-    before, told = signing.head(), deployed(signing)
+    before, earlier = signing.head(), deployed(signing)
     bad = signing.upstream.commit({"page": "unsigned\n"})
     run = signing.run()
     assert run.outcome == "unverified" and bad[:10] in run.message
     assert signing.run("--force").outcome == "unverified"
-    assert signing.head() == before and (signing.path / "page").read_text() == "signed\n" and deployed(signing) == told
+    assert signing.head() == before and (signing.path / "page").read_text() == "signed\n" and deployed(signing) == earlier
     git("config", "commit.gpgSign", "true", cwd=signing.upstream.work)
     signing.upstream.commit({"page": "signed again\n"})
     assert signing.run().outcome == "updated" and signing.is_at_upstream()

@@ -212,5 +212,5 @@ def test_a_random_history(site: Site, seed: int) -> None:
         history.play(6)
         history.converge()
     except BaseException:
-        print(f"HISTORY_SEED={seed}: {', '.join(history.told)}")
+        print(f"HISTORY_SEED={seed}: {', '.join(history.log)}")
         raise

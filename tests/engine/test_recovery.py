@@ -67,7 +67,7 @@ def test_killed_between_any_two_steps(synced: Site, moment: str) -> None:
     run = synced.run()
     assert run.outcome == "updated"
     assert synced.is_at_upstream() and not synced.status()
-    assert (synced.folder / "trace").read_text().splitlines()[-1] == tip, "the deploy that is owed is made"
+    assert (synced.folder / "trace").read_text().splitlines()[-1] == tip, "the pending deploy runs"
     assert synced.run().outcome == "unchanged"
 
 
