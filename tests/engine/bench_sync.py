@@ -98,7 +98,7 @@ def sweep(checkouts: int) -> tuple[float, float]:
         return seconds(fetched), seconds(synced)
 
 
-def report(rounds: int, checkouts: int) -> None:
+def report(rounds: int, checkouts: int = 1000) -> None:
     """Print the medians, and each ratio beside its target."""
     for over_http, where in ((True, "over HTTP, on loopback"), (False, "from a path on the same disk")):
         medians = dict(measure(rounds, over_http=over_http))
