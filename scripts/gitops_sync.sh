@@ -14,7 +14,7 @@
 # docs/sync.md lists every state of a checkout, its outcome, and the test that covers it.
 # shellcheck source-path=SCRIPTDIR
 set -uo pipefail
-shopt -s nullglob dotglob globstar globasciiranges
+shopt -s extglob nullglob dotglob globstar globasciiranges
 
 usage() {
     cat <<'END'
@@ -33,14 +33,15 @@ The settings are in the checkout's git config, for example: git config gitops.br
 
 exit  0 updated, unchanged, cloned, paused    64 usage           65 diverged, dirty, unverified
      66 missing, mismatch                     70 deploy-failed   71 rolled-back
-     75 unreachable                           77 denied           1 failed
+     75 unreachable, early, no-access         77 denied           1 failed
 END
 }
 
 # The exit status of each outcome.
 declare -A EXIT=(
     [updated]=0 [unchanged]=0 [cloned]=0 [paused]=0 [failed]=1 [usage]=64 [diverged]=65 [dirty]=65 [unverified]=65
-    [missing]=66 [mismatch]=66 [deploy-failed]=70 [rolled-back]=71 [unreachable]=75 [denied]=77
+    [missing]=66 [mismatch]=66 [deploy-failed]=70 [rolled-back]=71 [unreachable]=75 [early]=75
+    [no-access]=75 [denied]=77
 )
 
 # The settings of a checkout (`git config gitops.<name>`) and their defaults. Names are in lower case, as git reports them.
@@ -66,6 +67,7 @@ state_refs=''                     # the prefix of the refs `deployed` and `bad`
 move_note=''                      # a file: empty, or "<from> <to> [started]" while a move or deploy is unfinished
 origin=''                         # the remote's URL without a password, for messages
 declare -A config=()              # git's configuration of all scopes, by key
+declare -A setting_file=()        # the file that contains each setting
 
 # Commits and branches. Commits are full ids; empty means that there is none.
 head='' head_branch=''            # HEAD's commit and branch; no branch if HEAD is detached
@@ -78,7 +80,9 @@ target='' previous_tip=''         # its commit at the remote, now and when the r
 before=''                         # HEAD's commit when the run began
 
 # The remote's answer.
-answer='' remote_error=''         # standard output and last error line of the last command that talked to the remote
+answer=''                         # standard output of the last command that talked to the remote
+remote_messages='' remote_error='' # its error output, and the line of it that gives the reason
+remote_seconds=0                  # the time that such commands have taken
 remote_default=''                 # the default branch that the remote named
 declare -A remote_tip=()          # the commit of each branch that the remote named
 
@@ -97,6 +101,8 @@ steps=()                          # finished steps and their times, alternating
 
 # shellcheck source=sync/result.sh
 source "${script%/*}/sync/result.sh"
+# shellcheck source=sync/fix.sh
+source "${script%/*}/sync/fix.sh"
 # shellcheck source=sync/checkout.sh
 source "${script%/*}/sync/checkout.sh"
 # shellcheck source=sync/settings.sh
@@ -171,13 +177,22 @@ is_at_target() { [[ $head == "$target" && $head_branch == "$branch" ]]; }
 # End a run that found nothing to do. An unreadable checkout is repaired instead of confirmed.
 end_unchanged() {
     is_complete || repair_or_fail 'objects are missing'
-    finish unchanged "$branch is at ${head:0:10}, the remote's commit"
+    conclude unchanged "$branch is at ${head:0:10}, the remote's commit"
 }
 
 end_updated() {
     local outcome=unchanged
     if [[ $moved || $action ]]; then outcome=updated; fi
-    finish "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${action:+, $action}"
+    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${action:+, $action}"
+}
+
+# conclude OUTCOME MESSAGE [FIX]: end a run that is at the remote's commit. If the remote does not show the announced
+# commit, the webhook was faster than the remote's replica, or a force push has replaced the commit: the daemon retries.
+conclude() {
+    if is_early; then
+        finish early "$2; ${announced_commit:0:10} was announced and is not at $origin yet; tried again later"
+    fi
+    finish "$@"
 }
 
 main "$@"

@@ -8,11 +8,11 @@ read_arguments() {
             --dry-run) dry_run=yes ;;
             --force) force=yes ;;
             --help) usage && exit 0 ;;
-            *) finish usage "unknown option $1" 'gitops_sync.sh --help' ;;
+            *) finish usage "unknown option $1" "$(quote_command "$script" --help)" ;;
         esac
         shift
     done
-    (($# == 1)) || finish usage "one repository name expected, $# given" 'gitops_sync.sh --help'
+    (($# == 1)) || finish usage "one repository name expected, $# given" "$(quote_command "$script" --help)"
     is_name "$1" || finish usage "'${1:0:120}' is not a repository name: at most 100 of A-Z a-z 0-9 . _ -"
     name=$1
     [[ ${GITOPS_REPOSITORY:-$name} != "$name" ]] || return 0 # the owner is not known
@@ -38,7 +38,8 @@ is_name() {
 # Needs: name, repository, GITOPS_ROOT. Sets: checkout, GITOPS_ROOT (absolute), the working directory.
 enter_checkout() {
     local root=${GITOPS_ROOT:-/srv/gitops} found=()
-    cd -P -- "$root" 2>/dev/null || finish missing "the root '$root' cannot be entered" "mkdir -p '$root'"
+    cd -P -- "$root" 2>/dev/null ||
+        finish missing "the root '$root' cannot be entered" "$(as_root install -d -o "$(user_name)" "$root")"
     root=$PWD
     export GITOPS_ROOT=$root # absolute, for the deploy command and for a second start of this script
     find_checkouts
@@ -49,7 +50,7 @@ enter_checkout() {
     else
         checkout=$root/${found[0]}
     fi
-    cd -P -- "$checkout" 2>/dev/null || finish denied "'$checkout' cannot be entered by $(id -un)" "$(chown_command)"
+    cd -P -- "$checkout" 2>/dev/null || finish denied "'$checkout' cannot be entered by $(user_name)" "$(give_to_user)"
     checkout=$PWD
 }
 
@@ -79,22 +80,24 @@ find_checkouts() {
     shopt -u nocaseglob
 }
 
-chown_command() { printf "sudo chown -R '%s' '%s'" "$(id -un)" "$checkout"; }
-
 # prepare_clone ROOT PLACE: create a directory for a clone if GITOPS_CLONE_URL allows one; else end with `missing`.
 # Sets: checkout.
 prepare_clone() {
     checkout=$1/$2
-    local inside=("$checkout"/*) fix="git clone '${GITOPS_CLONE_URL:-<url>}' '$checkout'"
+    local inside=("$checkout"/*) fix=''
     if ((${#inside[@]})) && [[ ${inside[*]##*/} != .git:gitops-building ]]; then
-        finish missing "'$checkout' contains files but no git repository; move it away and clone" "$fix"
+        finish missing "'$checkout' contains files but no git repository; move it away, and make a clone in its place" \
+            "$(as_owner mv -- "$checkout" "$checkout.before-gitops")"
     elif [[ ! ${GITOPS_CLONE_URL:-} || $dry_run ]]; then
-        finish missing "there is no checkout at '$checkout'; if it was renamed, move its checkout there; else clone" "$fix"
+        if [[ ${GITOPS_CLONE_URL:-} ]]; then fix=$(as_owner git clone "$GITOPS_CLONE_URL" "$checkout"); fi
+        finish missing "there is no checkout at '$checkout'; if it was renamed, move its checkout there, else make a clone" \
+            "$fix"
     elif [[ $2 == */* && -e ${checkout%/*}/.git ]]; then
         finish missing "'${checkout%/*}' is itself a checkout; move it away before a clone can be made inside"
     fi
     mkdir -p -- "$checkout" ||
-        finish denied "'$checkout' cannot be created" "sudo install -d -o '$(id -un)' '$checkout'"
+        finish denied "'$checkout' cannot be created by $(user_name)" \
+            "$(as_root install -d -o "$(user_name)" "$checkout")"
 }
 
 # Name the repository explicitly, so that git never searches upwards and finds one that contains this directory.
@@ -105,7 +108,8 @@ find_repository() {
         read -r _ GIT_DIR <.git
         [[ $GIT_DIR == /* ]] || GIT_DIR=$checkout/$GIT_DIR
         [[ -d $GIT_DIR ]] ||
-            finish missing "'$checkout/.git' points to '$GIT_DIR', which does not exist" 'git worktree repair'
+            finish missing "'$checkout/.git' points to '$GIT_DIR', which does not exist; if the main checkout was moved, repair \
+its worktrees"
     fi
     common_dir=$GIT_DIR state_refs=refs/gitops move_note=$GIT_DIR/gitops-unfinished
     if [[ -f $GIT_DIR/commondir ]]; then # linked worktrees share refs/gitops, and each has its own deploys
@@ -120,12 +124,14 @@ find_repository() {
 check_owner() {
     if [[ ! -O . || ! -O .git ]]; then
         (unset GIT_DIR GIT_WORK_TREE && GIT_CEILING_DIRECTORIES=${PWD%/*} git rev-parse 2>/dev/null) ||
-            finish denied "'$checkout' belongs to another user, not to $(id -un)" "$(chown_command)"
+            finish denied "'$checkout' belongs to another user, not to $(user_name)" "$(give_to_user)"
     fi
-    local place
-    for place in . "$GIT_DIR" "$common_dir/objects"; do
-        [[ ! -e $place || -w $place ]] ||
-            finish denied "'$checkout' cannot be written by $(id -un), or is on a read-only file system" "$(chown_command)"
+    local place fix
+    for place in "$checkout" "$GIT_DIR" "$common_dir/objects"; do
+        [[ -e $place && ! -w $place ]] || continue
+        fix=''
+        if [[ ! -O $place ]] && ((EUID)); then fix=$(give_to_user); fi # else the file system is read-only
+        finish denied "'$place' cannot be written by $(user_name), or is on a read-only file system" "$fix"
     done
 }
 
@@ -137,13 +143,14 @@ check_origin() {
     if [[ ! $url ]]; then
         # In a directory that is not a repository, `git config` succeeds without any local setting.
         git rev-parse --git-dir &>/dev/null || repair_or_fail 'git does not accept it as a repository'
-        finish mismatch "'$checkout' has no remote named origin" "git -C '$checkout' remote add origin <url>"
+        finish mismatch "'$checkout' has no remote named origin" \
+            "${GITOPS_CLONE_URL:+$(git_fix remote add origin "$GITOPS_CLONE_URL")}"
     fi
     url_ends_in "$wanted" "$url" && return
     # url.<base>.insteadOf may replace the URL that is configured.
     url_ends_in "$wanted" "$(git ls-remote --get-url origin)" && return
     finish mismatch "'$checkout' is a checkout of $origin, not of $wanted; if it was renamed or transferred, set its new URL" \
-        "git -C '$checkout' remote set-url origin <url of $wanted>"
+        "$(url_fix "$url" "$wanted")"
 }
 
 # set_origin URL. Sets: origin.

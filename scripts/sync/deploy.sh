@@ -14,7 +14,7 @@ in_checkout() {
 
 check_signature() {
     [[ ${setting[verify]} != true ]] || git verify-commit "$target" ||
-        finish unverified "${target:0:10} has no signature that git verify-commit accepts; nothing was moved"
+        finish unverified "${target:0:10} has no valid signature of a trusted key; nothing was moved"
 }
 
 # Deploy if the tree moved or a deploy is pending, and record it. Ends the run if the deploy fails.
@@ -110,8 +110,8 @@ restore_last_good() {
     update_submodules
     deploy || finish deploy-failed "$reason at $from; $to was restored, but there $failure"
     clear_note
-    finish rolled-back "$reason at $from, so $to was restored and deployed; push a better commit, or deploy it anyway" \
-        "gitops_sync.sh --force $name"
+    conclude rolled-back "$reason at $from, so $to was restored and deployed; push a better commit, or deploy it anyway" \
+        "$(force_fix)"
 }
 
 # The remote is still at the commit whose health check failed: keep the last good one. Does not return.
@@ -120,6 +120,6 @@ keep_last_good() {
     failure='gitops.health did not succeed'
     # A roll-back that was killed is completed.
     [[ ($head == "$deployed" && ! $deploy_pending) || $dry_run ]] || restore_last_good
-    finish rolled-back "the remote is still at ${bad:0:10}, whose health check failed, so ${deployed:0:10} stays; push a \
-better commit, or deploy it anyway" "gitops_sync.sh --force $name"
+    conclude rolled-back "the remote is still at ${bad:0:10}, whose health check failed, so ${deployed:0:10} stays; push a \
+better commit, or deploy it anyway" "$(force_fix)"
 }

@@ -26,7 +26,7 @@ has_own_commits() {
 keep_or_refuse() {
     [[ ${setting[diverged]} == reset ]] ||
         finish diverged "${failure:+$failure; }$2 has commits at ${1:0:10} that the remote does not have; push them, or let \
-runs keep them under refs/gitops/backup" "git -C '$checkout' config gitops.diverged reset"
+runs keep them under refs/gitops/backup" "$(git_fix config gitops.diverged reset)"
     back_up_commit "$@"
 }
 

@@ -42,11 +42,15 @@ is_alone() {
 # Remove git's own lock files, which outlive a killed git. No other run is alive, because this one holds the lock.
 # Needs: GIT_DIR, common_dir, dry_run. Ends with `unreachable` if a living process uses a lock file.
 remove_stale_locks() {
-    local lock
+    local lock fix
     for lock in {"$GIT_DIR","$common_dir"}/*.lock "$common_dir"/objects/{,info/,info/commit-graphs/}*.lock \
         "$common_dir"/refs/**/*.lock "$common_dir"/modules/{*,*/*,*/*/*}/*.lock; do
         [[ -e $lock ]] || continue # listed twice
-        ! is_held "$lock" || finish unreachable "a running git holds '$lock'; if none is running, remove it" "rm '$lock'"
+        if is_held "$lock"; then
+            fix=''
+            if [[ ! -O $lock ]]; then fix=$(as_root rm -- "$lock"); fi # its processes cannot be inspected
+            finish unreachable "a running git holds '$lock'; tried again later" "$fix"
+        fi
         [[ $dry_run ]] || rm -f -- "$lock"
     done
 }

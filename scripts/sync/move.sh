@@ -13,7 +13,7 @@ move() {
     restore_dropped_submodules
     ((${#blocking_paths[@]} == 0)) ||
         finish dirty "local changes prevent the move to $there: ${blocking_paths[*]}; commit or stash them, or let runs stash them" \
-            "git -C '$checkout' config gitops.dirty stash"
+            "$(git_fix config gitops.dirty stash)"
     ! has_unfinished_merge ||
         finish dirty "an unfinished merge or rebase prevents the move to $there; finish or abort it"
     ! is_broken || repair "$git_error"

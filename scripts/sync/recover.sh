@@ -36,6 +36,7 @@ clone() {
     if ! build_repository "$GITOPS_CLONE_URL"; then
         cd / && rm -rf "$GIT_DIR" && rmdir -- "$checkout"
         set_origin "$GITOPS_CLONE_URL"
+        end_refused "$remote_error"
         finish unreachable "$origin cannot be cloned: $remote_error; tried again later"
     fi
     mv -T .git:gitops-building .git || finish failed "'$checkout/.git' cannot be created"
@@ -48,22 +49,22 @@ clone() {
 # Needs: checkout, dry_run, repaired. Sets: GITOPS_REPAIRED for the new start. Does not return.
 repair() {
     local problem="the repository of '$checkout' is damaged: $1" url broken=$checkout/.git aside fix
-    [[ ! $repaired && -d .git && ! -L .git ]] || finish missing "$problem" "git -C '$checkout' fsck"
+    [[ ! $repaired && -d .git && ! -L .git ]] || finish missing "$problem" "$(git_fix fsck)"
     url=$(git config --file .git/config remote.origin.url) || url=''
-    set_origin "${url:-<url>}"
-    fix="mv '$checkout' '$checkout.broken' && git clone '$origin' '$checkout'"
-    [[ $url ]] || finish missing "$problem, and its config has no origin" "$fix"
+    set_origin "$url"
+    fix=$(as_owner mv -- "$checkout" "$checkout.broken") # then a clone can take its place
+    [[ $url ]] || finish missing "$problem, and its config has no origin; move it away, and make a clone" "$fix"
     [[ ! $dry_run ]] || finish missing "$problem; a run would rebuild it from $origin"
     build_repository "$url" .git/config || discard_building unreachable "$problem, and $origin cannot be fetched: $remote_error"
-    carry_over "$broken" || discard_building missing "$problem, and $origin does not have the commit that was here" "$fix"
+    carry_over "$broken" || discard_building missing "$problem, and $origin does not have the commit that was here; move it away, and make a clone" "$fix"
     # If the run dies after any of these renames, complete_interrupted_swap does the others.
     aside=.git/broken-$(timestamp)
     if ! { mv -T .git:gitops-building .git:gitops-ready && mv -T .git .git:gitops-old &&
         mv -T .git:gitops-ready .git && mv -T .git:gitops-old "$aside"; }; then
         finish failed "$problem, and it cannot be replaced"
     fi
-    export GITOPS_REPAIRED="the repository was damaged ($1) and was rebuilt from $origin; the damaged one is kept; \
-rm -rf '$checkout/$aside'"
+    export GITOPS_REPAIRED="the repository was damaged ($1) and was rebuilt from $origin; the damaged one is kept as \
+'$checkout/$aside' until a person removes it"
     unset GIT_DIR GIT_WORK_TREE
     exec "$BASH" "$script" "${arguments[@]}" 9<&- # the new process takes the lock again
 }

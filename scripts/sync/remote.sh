@@ -15,13 +15,25 @@ forbid_prompts() {
     PRIVATE_VARIABLES+=(GIT_SSH_COMMAND)
 }
 
-# remote_git ARGUMENT...: run a git command that talks to the remote, for at most half of the run's time, so that the
-# rest is left for the deploy. Its messages are requested in English, because `remote_error` becomes part of ours.
-# Needs: GIT_DIR, setting, dry_run. Sets: answer, remote_error. Returns git's status, or TIMED_OUT.
+# The seconds that all commands of this run may talk to the remote: half of the run's limit, so that a remote that does
+# not answer is reported as such, and the rest is left for the deploy.
+# Needs: GITOPS_TIMEOUT (the limit that the daemon enforces) or setting.
+remote_limit() {
+    local limit=${setting[timeout]}
+    if [[ ${GITOPS_TIMEOUT:-} =~ ^[1-9][0-9]{0,5}$ ]]; then limit=$GITOPS_TIMEOUT; fi
+    printf '%s' $(((limit + 1) / 2))
+}
+
+# remote_git ARGUMENT...: run a git command that talks to the remote, within `remote_limit`. Its messages are requested
+# in English, because they are parsed, and `remote_error` becomes part of ours.
+# Needs: GIT_DIR, dry_run. Sets: answer, remote_seconds; after a failure remote_messages, remote_error.
+# Returns git's status, or TIMED_OUT.
 remote_git() {
-    local limit=$(((setting[timeout] + 1) / 2)) errors='' descriptor status=0 start=$SECONDS
+    local limit errors='' descriptor status=0 start=$SECONDS
+    limit=$(($(remote_limit) - remote_seconds))
+    if ((limit < 1)); then limit=1; fi
     # Errors go to a file, not to a pipe: a background ssh (ControlPersist) keeps standard error open.
-    if [[ ! -t 2 ]]; then
+    if [[ ! -t 2 || $1 == ls-remote ]]; then
         errors=$GIT_DIR/gitops-remote-errors
         if [[ $dry_run ]]; then errors=$(mktemp 2>/dev/null) || errors=''; fi
     fi
@@ -30,18 +42,22 @@ remote_git() {
     answer=$(LANGUAGE=en exec timeout --foreground --kill-after=5 "$limit" "${GIT[@]}" -c http.lowSpeedLimit=1000 \
         -c http.lowSpeedTime=30 -c remote.origin.tagOpt= "$@" 2>&"$descriptor" {descriptor}>&- 9<&-) || status=$?
     exec {descriptor}>&-
+    remote_seconds=$((remote_seconds + SECONDS - start))
     if ((status == 137 && SECONDS - start >= limit)); then status=$TIMED_OUT; fi # git ignored SIGTERM
-    ((status == 0)) || read_remote_error "$errors" "$status" "$limit"
+    ((status == 0)) || read_remote_error "$errors" "$status"
     if [[ $errors && $dry_run ]]; then rm -f -- "$errors"; fi
     return "$status"
 }
 
-# read_remote_error FILE STATUS LIMIT: forward the error output to the log, and find the line that gives the reason.
-# Sets: remote_error.
+# read_remote_error FILE STATUS: forward the error output to the log, without the remote's terminal sequences, and find
+# the line that gives the reason. Sets: remote_messages, remote_error.
 read_remote_error() {
     local lines=('see the messages above')
     if [[ -s $1 ]]; then mapfile -t lines <"$1"; fi
-    if (($2 == TIMED_OUT)); then lines+=("no answer within $3 s"); fi
+    lines=("${lines[@]//$'\e['*([0-9;?])[A-Za-z]/}")
+    lines=("${lines[@]//[[:cntrl:]]/}")
+    if (($2 == TIMED_OUT)); then lines+=("no complete answer within $(remote_limit) s"); fi
+    remote_messages=$(printf '%s\n' "${lines[@]}")
     printf '%s\n' "${lines[@]}" >&2
     while ((${#lines[@]} > 1)) && is_advice "${lines[-1]}"; do unset 'lines[-1]'; done
     remote_error=${lines[-1]%.}
@@ -100,11 +116,11 @@ ask_remote() {
 # Needs: setting, remote_default, remote_tip. Sets: branch, target, previous_tip; if the default branch changed, the
 # refs and refs/remotes/origin/HEAD. Ends with `missing` if the remote has no such branch.
 choose_branch() {
-    local fix="git -C '$checkout' config gitops.branch <branch>"
     if [[ ! ${setting[branch]} && $remote_default ]]; then branch=$remote_default; fi
-    [[ $branch ]] || finish missing "$origin has no default branch" "$fix"
+    [[ $branch ]] || finish missing "$origin has no default branch; set gitops.branch"
     target=${remote_tip[$branch]:-}
-    [[ $target ]] || finish missing "the branch $branch does not exist at $origin; nothing was changed" "$fix"
+    [[ $target ]] || finish missing "the branch $branch does not exist at $origin; nothing was changed" \
+        "${remote_default:+$(default_branch_fix)}"
     if [[ ! ${setting[branch]} && $branch != "$default_branch" ]]; then
         read_refs # the refs of this branch were not read before
         [[ $dry_run ]] || git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$branch"
@@ -146,8 +162,44 @@ fetch_once() {
     target=${tracking[$branch]:-}
 }
 
-# Needs: origin. Ends with `unreachable`, or repairs this side if its repository is damaged.
+# gitops.branch names a branch that the remote does not have: track the default branch, or print nothing.
+default_branch_fix() { [[ ! ${setting[branch]} ]] || unset_fix branch; }
+
+# Return true if the announced commit of the tracked branch is neither at the remote nor here.
+is_early() {
+    [[ ! $dry_run && $announced_branch == "$branch" && $announced_commit != "$target" ]] &&
+        is_commit "$announced_commit" &&
+        ! GIT_NO_LAZY_FETCH=1 git cat-file -e "$announced_commit^{commit}" 2>/dev/null
+}
+
+# end_unreachable REASON: end with `no-access` if the remote refuses, else with `unreachable`, or repair this side if
+# its repository is damaged. Needs: origin, remote_messages.
 end_unreachable() {
     if ! list_refs && is_broken; then repair "$1"; fi
+    end_refused "$1"
     finish unreachable "$origin cannot be fetched: $1; tried again later"
+}
+
+# end_refused REASON: end with `no-access` if the remote's messages say that it rejects this host or hides the
+# repository; else return. The words are those of OpenSSH, git's HTTP client and the large forges.
+# Needs: origin, remote_messages, config.
+end_refused() {
+    local reason='' fix=''
+    [[ ${config[remote.origin.url]:-} != @(/*|./*|../*|file:*) ]] || return 0 # a path cannot refuse
+    case ${remote_messages,,} in
+        *'host key verification failed'* | *'host identification has changed'*)
+            reason='ssh does not accept its host key; compare its fingerprint with the published one'
+            fix=$(host_key_fix)
+            ;;
+        *'permission denied ('* | *'permission denied, please try again'*)
+            reason="it rejects the ssh key of $(user_name); add the public key to the repository, as a deploy key" ;;
+        *'authentication failed'* | *'could not read username'* | *'could not read password'* | *'returned error: 401'* | \
+            *'returned error: 403'* | *'http basic: access denied'* | *'bad credentials'*)
+            reason='it rejects the token or password; store a valid one for git' ;;
+        *'repository not found'* | *"' not found"* | *'returned error: 404'* | *'does not appear to be a git repository'* | \
+            *'could not be found or you don'* | *'access denied or repository not exported'* | *'not found or no permission'*)
+            reason='it has no such repository, or hides it from this host; check its URL and the access rights' ;;
+        *) return 0 ;;
+    esac
+    finish no-access "$origin cannot be fetched: $reason ($1); tried again later" "$fix"
 }

@@ -3,21 +3,24 @@
 
 declare -A EXIT # see gitops_sync.sh
 
-# finish OUTCOME MESSAGE [FIX]: report the outcome and end the run. FIX is a command that a person can paste.
+# finish OUTCOME MESSAGE [FIX]: report the outcome and end the run. FIX is one command, from fix.sh. The message never
+# contains a command, so that no reader has to search a message, which may quote the remote, for one.
 # Needs: EXIT, repository, name, notes, repaired, before, head, steps, GITOPS_RESULT.
 finish() {
-    local outcome=$1 message="${repository:-${name:-gitops_sync.sh}}: $2${3:+; $3}$notes${repaired:+; $repaired}"
+    local outcome=$1 fix=${3:-} message="${repository:-${name:-gitops_sync.sh}}: $2$notes${repaired:+; $repaired}"
     escape_controls
     printf '%s: %s\n' "$outcome" "$message"
-    if [[ ${GITOPS_RESULT:-} ]] && ! write_result "$outcome" "$message"; then
+    if [[ $fix && -t 1 ]]; then printf 'fix: %s\n' "$fix"; fi
+    if [[ ${GITOPS_RESULT:-} ]] && ! write_result "$outcome" "$message" "$fix"; then
         # Without a result file, exit status 0 means "updated", which may be better than the truth.
         if [[ $outcome != updated ]] && ((EXIT[$outcome] == 0)); then outcome=failed; fi
     fi
     exit "${EXIT[$outcome]}"
 }
 
+# write_result OUTCOME MESSAGE FIX
 write_result() {
-    printf '%s=%s\n' outcome "$1" before "$before" after "$head" message "$2" "${steps[@]}" >"$GITOPS_RESULT"
+    printf '%s=%s\n' outcome "$1" before "$before" after "$head" message "$2" fix "$3" "${steps[@]}" >"$GITOPS_RESULT"
 }
 
 # Write the control characters of the message as \x1b, so that it is one line.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The settings of a checkout, from its own git config.
 
-declare -A config setting # see gitops_sync.sh
+declare -A config setting setting_file # see gitops_sync.sh
 
 # Read the configuration with one command, and check the settings. Only scopes that belong to the checkout count
 # (local and worktree, with the files that they include), not the user's or the system's configuration.
@@ -9,7 +9,7 @@ declare -A config setting # see gitops_sync.sh
 # The daemon reads the settings with the same command, so that both always agree:
 #     GIT_DIR=<git directory> git config --show-scope --show-origin --null --list
 # GIT_DIR must be set: in another user's checkout, git otherwise drops the local scope without an error.
-# Needs: GIT_DIR. Sets: config, setting. Returns 1 if git cannot read the configuration.
+# Needs: GIT_DIR. Sets: config, setting, setting_file. Returns 1 if git cannot read the configuration.
 read_settings() {
     local fields scope key value i
     # The status is the last field, because bash may lose that of a process substitution.
@@ -23,6 +23,7 @@ read_settings() {
         [[ $key == gitops.* && ($scope == local || $scope == worktree) ]] || continue
         if [[ $key == gitops.paths ]]; then value+=" ${setting[paths]}"; fi
         setting[${key#gitops.}]=$value
+        setting_file[${key#gitops.}]=${fields[i + 1]#file:}
     done
     check_settings
 }
@@ -45,10 +46,10 @@ check_settings() {
 }
 
 reject_setting() {
-    finish usage "gitops.$1 must be $2, not '${setting[${1,,}]}'" "git -C '$checkout' config gitops.$1 ..."
+    finish usage "gitops.$1 must be $2, not '${setting[${1,,}]}'" "$(unset_fix "$1")"
 }
 
 end_if_paused() {
     [[ ${setting[paused]} != true ]] ||
-        finish paused "gitops.paused is set, so nothing was done" "git -C '$checkout' config --unset gitops.paused"
+        finish paused "gitops.paused is set, so nothing was done" "$(unset_fix paused)"
 }

@@ -34,6 +34,8 @@ EXIT = {
     "deploy-failed": 70,
     "rolled-back": 71,
     "unreachable": 75,
+    "early": 75,
+    "no-access": 75,
     "denied": 77,
 }
 
@@ -47,6 +49,7 @@ class Run(NamedTuple):
     before: str
     after: str
     message: str
+    fix: str
     output: str
     #: The end of each step in seconds since the epoch, in order.
     steps: dict[str, float]
@@ -111,10 +114,11 @@ class Site:
         assert result.exists(), f"exit {done.returncode} without a result\n{output}"
         lines = result.read_text(errors="replace").splitlines()
         keys = [line.partition("=")[0] for line in lines]
-        assert keys[:4] == ["outcome", "before", "after", "message"], f"the result file is {lines}"
-        assert set(keys[4:]) <= {"fetched", "deployed", "healthy"}, f"the result file is {lines}"
+        assert keys[:5] == ["outcome", "before", "after", "message", "fix"], f"the result file is {lines}"
+        assert set(keys[5:]) <= {"fetched", "deployed", "healthy"}, f"the result file is {lines}"
         values = [line.partition("=")[2] for line in lines]
-        run = Run(*values[:4], output, dict(zip(keys[4:], map(float, values[4:]))))
+        run = Run(*values[:5], output, dict(zip(keys[5:], map(float, values[5:]))))
+        assert not re.search(r"\bsudo |\bgit -C |\bgit config |--force", run.message), "a command in the message"
         assert done.returncode == EXIT[run.outcome], output
         # A line with a process id reports a command that a signal ended.
         assert not re.search(r"\.sh: line \d+: (?!\s*\d+ )", output), f"bash reports an error\n{output}"

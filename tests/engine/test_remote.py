@@ -75,7 +75,7 @@ def test_a_remote_that_hangs(synced: Site, listener: Callable[[bytes], int], sch
     synced.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{listener(answer)}/acme/site.git")
     start = time.monotonic()
     run = synced.run(GITOPS_REF="refs/heads/main")
-    assert run.outcome == "unreachable" and "no answer within 1 s" in run.message
+    assert run.outcome == "unreachable" and "no complete answer within 1 s" in run.message
     assert time.monotonic() - start < 5
 
 
@@ -92,7 +92,7 @@ def test_wrong_credentials_do_not_prompt(synced: Site, listener: Callable[[bytes
     )
     synced.git("remote", "set-url", "origin", f"http://127.0.0.1:{listener(refusal)}/acme/site.git")
     run = synced.run()
-    assert run.outcome == "unreachable" and "Authentication failed" in run.message
+    assert run.outcome == "no-access" and "Authentication failed" in run.message
 
 
 SSH = """#!/bin/bash
@@ -125,17 +125,18 @@ def test_ssh_runs_in_batch_mode(by_ssh: Site) -> None:
 
 def test_an_ssh_host_key_that_changed(by_ssh: Site) -> None:
     run = by_ssh.run(BEHAVIOUR="changed")
-    assert run.outcome == "unreachable" and "Host key verification failed" in run.output
+    assert run.outcome == "no-access" and "Host key verification failed" in run.output
+    assert "ssh -T" in run.fix and run.fix.endswith(" git@forge.example")
     assert by_ssh.run().outcome == "unchanged"
 
 
 def test_message_contains_the_cause_and_not_git_s_advice(by_ssh: Site) -> None:
     complaint = "git@forge.example: Permission denied (publickey)"
     run = by_ssh.run(BEHAVIOUR="denied")
-    assert run.message.endswith(f" cannot be fetched: {complaint}; tried again later")
+    assert run.outcome == "no-access" and run.message.endswith(f" ({complaint}); tried again later")
     assert "and the repository exists" in run.output
     run = by_ssh.run("--dry-run", BEHAVIOUR="denied")
-    assert f" cannot be fetched: {complaint}" in run.message and "see the messages above" not in run.output
+    assert f"({complaint})" in run.message and "see the messages above" not in run.output
     run = by_ssh.run(BEHAVIOUR="silent")
     assert "cannot be fetched: fatal: Could not read from remote repository; tried again" in run.message
 
@@ -147,7 +148,7 @@ def test_message_contains_the_cause_and_not_git_s_advice(by_ssh: Site) -> None:
 def test_message_is_english_in_every_locale(by_ssh: Site) -> None:
     subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", by_ssh.folder / "de_DE.UTF-8"], check=True)
     run = by_ssh.run(BEHAVIOUR="denied", LOCPATH=str(by_ssh.folder), LC_ALL="de_DE.UTF-8")
-    assert "cannot be fetched: git@forge.example: Permission denied (publickey); tried again" in run.message
+    assert "(git@forge.example: Permission denied (publickey)); tried again" in run.message
 
 
 def test_a_dry_run_leaves_no_file_behind(by_ssh: Site) -> None:
@@ -187,13 +188,13 @@ def test_a_renamed_or_transferred_repository_is_explained(synced: Site, name: st
     synced.path.rename(synced.root / name)
     run = synced.run(name=new, GITOPS_REPOSITORY=name)
     assert run.outcome == "mismatch" and "renamed or transferred" in run.message
-    assert f"git -C '{synced.root / name}' remote set-url origin" in run.message
+    assert run.fix == f"git -C {synced.root / name} remote set-url origin {synced.folder}/forge/{name}.git"
 
 
 def test_no_origin(synced: Site) -> None:
     synced.git("remote", "remove", "origin")
     run = synced.run()
-    assert run.outcome == "mismatch" and "remote add origin" in run.message
+    assert run.outcome == "mismatch" and "no remote named origin" in run.message
 
 
 @pytest.mark.parametrize(
