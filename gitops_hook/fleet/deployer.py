@@ -51,7 +51,7 @@ from gitops_hook.fleet.statuses import Statuses
 from gitops_hook.journal.fleet import FleetJournal, HeldCheckout
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Delivery, Run
-from gitops_hook.outcomes import BAD, severity_of
+from gitops_hook.outcomes import BAD, settles, severity_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts, position
 
 #: The value of ``gitops.approved`` that permits no move and no deploy.
@@ -228,7 +228,7 @@ class Deployer:
             self._failures.pop(name, None)
         else:
             self._hold(name)
-            if severity_of(have.outcome) == BAD:
+            if settles(have.outcome) and severity_of(have.outcome) == BAD:
                 reason = f"{have.outcome}: {have.message}" if have.message else have.outcome
                 halt = Decision(held.commit, self._host, round(self._clock(), 3), reason)
             failures = self._failures[name] = self._failures.get(name, 0) + 1

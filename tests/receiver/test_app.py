@@ -151,8 +151,8 @@ def test_a_ping_is_answered_with_and_without_a_repository(host: Host, guid: str)
 
 
 IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "another event": ("issues", push("acme/site"), "the event `issues` moves nothing here"),
-    "another event, of no repository": ("organization", {}, "the event `organization` moves nothing here"),
+    "another event": ("issues", push("acme/site"), "the event `issues` starts no run"),
+    "another event, of no repository": ("organization", {}, "the event `organization` starts no run"),
     "another branch": ("push", push("acme/site", ref="refs/heads/topic"), "the tracked branch is `main`"),
     "the default branch, where another is tracked": ("push", push("acme/shop"), "the tracked branch is `live`"),
     "a branch of the same beginning": (
@@ -169,11 +169,11 @@ IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a tag of the branch's name": ("push", push("acme/site", ref="refs/tags/main"), "the tracked branch is `main`"),
     "the branch was deleted": ("push", push("acme/site", NOBODY), "the ref was deleted"),
     "deleted, by its zeros": ("push", push("acme/site", NOBODY, deleted=None), "the ref was deleted"),
-    "no checkout": ("push", push("acme/other"), "there is no checkout of it on this host"),
+    "no checkout": ("push", push("acme/other"), "this host has no checkout of the repository"),
     "no checkout, and a pattern for another owner": (
         "push",
         push("gadgets/new"),
-        "there is no checkout of it on this host",
+        "this host has no checkout of the repository",
     ),
 }
 
@@ -374,7 +374,7 @@ def test_a_host_where_git_cannot_run_is_503(tmp_path: Path, monkeypatch: pytest.
     answer = host.deliver(push("acme/site"))
     host.journal.close()
     assert (answer.status_int, answer.headers["Retry-After"]) == (503, "10")
-    assert answer.json["reason"] == "the checkouts cannot be looked at now"
+    assert answer.json["reason"] == "the checkouts cannot be read now"
 
 
 # -- the log --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ from webtest import TestApp
 from gitops_hook.errors import HTTPError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.receiver.app import WebhookApp
-from gitops_hook.receiver.forges import FORGES, TOLERANCE, Move, Token, _field_of_form, claimed, parse
+from gitops_hook.receiver.events import parse_event
+from gitops_hook.receiver.forges import FORGES, claimed_forge
+from gitops_hook.receiver.payload import RefChange
+from gitops_hook.receiver.signatures import TOLERANCE, Token, form_field
 from gitops_hook.secrets import Secrets, signing_key
 from gitops_hook.sync.checkouts import Checkouts
 
@@ -306,7 +309,7 @@ def test_a_deletion_is_told_as_one(host: Host, guid: str, speaker: str) -> None:
 def test_another_event_is_ignored(host: Host, speaker: str) -> None:
     payload = PUSHES[speaker][1]
     answer = host.deliver(speaker, {"repository": payload["repository"]} if "project" not in payload else {}, "Other")
-    assert (answer.status_int, answer.json["reason"]) == (200, "the event `Other` moves nothing here")
+    assert (answer.status_int, answer.json["reason"]) == (200, "the event `Other` starts no run")
 
 
 @pytest.mark.parametrize("speaker", PUSHES)
@@ -393,7 +396,7 @@ def test_the_largest_form_is_decoded_in_little_time() -> None:
     value = b"\xff" * (8 << 20)
     body = b"payload=" + quote_plus(value).encode()
     began = time.process_time()
-    assert _field_of_form(body) == value
+    assert form_field(body) == value
     assert time.process_time() - began < 5  # some 1.5 s here; what takes a step of Python for each escape takes 30
 
 
@@ -486,7 +489,7 @@ def test_hooks_of_a_whole_gitlab_serve_its_pushes(host: Host) -> None:
     assert host.deliver("GitLab", push_of_gitlab(), "System Hook").status_int == 202
     for other in ({"event_name": "user_create", "username": "ada"}, {"event_name": ["push"]}, {}):
         answer = host.deliver("GitLab", other, "System Hook")
-        assert (answer.status_int, answer.json["reason"]) == (200, "the event `System Hook` moves nothing here")
+        assert (answer.status_int, answer.json["reason"]) == (200, "the event `System Hook` starts no run")
 
 
 # -- Bitbucket ------------------------------------------------------------------------------------------------------
@@ -525,7 +528,7 @@ def test_a_push_that_moved_nothing_is_ignored(host: Host) -> None:
     payload = push_of_bitbucket()
     payload["push"]["changes"] = []
     answer = host.deliver("Bitbucket", payload)
-    assert (answer.status_int, answer.json["reason"]) == (200, "the push moved no ref")
+    assert (answer.status_int, answer.json["reason"]) == (200, "the push changed no ref")
 
 
 BAD_CHANGES: dict[str, Any] = {
@@ -550,7 +553,7 @@ def test_a_change_that_is_none_is_refused(host: Host, guid: str, bad: Any) -> No
 def parsed(name: str, event: str, payload: Any) -> Any:
     (forge,) = (forge for forge in FORGES if forge.name == name)
     sent = {"CONTENT_TYPE": JSON, "HTTP_" + forge.event.upper().replace("-", "_"): event}
-    return parse(forge, sent if event else {"CONTENT_TYPE": JSON}, json.dumps(payload).encode())
+    return parse_event(forge, sent if event else {"CONTENT_TYPE": JSON}, json.dumps(payload).encode())
 
 
 @pytest.mark.parametrize(
@@ -570,7 +573,7 @@ def test_a_refusal_of_changes_says_why(payload: Any, reason: str) -> None:
 
 def test_what_a_change_does_not_say_is_empty() -> None:
     event = parsed("Bitbucket", "repo:push", push_of_bitbucket(change("main", new=None), change("new", old=None)))
-    assert event.moves == [Move("refs/heads/main", OLD, "", True), Move("refs/heads/new", "", NEW, False)]
+    assert event.changes == [RefChange("refs/heads/main", OLD, "", True), RefChange("refs/heads/new", "", NEW, False)]
 
 
 def test_who_pushed_is_told_by_the_next_best_name() -> None:
@@ -589,14 +592,14 @@ def test_without_an_event_nothing_is_read() -> None:
 
 
 def test_who_claims_nothing_is_read_as_github() -> None:
-    assert claimed({}).name == "GitHub"
+    assert claimed_forge({}).name == "GitHub"
 
 
 @pytest.mark.parametrize("speaker", PUSHES)
 def test_each_is_told_by_its_own_headers(speaker: str) -> None:
     sent = SPEAKERS[speaker]("push", b"", "")
     assert (
-        claimed({"HTTP_" + name.upper().replace("-", "_"): value for name, value in sent.items()}).name
+        claimed_forge({"HTTP_" + name.upper().replace("-", "_"): value for name, value in sent.items()}).name
         == (speaker.partition(",")[0])
     )
 
@@ -621,13 +624,13 @@ def test_who_claims_to_be_two_is_refused_whatever_is_proven(host: Host, guid: st
 
 def test_the_two_that_are_claimed_are_named() -> None:
     with pytest.raises(HTTPError) as caught:
-        claimed({"HTTP_X_GITLAB_EVENT": "Push Hook", "HTTP_X_EVENT_KEY": "repo:push"})
+        claimed_forge({"HTTP_X_GITLAB_EVENT": "Push Hook", "HTTP_X_EVENT_KEY": "repo:push"})
     assert caught.value.reason == "the request claims to come from GitLab and from Bitbucket"
 
 
 def test_a_claim_counts_even_if_it_says_nothing() -> None:
     with pytest.raises(HTTPError):
-        claimed({"HTTP_X_GITHUB_EVENT": "push", "HTTP_X_EVENT_KEY": ""})
+        claimed_forge({"HTTP_X_GITHUB_EVENT": "push", "HTTP_X_EVENT_KEY": ""})
 
 
 def test_the_log_tells_the_forge(host: Host, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,9 @@ from harness import NOBODY, push, sign
 
 from gitops_hook.errors import HTTPError
 from gitops_hook.names import is_valid
-from gitops_hook.receiver.forges import GITHUB, Event, Move, Other, Ping, Push, parse
+from gitops_hook.receiver.events import Event, OtherEvent, Ping, Push, parse_event
+from gitops_hook.receiver.forges import GITHUB
+from gitops_hook.receiver.payload import RefChange
 from gitops_hook.secrets import Secrets, fingerprint
 
 SECRET = b"It's a Secret to Everybody"
@@ -26,18 +28,18 @@ def match(secrets: Secrets, body: bytes, signature: str) -> str | None:
 
 
 def parse_as(event: str, media_type: str, body: bytes) -> Event:
-    return parse(GITHUB, {"HTTP_X_GITHUB_EVENT": event, "CONTENT_TYPE": media_type}, body)
+    return parse_event(GITHUB, {"HTTP_X_GITHUB_EVENT": event, "CONTENT_TYPE": media_type}, body)
 
 
 def read(payload: Any, event: str = "push") -> Event:
     return parse_as(event, JSON, json.dumps(payload).encode())
 
 
-def read_move(payload: Any) -> Move:
+def read_change(payload: Any) -> RefChange:
     event = read(payload)
     assert isinstance(event, Push)
-    (move,) = event.moves
-    return move
+    (change,) = event.changes
+    return change
 
 
 # -- signatures -----------------------------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def test_an_empty_secret_is_no_secret(secrets: dict[str, bytes]) -> None:
 def test_a_push_is_read() -> None:
     assert read(push("acme/site", "2" * 40, before="1" * 40)) == Push(
         repository="acme/site",
-        moves=[Move("refs/heads/main", before="1" * 40, after="2" * 40, deleted=False)],
+        changes=[RefChange("refs/heads/main", before="1" * 40, after="2" * 40, deleted=False)],
         default_branch="main",
         pusher="ada",
     )
@@ -96,13 +98,13 @@ def test_a_push_in_a_form_is_the_same() -> None:
     ],
 )
 def test_a_deletion_is_told(more: dict[str, Any], deleted: bool) -> None:
-    assert read_move(push("acme/site", **{"after": "1" * 40, **more})).deleted is deleted
+    assert read_change(push("acme/site", **{"after": "1" * 40, **more})).deleted is deleted
 
 
 def test_a_push_moves_its_own_branch_and_no_other() -> None:
-    move = read_move(push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-1-0123"))
-    assert move.is_of("gh-readonly-queue/main/pr-1-0123")
-    assert not any(map(move.is_of, ("main", "gh-readonly-queue/main", "pr-1-0123", "", "refs/heads/main")))
+    change = read_change(push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-1-0123"))
+    assert change.is_branch("gh-readonly-queue/main/pr-1-0123")
+    assert not any(map(change.is_branch, ("main", "gh-readonly-queue/main", "pr-1-0123", "", "refs/heads/main")))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +127,8 @@ def test_a_push_moves_its_own_branch_and_no_other() -> None:
         ({"organization": {"login": "acme"}, "hook_id": "7", "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
         ({"organization": {"login": "acme"}, "hook_id": 7, "hook": {"config": {"url": 7}}}, "ping", Ping(None)),
         ({"organization": "acme", "hook_id": 7, "hook": []}, "ping", Ping(None)),
-        ({"repository": None}, "issues", Other(None, "issues")),
-        ({"repository": {"name": "site"}}, "a\nb" + "c" * 200, Other("site", "a\ufffdb" + "c" * 97)),
+        ({"repository": None}, "issues", OtherEvent(None, "issues")),
+        ({"repository": {"name": "site"}}, "a\nb" + "c" * 200, OtherEvent("site", "a\ufffdb" + "c" * 97)),
     ],
 )
 def test_other_events_are_told(payload: Any, event: str, expected: Event) -> None:
@@ -232,7 +234,7 @@ def test_a_refusal_says_why(reason: str, request_: tuple[str, str, bytes]) -> No
 
 def test_what_a_push_does_not_say_is_empty() -> None:
     event = read({"ref": "refs/heads/main", "repository": {"full_name": "acme/site"}})
-    assert event == Push("acme/site", [Move("refs/heads/main", "", "", False)], "", "")
+    assert event == Push("acme/site", [RefChange("refs/heads/main", "", "", False)], "", "")
 
 
 def test_what_a_ping_does_not_say_is_empty() -> None:
@@ -312,7 +314,7 @@ def test_no_payload_makes_it_raise_anything_else_and_what_leaves_it_is_clean() -
             continue
         counts["event"] += 1
         assert event.repository is None or is_valid(event.repository)
-        for text in (*event, *(event.moves[0] if isinstance(event, Push) else ())):
+        for text in (*event, *(event.changes[0] if isinstance(event, Push) else ())):
             if isinstance(text, str):
                 assert is_clean(text)
                 text.encode()

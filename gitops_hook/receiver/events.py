@@ -1,0 +1,98 @@
+"""Events: from the verified request of a forge to a `Push`, a `Ping` or an `OtherEvent`.
+
+This module does no I/O, keeps no state, writes no log and reads no clock. For any bytes, the result is an event or an
+`HTTPError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Union
+
+from gitops_hook.errors import HTTPError
+from gitops_hook.names import is_valid
+from gitops_hook.receiver.forges import Forge
+from gitops_hook.receiver.payload import RefChange, decode_payload, member
+from gitops_hook.receiver.signatures import Headers, header_value, media_type
+from gitops_hook.text import printable
+
+
+class Push(NamedTuple):
+    """A push. Bitbucket sends one event for all refs that a push changed; the other forges send one for each ref."""
+
+    repository: str
+    changes: Sequence[RefChange]
+    #: The repository's default branch, or "" if the forge does not send it.
+    default_branch: str
+    pusher: str
+
+
+class Ping(NamedTuple):
+    """A test of a hook. A ping of an organization's hook names no repository.
+
+    `hook` is the forge's id of the hook, or 0 if unknown; `target` the repository or organization that it belongs to;
+    `url` the address that it sends to.
+    """
+
+    repository: str | None
+    hook: int = 0
+    target: str = ""
+    url: str = ""
+
+
+class OtherEvent(NamedTuple):
+    """An event that starts no run."""
+
+    repository: str | None
+    event: str
+
+
+Event = Union[Push, Ping, OtherEvent]
+
+
+def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
+    """Return the event of a verified request. Raise `HTTPError`: 415 for the media type, 400 for the payload."""
+    payload = decode_payload(media_type(headers), body)
+    event = header_value(headers, forge.event)
+    if not event:
+        raise HTTPError(400, f"there is no {forge.event} header")
+    condition = forge.pushes.get(event)
+    if condition is None or (condition and member(payload, condition) != "push"):
+        name = _repository(forge, payload, required=False)
+        return _ping(payload, name) if event == forge.ping else OtherEvent(name, printable(event))
+    repository = _repository(forge, payload, required=True)
+    assert repository is not None
+    branch = member(payload, f"{forge.repository}.{forge.default_branch}")
+    pusher = next((name for name in (member(payload, path) for path in forge.pusher) if name), None)
+    return Push(
+        repository=repository,
+        changes=forge.changes(payload),
+        default_branch=printable(branch, 250) if isinstance(branch, str) else "",
+        pusher=printable(pusher) if isinstance(pusher, str) else "",
+    )
+
+
+def _repository(forge: Forge, payload: dict[str, Any], *, required: bool) -> str | None:
+    repository = member(payload, forge.repository)
+    if not isinstance(repository, dict):
+        if required:
+            raise HTTPError(400, "the payload names no repository")
+        return None
+    name = next((repository[path] for path in forge.full_name if path in repository), None)
+    if forge.nested and isinstance(name, str):
+        name = "/".join(name.rsplit("/", 2)[-2:])
+    if not isinstance(name, str) or not is_valid(name):
+        raise HTTPError(400, "the repository's name is missing or not one that a forge allows")
+    short = repository.get(forge.short_name)
+    if short is not None and short != name.rpartition("/")[2]:
+        raise HTTPError(400, "the repository's name and full_name differ")
+    return name
+
+
+def _ping(payload: dict[str, Any], repository: str | None) -> Ping:
+    """Return a ping with the members that identify the hook (GitHub, "Webhook events and payloads", ping)."""
+    number, url, login = (member(payload, path) for path in ("hook_id", "hook.config.url", "organization.login"))
+    target = repository or (login if isinstance(login, str) and is_valid(login) else "")
+    if not isinstance(number, float) or not 0 < number < 1 << 53 or not target or not isinstance(url, str):
+        return Ping(repository)
+    return Ping(repository, int(number), target, printable(url, 1000))
