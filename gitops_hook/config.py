@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import shlex
 import shutil
-import socket
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import urlsplit
 
+from gitops_hook import fleet_options
 from gitops_hook.errors import ConfigError, reason_of
 from gitops_hook.shipped import sync_script
 
@@ -210,45 +209,6 @@ def _report(text: str) -> str:
     return text
 
 
-#: Names in a fleet. They become parts of keys in etcd.
-_FLEET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
-def _fleet(text: str) -> str:
-    return _fleet_name(text) if text else ""
-
-
-def _fleet_name(text: str) -> str:
-    if not _FLEET_NAME.fullmatch(text):
-        raise ValueError("it is not 1 to 63 of a-z, 0-9, `.`, `_` and `-`")
-    return text
-
-
-def _host_name(environ: Mapping[str, str]) -> str:
-    # A host that has no fleet must start with any name.
-    return re.sub("[^a-z0-9._-]", "-", socket.gethostname().lower()).lstrip("._-")[:63] or "host"
-
-
-def _endpoints(text: str) -> tuple[str, ...]:
-    endpoints = tuple(text.replace(",", " ").split())
-    if not endpoints:
-        raise ValueError("it is empty")
-    for endpoint in endpoints:
-        if urlsplit(_base_url(endpoint)).path or not urlsplit(endpoint).port:
-            raise ValueError(f"`{endpoint}` is not http://HOST:PORT or https://HOST:PORT")
-    return tuple(endpoint.rstrip("/") for endpoint in endpoints)
-
-
-def _labels(text: str) -> Mapping[str, str]:
-    labels = {}
-    for word in text.replace(",", " ").split():
-        name, _, value = word.partition("=")
-        if not _FLEET_NAME.fullmatch(name) or not _FLEET_NAME.fullmatch(value):
-            raise ValueError(f"`{word}` is not NAME=VALUE of a-z, 0-9, `.`, `_` and `-`")
-        labels[name] = value
-    return labels
-
-
 def _credential(name: str) -> Callable[[Mapping[str, str]], str]:
     def path_in(environ: Mapping[str, str]) -> str:
         path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), name)  # noqa: PTH118
@@ -298,13 +258,15 @@ def _fixed(env: str, parse: Callable[[str], Any], text: str, help: str) -> Optio
     return Option(env, parse, lambda environ: text, f"`{text}`" if text else "none", help)
 
 
+def _file(env: str, credential: str, help: str) -> Option:
+    return Option(env, _optional_path, _credential(credential), f"`$CREDENTIALS_DIRECTORY/{credential}` if there", help)
+
+
 OPTIONS = (
     _fixed("GITHUB_WEBHOOK_SECRET", str, "", "the shared secret; the daemon does not start without a secret"),
-    Option(
+    _file(
         "GITHUB_WEBHOOK_SECRET_FILE",
-        _optional_path,
-        _credential("webhook-secret"),
-        "`$CREDENTIALS_DIRECTORY/webhook-secret` if there",
+        "webhook-secret",
         "file of secrets, one per line, newest first, all valid; read again after a change",
     ),
     _fixed(
@@ -359,13 +321,7 @@ OPTIONS = (
         "patterns such as `acme/*`: a push to a matching repository without a checkout clones it",
     ),
     _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "URL of a clone"),
-    Option(
-        "GITHUB_TOKEN_FILE",
-        _optional_path,
-        _credential("github-token"),
-        "`$CREDENTIALS_DIRECTORY/github-token` if there",
-        "file with the token for GitHub's API; read again for each use",
-    ),
+    _file("GITHUB_TOKEN_FILE", "github-token", "file with the token for GitHub's API; read again for each use"),
     _fixed(
         "GITHUB_API_URL",
         _api_url,
@@ -386,47 +342,20 @@ OPTIONS = (
         "command to run when a repository starts to fail, daily while it fails, and when it works again",
     ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "format of the log on standard error: `text` or `json`"),
-    _fixed("GITOPS_FLEET", _fleet, "", "name of the fleet that this host belongs to; empty for a host on its own"),
+    _fixed("GITOPS_FLEET", fleet_options.fleet_or_none, "", "name of the host's fleet; empty for a host on its own"),
     _fixed(
-        "GITOPS_ETCD",
-        _endpoints,
-        "http://127.0.0.1:2379",
-        "URLs of the members of the fleet's etcd, separated by commas",
+        "GITOPS_ETCD", fleet_options.endpoints, "http://127.0.0.1:2379", "URLs of the fleet's etcd, separated by commas"
     ),
-    Option(
-        "GITOPS_ETCD_CA_FILE",
-        _optional_path,
-        _credential("etcd-ca"),
-        "`$CREDENTIALS_DIRECTORY/etcd-ca` if there",
-        "file of the certificate authority that signed the members' certificates",
-    ),
-    Option(
-        "GITOPS_ETCD_CERT_FILE",
-        _optional_path,
-        _credential("etcd-cert"),
-        "`$CREDENTIALS_DIRECTORY/etcd-cert` if there",
-        "file of this host's certificate for etcd",
-    ),
-    Option(
-        "GITOPS_ETCD_KEY_FILE",
-        _optional_path,
-        _credential("etcd-key"),
-        "`$CREDENTIALS_DIRECTORY/etcd-key` if there",
-        "file of the key of that certificate",
-    ),
-    Option(
-        "GITOPS_ETCD_PASSWORD_FILE",
-        _optional_path,
-        _credential("etcd-password"),
-        "`$CREDENTIALS_DIRECTORY/etcd-password` if there",
-        "file with NAME:PASSWORD of the user of etcd, if it has authentication enabled",
-    ),
-    Option("GITOPS_FLEET_HOST", _fleet_name, _host_name, "the host's name", "name of this host in the fleet"),
+    _file("GITOPS_ETCD_CA_FILE", "etcd-ca", "file of the certificate authority that signed the members' certificates"),
+    _file("GITOPS_ETCD_CERT_FILE", "etcd-cert", "file of this host's certificate for etcd"),
+    _file("GITOPS_ETCD_KEY_FILE", "etcd-key", "file of the key of that certificate"),
+    _file("GITOPS_ETCD_PASSWORD_FILE", "etcd-password", "file with NAME:PASSWORD of a user of etcd, if it has users"),
+    Option("GITOPS_FLEET_HOST", fleet_options.name, fleet_options.default_host, "the host's name", "name in the fleet"),
     _fixed(
         "GITOPS_FLEET_LABELS",
-        _labels,
+        fleet_options.labels,
         "",
-        "labels of this host, such as `stage=canary,region=eu`; `stage` places it in roll-outs",
+        "labels, such as `stage=canary,region=eu`; `stage` is the host's stage in roll-outs",
     ),
 )
 #: Variables that the daemon sets for the script. A daemon that a deploy starts inherits them, so they are no error.
