@@ -80,8 +80,10 @@ class Deployer:
         journal: FleetJournal,
         checkouts: Checkouts,
         statuses: Statuses,
+        label: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`label` is the host's label `stage`, or ""."""
         self._etcd = etcd
         self._keys = keys
         self._host = host
@@ -89,6 +91,7 @@ class Deployer:
         self._journal = journal
         self._checkouts = checkouts
         self._statuses = statuses
+        self._label = label
         self._clock = clock
         #: Run what the journal has pending for a checkout; set before the first tick.
         self.notify: Callable[[str], None] = lambda checkout: None
@@ -136,7 +139,8 @@ class Deployer:
         rollout = self._rollout(checkout)
         if not rollout:
             return False
-        is_first = not rollout.before(rollout.stage_of(self._host))
+        # By its own label, not by the view: without a lease the host is not in the view, and would lose the push.
+        is_first = rollout.plan.position(self._label) == 0
         return not is_first or not self._checkouts.find(checkout)
 
     # -- the member's thread ------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class FleetNode(Listener):
             journal=fleet_journal,
             checkouts=checkouts,
             statuses=self.statuses,
+            label=Host(settings.fleet_labels).stage,
         )
         self.deployer.wake = self._wake_up
         self._since = time.time()

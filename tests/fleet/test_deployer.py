@@ -189,3 +189,12 @@ def test_a_checkout_follows_its_branch_again_when_its_plan_is_gone(stages: Stage
     commit = stages.push({"x": "1"})
     stages.wait_for_commit(commit)
     assert stages.passed("canary") != commit
+
+
+def test_a_canary_that_has_just_lost_its_lease_misses_no_push(stages: Stages) -> None:
+    stages.start_all()
+    for number in range(3):
+        stages.client.revoke(stages.client.get(KEYS.host("c1")).lease)
+        commit = stages.push({"x": str(number)})
+        stages.wait_for_commit(commit, timeout=60)
+        stages.wait_until_live("c1")
