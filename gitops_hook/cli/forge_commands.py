@@ -13,19 +13,17 @@ from contextlib import closing
 from gitops_hook import log
 from gitops_hook.cli import render
 from gitops_hook.cli.deliver import newest_secret
-from gitops_hook.cli.parser import Arguments
-from gitops_hook.cli.session import (
+from gitops_hook.cli.messages import (
     EX_CONFIG,
     EX_NOINPUT,
     EX_UNAVAILABLE,
     EX_USAGE,
-    become_owner,
     clear_progress,
-    load_settings,
-    open_reader,
     print_error,
     show_progress,
 )
+from gitops_hook.cli.parser import Arguments
+from gitops_hook.cli.session import become_owner, load_settings, open_reader
 from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.client import ApiError, Client, is_at, read_token, web_url

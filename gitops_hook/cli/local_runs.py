@@ -13,7 +13,8 @@ from contextlib import closing, contextmanager
 
 from gitops_hook import log
 from gitops_hook.cli import render
-from gitops_hook.cli.session import EX_NOPERM, EX_USAGE, canonical_name, find_checkout, show_progress
+from gitops_hook.cli.messages import EX_NOPERM, EX_USAGE, show_progress
+from gitops_hook.cli.session import canonical_name, find_checkout
 from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.commit_status import CommitStatusReporter

@@ -33,6 +33,7 @@ _COLOURS = {
     "rest": _DIM,
     "bad": _RED,
     "ok": _GREEN,
+    "skipped": _DIM,
     "warning": _YELLOW,
     "failure": _RED,
     "right": _GREEN,

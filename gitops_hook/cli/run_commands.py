@@ -8,18 +8,9 @@ from pathlib import Path
 
 from gitops_hook.cli import deliver, forge_commands, render
 from gitops_hook.cli.local_runs import sync_now
+from gitops_hook.cli.messages import EX_NOPERM, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from gitops_hook.cli.parser import Arguments
-from gitops_hook.cli.session import (
-    EX_NOPERM,
-    EX_TEMPFAIL,
-    EX_UNAVAILABLE,
-    EX_USAGE,
-    become_owner,
-    canonical_name,
-    find_checkout,
-    load_settings,
-    open_reader,
-)
+from gitops_hook.cli.session import become_owner, canonical_name, find_checkout, load_settings, open_reader
 from gitops_hook.config import WEBHOOK, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid
