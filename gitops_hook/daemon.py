@@ -31,8 +31,9 @@ from gitops_hook.config import Address, Settings
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.errors import JournalError, StartError
 from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
+from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
-from gitops_hook.httpd.server import Application, Server
+from gitops_hook.httpd.server import Server
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.observers.commits import Commits
