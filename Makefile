@@ -27,6 +27,7 @@ INSTALL ?= install
 pkglibdir = $(libdir)/gitops-hook
 sharedir = $(datadir)/gitops-hook
 PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/*/*.py gitops_hook/*/*/*.py gitops_hook/dashboard/page.*)
+SCRIPTS := scripts/gitops_sync.sh $(wildcard scripts/sync/*.sh)
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
 COMPLETION := $(wildcard docs/gitops-hook.bash)
@@ -93,14 +94,14 @@ lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the h
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy --strict
-	$(LINT)/bin/shellcheck scripts/*.sh .ci/run packaging/deb/p* contrib/notify/* $(COMPLETION)
+	$(LINT)/bin/shellcheck -x $(SCRIPTS) .ci/run packaging/deb/p* contrib/notify/* $(COMPLETION)
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
 install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
-	$(INSTALL) -d $(addprefix $(DESTDIR),$(addprefix $(pkglibdir)/,$(sort $(dir $(PACKAGE)))) $(pkglibdir)/scripts $(bindir) $(docdir) \
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(addprefix $(pkglibdir)/,$(sort $(dir $(PACKAGE)))) $(addprefix $(pkglibdir)/,$(sort $(dir $(SCRIPTS)))) $(bindir) $(docdir) \
 	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
 	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) $(DESTDIR)$(pkglibdir)/$(file) &&) true
-	$(INSTALL) -m 755 scripts/gitops-hook scripts/gitops_sync.sh $(DESTDIR)$(pkglibdir)/scripts
+	$(foreach file,scripts/gitops-hook $(SCRIPTS),$(INSTALL) -m 755 $(file) $(DESTDIR)$(pkglibdir)/$(file) &&) true
 	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(pkglibdir)/scripts/gitops-hook
 	$(PYTHON) -m compileall -q -d $(pkglibdir)/gitops_hook $(DESTDIR)$(pkglibdir)/gitops_hook
 	ln -srf $(DESTDIR)$(pkglibdir)/scripts/gitops-hook $(DESTDIR)$(bindir)/gitops-hook
@@ -125,10 +126,10 @@ uninstall: ## what `make install` put there; settings, checkouts and the journal
 
 dist: ## dist/gitops-hook.pyz, the program in one file, and the source as a tarball
 	rm -rf build/pyz
-	$(INSTALL) -d dist $(addprefix build/pyz/,$(sort $(dir $(PACKAGE)))) build/pyz/scripts
+	$(INSTALL) -d dist $(addprefix build/pyz/,$(sort $(dir $(PACKAGE) $(SCRIPTS))))
 	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) build/pyz/$(file) &&) true
 	$(INSTALL) -m 644 gitops_hook/__main__.py build/pyz
-	$(INSTALL) -m 755 scripts/gitops_sync.sh build/pyz/scripts
+	$(foreach file,$(SCRIPTS),$(INSTALL) -m 755 $(file) build/pyz/$(file) &&) true
 	find build/pyz -exec touch -d @$(SOURCE_DATE_EPOCH) {} +
 	TZ=UTC $(PYTHON) -m zipapp --python '/usr/bin/env python3' --output dist/gitops-hook.pyz build/pyz
 	chmod 755 dist/gitops-hook.pyz

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import SOURCE, WEBHOOK, Daemon, headers, push, sign
+from harness import SOURCE, WEBHOOK, Daemon, headers, push, sign, until
 from scratch import Upstream, git
-from test_dispatcher import until
 
 from gitops_hook.receiver.forges import FORGES, Forge
 from gitops_hook.secrets import Secrets
@@ -86,12 +85,13 @@ def test_a_proof_is_compared_in_constant_time_with_every_secret(forge: Forge, mo
 
 
 def test_no_secret_is_compared_with_equals() -> None:
-    """It would end at the first difference."""
-    tree = ast.parse((SOURCE / "gitops_hook/webhook.py").read_text())
-    for name in ("Digest", "_hmac", "Secrets"):
-        (place,) = (node for node in ast.walk(tree) if getattr(node, "name", None) == name)
-        equals = [node for node in ast.walk(place) if isinstance(node, ast.Compare) and "==" in ast.unparse(node)]
-        assert [ast.unparse(node) for node in equals] in ([], ["_media_type(headers) == _FORM"])
+    """``==`` returns at the first difference, so its time would reveal a prefix."""
+    for module, names in (("receiver/signatures", ("Digest", "Token", "_hmac_proof")), ("secrets", ("Secrets",))):
+        tree = ast.parse((SOURCE / f"gitops_hook/{module}.py").read_text())
+        for name in names:
+            (definition,) = (node for node in ast.walk(tree) if getattr(node, "name", None) == name)
+            equals = [node for node in ast.walk(definition) if isinstance(node, ast.Compare) and "==" in ast.unparse(node)]
+            assert [ast.unparse(node) for node in equals] in ([], ["media_type(headers) == FORM"])
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,12 @@ def unregister(given: Arguments) -> int:
     """Delete our webhook of each target, and forget its ping."""
     settings, hooks = _open_hooks(given)
     log.mute()  # the command prints its own messages
-    with closing(Journal(settings.state, mends=False)) as journal:
+    with closing(Journal(settings.state, repair=False)) as journal:
 
         def delete(target: str) -> Registration:
             done = hooks.unregister(target, dry_run=given.dry_run)
             if not given.dry_run:  # also if the hook was gone already, so that audit no longer asks about it
-                journal.forget(target, hooks.url)
+                journal.forget_pings(target, hooks.url)
             return done
 
         return _for_each_target(given, settings, delete)

@@ -45,7 +45,7 @@ def sync_now(settings: Settings, names: Sequence[str], *, as_json: bool, trigger
 
     try:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with closing(Journal(settings.state, mends=False)) as journal:
+        with closing(Journal(settings.state, repair=False)) as journal:
             checkouts = Checkouts(settings.root)
             observers: list[RunObserver] = [Commits(journal, checkouts)]
             if settings.report:

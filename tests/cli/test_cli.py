@@ -159,7 +159,7 @@ def test_sync_next_to_the_daemon_does_not_overlap(tmp_path, upstream, hook, star
     for number in range(5):
         daemon.deliver(push("acme/site", upstream.commit({"a": str(number)})))
     typed.join()
-    while daemon.query("SELECT count(*) FROM deliveries WHERE owed") != [(0,)]:
+    while daemon.query("SELECT count(*) FROM deliveries WHERE pending") != [(0,)]:
         daemon.wait_for_run()
     assert not (tmp_path / "root/trace").exists()
     assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/site") == upstream.head()
