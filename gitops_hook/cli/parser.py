@@ -65,6 +65,7 @@ def build_parser() -> Parser:
     _add_daemon(commands)
     _add_views(commands)
     _add_runs(commands)
+    _add_settings(commands)
     _add_host(commands)
     _add_forge(commands)
     parser.commands = list(commands.names)
@@ -143,8 +144,7 @@ def _add_runs(commands: _Commands) -> None:
         "--audit", action="store_true", help="then request redelivery of missed pushes from GitHub, if there is a token"
     )
 
-    pause = commands.add("pause", "run_commands.pause", "stop updates of a checkout until resume", settings=_FOLDERS)
-    pause.add_argument("repository", nargs="+", metavar="REPO")
+    sync.add_argument("--cancel", action="store_true", help="end the current runs instead, and settle their deliveries")
 
     resume = commands.add("resume", "run_commands.resume", "end a pause, and sync", settings=_FOLDERS)
     resume.add_argument("repository", nargs="+", metavar="REPO")
@@ -161,6 +161,21 @@ def _add_runs(commands: _Commands) -> None:
     send.add_argument("repository", metavar="REPO")
     send.add_argument("--branch", help="the branch that the push names [the tracked branch]")
     send.add_argument("--timeout", type=_number, default=60, metavar="SECONDS", help="wait at most SECONDS [60]")
+
+
+def _add_settings(commands: _Commands) -> None:
+    text = "show or change the settings of a checkout"
+    config = commands.add("config", "setting_commands.config", text, settings=_FOLDERS, json=True)
+    config.add_argument("repository", metavar="REPO")
+    config.add_argument("name", nargs="?", metavar="NAME", help="the setting, such as branch or deploy [all]")
+    config.add_argument("value", nargs="?", metavar="VALUE", help="the new value")
+    config.add_argument("--unset", action="store_true", help="remove the setting")
+
+    pause = commands.add(
+        "pause", "setting_commands.pause", "stop updates of a checkout until resume", settings=_FOLDERS
+    )
+    pause.add_argument("repository", nargs="+", metavar="REPO")
+    pause.add_argument("--reason", default="", metavar="TEXT", help="the reason, for the log")
 
 
 def _add_host(commands: _Commands) -> None:
