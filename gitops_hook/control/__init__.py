@@ -1,0 +1,1 @@
+"""Requests from commands to the process that writes the journal, over a Unix socket."""
