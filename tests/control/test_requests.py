@@ -70,7 +70,7 @@ def test_all_names_every_checkout(start_daemon, script):
 
 def test_a_request_survives_a_kill_of_the_daemon(gated: Daemon):
     ask(gated, "/runs", checkouts=["acme/site"], trigger="manual")
-    until(lambda: (gated.root / "../began").exists())
+    until((gated.root / "../began").exists)
     gated.kill()
     gated.start()
     (gated.root / "../gate").write_text("\n")
@@ -80,7 +80,7 @@ def test_a_request_survives_a_kill_of_the_daemon(gated: Daemon):
 
 def test_a_request_during_a_run_gets_the_next_run(gated: Daemon):
     gated.deliver(push("acme/site"))
-    until(lambda: (gated.root / "../began").exists())
+    until((gated.root / "../began").exists)
     ask(gated, "/runs", checkouts=["acme/site"], trigger="manual")
     (gated.root / "../gate").write_text("\n")
     until(lambda: len((gated.root / "../began").read_text().split()) == 2)
@@ -96,7 +96,7 @@ def test_a_request_during_a_run_gets_the_next_run(gated: Daemon):
 
 def test_cancel_ends_the_run_and_settles_its_deliveries(gated: Daemon):
     gated.deliver(push("acme/site"))
-    until(lambda: (gated.root / "../began").exists())
+    until((gated.root / "../began").exists)
     assert ask(gated, "/cancel", checkouts=["acme/site"]) == (200, {"runs": [1]})
     until(lambda: runs(gated) == [("push", "interrupted", "cancelled")])
     assert gated.query("SELECT pending FROM deliveries") == [(0,)]
