@@ -9,7 +9,7 @@ _gitops_hook() {
             --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format \
             --fleet --etcd --etcd-ca-file --etcd-cert-file --etcd-key-file --etcd-password-file --fleet-host --fleet-labels"
         [status]="$settings --json"
-        [runs]="$settings --json --delivery --number"
+        [runs]="$settings --json --delivery --failed --since --number"
         [logs]="$settings --follow"
         [sync]="$settings --json --all --audit"
         [pause]=$settings

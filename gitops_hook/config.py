@@ -19,14 +19,15 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple, Union
-from urllib.parse import urlsplit
 
-from gitops_hook import fleet_options
+from gitops_hook import parsers
 from gitops_hook.errors import ConfigError, reason_of
 from gitops_hook.shipped import sync_script
 
 #: The path that forges deliver to.
 WEBHOOK = "/api/webhook/gitops"
+#: The longest path of a Unix socket (unix(7)).
+SOCKET_PATH_BYTES = 107
 Network = Union[IPv4Network, IPv6Network]
 #: The unit's EnvironmentFile=. Commands read it too, so that they use the daemon's settings.
 ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
@@ -83,6 +84,7 @@ class Settings(NamedTuple):
     root: Path
     state: Path
     sync_script: Path
+    control: Path
     listen: Address
     dashboard_listen: Address | None
     trusted_proxies: tuple[Network, ...]
@@ -131,6 +133,13 @@ def _path(text: str) -> Path:
     if not text:
         raise ValueError("it is empty")
     return Path(text).expanduser().absolute()
+
+
+def _socket_path(text: str) -> Path:
+    path = _path(text)
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise ValueError(f"it is longer than {SOCKET_PATH_BYTES} bytes, the limit of the kernel")
+    return path
 
 
 def _optional_path(text: str) -> Path | None:
@@ -185,24 +194,6 @@ def _log_format(text: str) -> str:
     return text
 
 
-def _api_url(text: str) -> str:
-    url = urlsplit(text)
-    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
-        raise ValueError("it must start with https://, because the token is sent there")
-    return _base_url(text)
-
-
-def _base_url(text: str) -> str:
-    url = urlsplit(text)
-    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
-        raise ValueError("it is not a plain http or https URL")
-    return text.rstrip("/")
-
-
-def _optional_base_url(text: str) -> str:
-    return _base_url(text) if text else ""
-
-
 def _report(text: str) -> str:
     if text not in ("", "status", "deployment"):
         raise ValueError("it is neither empty nor `status` nor `deployment`")
@@ -224,6 +215,11 @@ def _state(environ: Mapping[str, str]) -> str:
 
 def _sync_script(environ: Mapping[str, str]) -> str:
     return str(sync_script(_path(environ.get("GITOPS_STATE") or _state(environ))))
+
+
+def _control(environ: Mapping[str, str]) -> str:
+    directory = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return str(_path(directory or environ.get("GITOPS_STATE") or _state(environ)) / "control.sock")
 
 
 class Option(NamedTuple):
@@ -289,6 +285,13 @@ OPTIONS = (
         "the shipped `gitops_sync.sh`",
         "script that a run executes, with the repository's name as its argument",
     ),
+    Option(
+        "GITOPS_CONTROL",
+        _socket_path,
+        _control,
+        "`$RUNTIME_DIRECTORY/control.sock`, else `control.sock` in the state directory",
+        "path of the socket on which the daemon receives the requests of commands",
+    ),
     _fixed(
         "GITOPS_LISTEN",
         _address,
@@ -324,7 +327,7 @@ OPTIONS = (
     _file("GITHUB_TOKEN_FILE", "github-token", "file with the token for GitHub's API; read again for each use"),
     _fixed(
         "GITHUB_API_URL",
-        _api_url,
+        parsers.api_url,
         "https://api.github.com",
         "URL of GitHub's API; on an Enterprise server `https://HOST/api/v3`",
     ),
@@ -334,7 +337,9 @@ OPTIONS = (
         "",
         "`status` or `deployment`: how to report the outcome of each run to GitHub, on the commit",
     ),
-    _fixed("GITOPS_PUBLIC_URL", _optional_base_url, "", "URL of the status page, for links from GitHub to its runs"),
+    _fixed(
+        "GITOPS_PUBLIC_URL", parsers.optional_base_url, "", "URL of the status page, for links from GitHub to its runs"
+    ),
     _fixed(
         "GITOPS_NOTIFY",
         _command,
@@ -342,21 +347,14 @@ OPTIONS = (
         "command to run when a repository starts to fail, daily while it fails, and when it works again",
     ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "format of the log on standard error: `text` or `json`"),
-    _fixed("GITOPS_FLEET", fleet_options.fleet_or_none, "", "name of the host's fleet; empty for a host on its own"),
-    _fixed(
-        "GITOPS_ETCD", fleet_options.endpoints, "http://127.0.0.1:2379", "URLs of the fleet's etcd, separated by commas"
-    ),
+    _fixed("GITOPS_FLEET", parsers.fleet_or_none, "", "name of the host's fleet; empty for a host on its own"),
+    _fixed("GITOPS_ETCD", parsers.endpoints, "http://127.0.0.1:2379", "URLs of the fleet's etcd, separated by commas"),
     _file("GITOPS_ETCD_CA_FILE", "etcd-ca", "file of the certificate authority that signed the members' certificates"),
     _file("GITOPS_ETCD_CERT_FILE", "etcd-cert", "file of this host's certificate for etcd"),
     _file("GITOPS_ETCD_KEY_FILE", "etcd-key", "file of the key of that certificate"),
     _file("GITOPS_ETCD_PASSWORD_FILE", "etcd-password", "file with NAME:PASSWORD of a user of etcd, if it has users"),
-    Option("GITOPS_FLEET_HOST", fleet_options.name, fleet_options.default_host, "the host's name", "name in the fleet"),
-    _fixed(
-        "GITOPS_FLEET_LABELS",
-        fleet_options.labels,
-        "",
-        "labels, such as `stage=canary,region=eu`; `stage` is the host's stage in roll-outs",
-    ),
+    Option("GITOPS_FLEET_HOST", parsers.name, parsers.default_host, "the host's name", "name in the fleet"),
+    _fixed("GITOPS_FLEET_LABELS", parsers.labels, "", "labels of this host, such as `stage=canary,region=eu`"),
 )
 #: Variables that the daemon sets for the script. A daemon that a deploy starts inherits them, so they are no error.
 CONTRACT = {

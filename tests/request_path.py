@@ -64,6 +64,8 @@ def secret(key: bytes = KEY) -> bytes:
 def sign(forge: Forge, event: str, body: bytes, media_type: str = "application/json", key: bytes = KEY) -> bytes:
     """A request of this forge; a form is signed as this forge does."""
     fields = {"Host": "here", forge.event: event, forge.delivery: "g", "Content-Type": media_type}
+    if forge.mark:
+        fields[forge.mark] = "x"
     if isinstance(forge.signature, Digest):
         signed = body
         if forge.signature.signs_field and media_type == FORM:

@@ -7,9 +7,10 @@ import os
 import pwd
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from gitops_hook.cli.messages import EX_NOINPUT, EX_UNAVAILABLE, EX_USAGE
 from gitops_hook.cli.parser import Arguments
-from gitops_hook.cli.session import EX_CONFIG, EX_NOINPUT, EX_UNAVAILABLE, EX_USAGE, load_settings
-from gitops_hook.errors import GitopsError
+from gitops_hook.cli.session import load_settings
+from gitops_hook.errors import ConfigError, GitopsError
 from gitops_hook.fleet.access import open_etcd
 from gitops_hook.fleet.etcd import Etcd
 from gitops_hook.fleet.keys import EVERY_COMMIT, Have, Keys, Want
@@ -30,7 +31,7 @@ def fleet(given: Arguments) -> int:
     """Run a view or an order of the fleet."""
     settings = load_settings(given)
     if not settings.fleet:
-        raise GitopsError(EX_CONFIG, "this host belongs to no fleet: set GITOPS_FLEET")
+        raise ConfigError("this host belongs to no fleet: set GITOPS_FLEET")
     action = _ACTIONS[given.action]
     if (action in _ORDERS and not given.repository) or (given.repository and not is_valid(_base(given.repository))):
         raise GitopsError(EX_USAGE, f"fleet {given.action} needs the name of a repository")

@@ -24,7 +24,7 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Delivery, HookPing
 from gitops_hook.names import may_clone
-from gitops_hook.receiver.events import Event, OtherEvent, Ping, Push, parse_event
+from gitops_hook.receiver.events import Event, Ignored, Ping, Push, parse_event
 from gitops_hook.receiver.forges import Forge, claimed_forge
 from gitops_hook.receiver.payload import RefChange
 from gitops_hook.receiver.signatures import header_value
@@ -48,10 +48,12 @@ _REJECTIONS = {
     400: "malformed", 401: "signature", 404: "path", 405: "method", 408: "late", 411: "length", 413: "size",
     415: "media",
 }  # fmt: skip
+#: The classes of the reasons to ignore an authentic request.
+IGNORED = ("ping", "event", "name", "ref", "checkout", "deleted", "branch", "nothing")
 #: Every result of a request with the class of its reason: the labels of the metric.
 RESULTS = (
     ("accepted", "push"),
-    *(("ignored", reason) for reason in ("ping", "event", "checkout", "deleted", "branch", "nothing")),
+    *(("ignored", reason) for reason in IGNORED),
     *(("refused", reason) for reason in _REJECTIONS.values()),
     *(("failed", reason) for reason in ("journal", "checkouts", "fault")),
 )
@@ -86,13 +88,6 @@ class Forwarder(Protocol):
 
     def wait(self, row: int) -> str:
         """Return "committed" if the fleet has the push, or "pending" after a short time."""
-
-
-class Ignored(NamedTuple):
-    """Why a push starts no run: the class of the reason, and the reason in a sentence."""
-
-    kind: str
-    reason: str
 
 
 def _rejection(status: int, reason: str, delivery: str | None = None) -> Response:
@@ -139,11 +134,12 @@ class WebhookApp:
         """Respond to a request."""
         headers = []
         method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
+        path = WEBHOOK if path == WEBHOOK + "/" else path
         allowed = METHODS.get(path)
         if allowed is None:
-            response = _rejection(404, "there is nothing at this path")
+            response = _rejection(404, f"webhooks go to {WEBHOOK}")
         elif method not in allowed:
-            response = _rejection(405, f"this path takes {' and '.join(allowed)} alone")
+            response = _rejection(405, f"this path accepts only {' and '.join(allowed)}")
             headers = [("Allow", ", ".join(allowed))]
         elif path == HEALTH:
             response = self._health()
@@ -225,14 +221,13 @@ class WebhookApp:
         """Record a push that concerns this host. Return the response to any event."""
         if isinstance(event, Ping):
             return Response(200, "pong", event.repository, guid, result=("ignored", "ping"))
-        if isinstance(event, OtherEvent):
-            reason = f"the event `{event.event}` starts no run"
-            return Response(200, "ignored", event.repository, guid, reason, result=("ignored", "event"))
-        change = self._tracked_change(event)
-        if self._fleet and (not isinstance(change, Ignored) or change.kind in _RELEVANT_ELSEWHERE):
+        change = self._tracked_change(event) if isinstance(event, Push) else event
+        is_relevant = not isinstance(change, Ignored) or change.kind in _RELEVANT_ELSEWHERE
+        if self._fleet and isinstance(event, Push) and is_relevant:
             return self._forward(event, change, guid, self._fleet)
         if isinstance(change, Ignored):
-            return Response(200, "ignored", event.repository, guid, change.reason, result=("ignored", change.kind))
+            return Response(200, "ignored", change.repository, guid, change.reason, result=("ignored", change.kind))
+        assert isinstance(event, Push)
         self._journal.record(self._delivery(event, change, guid))
         self._notify(event.repository)
         return Response(202, "queued", event.repository, guid, result=("accepted", "push"), commit=change.after or None)
@@ -270,20 +265,27 @@ class WebhookApp:
 
     def _tracked_change(self, push: Push) -> RefChange | Ignored:
         """Return the change that may concern a checkout on this host, or the reason why there is none."""
+
+        def ignored(kind: str, reason: str) -> Ignored:
+            return Ignored(push.repository, kind, reason)
+
         checkout = self._checkouts.find(push.repository)
         if not checkout and not may_clone(push.repository, self._clone):
-            return Ignored("checkout", "this host has no checkout of the repository")
+            return ignored("checkout", "this host has no checkout of the repository")
         if not push.changes:
-            return Ignored("nothing", "the push changed no ref")
-        changes = [change for change in push.changes if not change.deleted]
+            return ignored("nothing", "the push changed no ref")
+        named = [change for change in push.changes if change.ref]
+        if not named:
+            return ignored("ref", "the name of the ref is missing, too long or unusual")
+        changes = [change for change in named if not change.deleted]
         if not changes:
-            return Ignored("deleted", "the ref was deleted")
+            return ignored("deleted", "the ref was deleted")
         branch = checkout.settings.get("branch") if checkout else None
         branch = branch or push.default_branch
         if not branch:  # the script asks the remote
             return changes[0]
         tracked = next((change for change in changes if change.is_branch(branch)), None)
-        return tracked or Ignored("branch", f"the tracked branch is `{printable(branch)}`")
+        return tracked or ignored("branch", f"the tracked branch is `{printable(branch)}`")
 
 
 def _read_body(environ: dict[str, Any]) -> bytes:

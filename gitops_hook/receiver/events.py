@@ -1,4 +1,4 @@
-"""Events: from the verified request of a forge to a `Push`, a `Ping` or an `OtherEvent`.
+"""Events: from the verified request of a forge to a `Push`, a `Ping`, or the reason to ignore it.
 
 This module does no I/O, keeps no state, writes no log and reads no clock. For any bytes, the result is an event or an
 `HTTPError`.
@@ -40,14 +40,15 @@ class Ping(NamedTuple):
     url: str = ""
 
 
-class OtherEvent(NamedTuple):
-    """An event that starts no run."""
+class Ignored(NamedTuple):
+    """An authentic request that starts no run: the class of the reason, and the reason in a sentence."""
 
     repository: str | None
-    event: str
+    kind: str
+    reason: str
 
 
-Event = Union[Push, Ping, OtherEvent]
+Event = Union[Push, Ping, Ignored]
 
 
 def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
@@ -56,12 +57,17 @@ def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
     event = header_value(headers, forge.event)
     if not event:
         raise HTTPError(400, f"there is no {forge.event} header")
+    name = _repository_name(forge, payload)
+    repository = name if name and is_valid(name) else None
+    if event == forge.ping:
+        return _ping(payload, repository)
     condition = forge.pushes.get(event)
     if condition is None or (condition and member(payload, condition) != "push"):
-        name = _repository(forge, payload, required=False)
-        return _ping(payload, name) if event == forge.ping else OtherEvent(name, printable(event))
-    repository = _repository(forge, payload, required=True)
-    assert repository is not None
+        return Ignored(repository, "event", f"the event `{printable(event)}` starts no run")
+    if not name:
+        raise HTTPError(400, "the payload names no repository")
+    if not repository:
+        return Ignored(None, "name", f"a checkout cannot have the name `{printable(name)}`")
     branch = member(payload, f"{forge.repository}.{forge.default_branch}")
     pusher = next((name for name in (member(payload, path) for path in forge.pusher) if name), None)
     return Push(
@@ -72,20 +78,17 @@ def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
     )
 
 
-def _repository(forge: Forge, payload: dict[str, Any], *, required: bool) -> str | None:
+def _repository_name(forge: Forge, payload: dict[str, Any]) -> str:
+    """Return the repository's name, which may not be valid, or "" if the payload has none."""
     repository = member(payload, forge.repository)
-    if not isinstance(repository, dict):
-        if required:
-            raise HTTPError(400, "the payload names no repository")
-        return None
-    name = next((repository[path] for path in forge.full_name if path in repository), None)
-    if forge.nested and isinstance(name, str):
-        name = "/".join(name.rsplit("/", 2)[-2:])
-    if not isinstance(name, str) or not is_valid(name):
-        raise HTTPError(400, "the repository's name is missing or not one that a forge allows")
-    short = repository.get(forge.short_name)
-    if short is not None and short != name.rpartition("/")[2]:
-        raise HTTPError(400, "the repository's name and full_name differ")
+    names = (member(repository, path) for path in forge.full_name)
+    name = next((name for name in names if name is not None), None)
+    if not isinstance(name, str) or not name:
+        return ""
+    if forge.owner:
+        return f"{member(repository, forge.owner)}/{name}"
+    if forge.nested:
+        return "/".join(name.rsplit("/", 2)[-2:])
     return name
 
 

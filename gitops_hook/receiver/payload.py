@@ -1,7 +1,11 @@
 """Payloads of webhooks: from a verified body to JSON, and from JSON to the refs that a push changed.
 
-Every text that leaves this module is safe in a database row, a log line or an environment variable: names pass
-`is_valid`, refs and commit ids have a fixed form, and nothing contains a control character or a lone surrogate.
+Rules:
+
+1. Every text that leaves this module is safe in a database row, a log line or an environment variable: refs and commit
+   ids have a fixed form, so nothing contains a control character or a lone surrogate.
+2. A member with an unexpected form counts as absent. The request is authentic, and a forge disables a hook that gets an
+   error response.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 #: line separators, which git allows.
 _REF = re.compile(r"refs/[^\x00-\x20\x7f-\x9f~^:?*\[\\\u2028\u2029\ud800-\udfff]{1,250}")
 #: The ref namespaces of Bitbucket's types of refs.
-_BITBUCKET_REFS = {"branch": HEADS, "tag": "refs/tags/"}
+_BITBUCKET_REFS = {"branch": HEADS, "tag": "refs/tags/", "annotated_tag": "refs/tags/"}
 #: int() takes quadratic time for a megabyte of digits, float() does not. No number of a payload needs more precision.
 _decode = json.JSONDecoder(parse_int=float).decode
 
@@ -27,8 +31,9 @@ _decode = json.JSONDecoder(parse_int=float).decode
 class RefChange(NamedTuple):
     """One ref that a push changed."""
 
+    #: The full name; "" if it is too long or unusual for a row or a log line. No checkout can track such a ref.
     ref: str
-    #: The old and the new commit id; "" if the forge does not send it.
+    #: The old and the new commit id; "" if the forge does not send it. They are hints.
     before: str
     after: str
     deleted: bool
@@ -68,36 +73,46 @@ def github_changes(payload: dict[str, Any]) -> list[RefChange]:
 
     Only GitHub sends ``deleted``. From the others, a deletion is an ``after`` of zeros.
     """
-    after = _text(payload.get("after"), "after", _COMMIT, "")
-    deleted = payload.get("deleted") is True or (bool(after) and not after.strip("0"))
-    before = _text(payload.get("before"), "before", _COMMIT, "")
-    return [RefChange(_text(payload.get("ref"), "ref", _REF), before, after, deleted)]
+    after = _commit(payload.get("after"))
+    deleted = payload.get("deleted") is True or _is_zero(after)
+    return [RefChange(_ref(payload.get("ref")), _commit(payload.get("before")), after, deleted)]
 
 
 def bitbucket_changes(payload: dict[str, Any]) -> list[RefChange]:
     """Return the changes of a push as Bitbucket Cloud sends them: the ``old`` and ``new`` state of each ref."""
-    changes = member(payload, "push.changes")
-    if not isinstance(changes, list):
-        raise HTTPError(400, "the push has no list `changes`")
-    return [_bitbucket_change(member(change, "old"), member(change, "new")) for change in changes]
+    changes = []
+    for change in _list(member(payload, "push.changes")):
+        old, new = member(change, "old"), member(change, "new")
+        state = old if new is None else new
+        kind, name = member(state, "type"), member(state, "name")
+        namespace = _BITBUCKET_REFS.get(kind) if isinstance(kind, str) else None
+        ref = _ref(namespace + name) if namespace and isinstance(name, str) else ""
+        before, after = _commit(member(old, "target.hash")), _commit(member(new, "target.hash"))
+        changes.append(RefChange(ref, before, after, deleted=new is None))
+    return changes
 
 
-def _bitbucket_change(old: Any, new: Any) -> RefChange:
-    state = old if new is None else new
-    kind, name = member(state, "type"), member(state, "name")
-    known = isinstance(kind, str) and isinstance(name, str)
-    return RefChange(
-        ref=_text(_BITBUCKET_REFS.get(kind, "") + name if known else None, "name", _REF),
-        before=_text(member(old, "target.hash"), "hash", _COMMIT, ""),
-        after=_text(member(new, "target.hash"), "hash", _COMMIT, ""),
-        deleted=new is None,
-    )
+def data_center_changes(payload: dict[str, Any]) -> list[RefChange]:
+    """Return the changes of a push as Bitbucket Data Center sends them. A deletion is a ``toHash`` of zeros."""
+    changes = []
+    for change in _list(payload.get("changes")):
+        after = _commit(member(change, "toHash"))
+        deleted = member(change, "type") == "DELETE" or _is_zero(after)
+        changes.append(RefChange(_ref(member(change, "ref.id")), _commit(member(change, "fromHash")), after, deleted))
+    return changes
 
 
-def _text(value: Any, name: str, form: re.Pattern[str], default: str | None = None) -> str:
-    """Return `value` if it has the right form, or `default` if it is absent. Raise `HTTPError` (400) otherwise."""
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str) or not form.fullmatch(value):
-        raise HTTPError(400, f"the push has no well-formed `{name}`")
-    return value
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _ref(value: Any) -> str:
+    return value if isinstance(value, str) and _REF.fullmatch(value) else ""
+
+
+def _commit(value: Any) -> str:
+    return value if isinstance(value, str) and _COMMIT.fullmatch(value) else ""
+
+
+def _is_zero(commit: str) -> bool:
+    return bool(commit) and not commit.strip("0")

@@ -1,4 +1,4 @@
-"""Parsers of the fleet's options. They are here, not in `fleet`, because every daemon checks every option."""
+"""Parsers of options that hold URLs, and of those of a fleet. Every daemon checks every option."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ from urllib.parse import urlsplit
 
 #: Names in a fleet. They become parts of keys in etcd.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def api_url(text: str) -> str:
+    """Return the URL of an API that receives a token. Raises ValueError."""
+    url = urlsplit(text)
+    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
+        raise ValueError("it must start with https://, because the token is sent there")
+    return base_url(text)
+
+
+def base_url(text: str) -> str:
+    """Return a plain URL without a slash at its end. Raises ValueError."""
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        raise ValueError("it is not a plain http or https URL")
+    return text.rstrip("/")
+
+
+def optional_base_url(text: str) -> str:
+    """Return a plain URL, or "". Raises ValueError."""
+    return base_url(text) if text else ""
 
 
 def fleet_or_none(text: str) -> str:
