@@ -408,6 +408,7 @@ def test_paused(synced: Site) -> None:
         ("branch", "a b"),
         ("branch", "a..b"),
         ("branch", "x/"),
+        ("approved", "main"),
     ],
 )
 def test_a_bad_setting_is_named(synced: Site, key: str, value: str) -> None:
