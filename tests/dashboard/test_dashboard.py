@@ -76,7 +76,7 @@ def test_the_overview_tells_the_health_of_the_daemon_and_counts(page, journal):
     shown = page.get("/").text
     assert "Running" in shown
     assert "0 runs" in shown
-    assert "1 run in hand" in (journal.start("acme/other", "push"), page.get("/").text)[1]
+    assert "1 run<" in (journal.start("acme/other", "push"), page.get("/").text)[1]
     assert re.search(r"<b>1</b> syncing", page.get("/").text)
     journal.fault = "no space <left>"
     assert "The journal cannot be written: no space &lt;left&gt;" in page.get("/").text
@@ -255,7 +255,7 @@ def test_what_became_of_a_delivery(page, journal):
     assert "ada pushed aaaaaaaaaa to refs/heads/main." in told("g")
     assert "queued" in told("g")
     claim = journal.start("acme/site", "push")
-    assert f"in hand run {claim.run.id} is at work on it, since 0 s." in told("g")
+    assert f"running run {claim.run.id}, since 0 s." in told("g")
     ended = claim.run._replace(ended=claim.run.started + 2, outcome="unreachable", message="acme/site: no answer")
     journal.finish(ended, settled=False)
     assert re.search(r"unreachable run 1 ended 3\.\d s after it was received, and is tried again\.no answer", told("g"))
