@@ -77,7 +77,7 @@ def test_the_overview_tells_the_health_of_the_daemon_and_counts(page, journal):
     assert "Running" in shown
     assert "0 runs" in shown
     assert "1 run<" in (journal.start("acme/other", "push"), page.get("/").text)[1]
-    assert re.search(r"<b>1</b> syncing", page.get("/").text)
+    assert re.search(r"<b>1</b> running", page.get("/").text)
     journal.fault = "no space <left>"
     assert "The journal cannot be written: no space &lt;left&gt;" in page.get("/").text
 
@@ -258,11 +258,11 @@ def test_what_became_of_a_delivery(page, journal):
     assert f"running run {claim.run.id}, since 0 s." in told("g")
     ended = claim.run._replace(ended=claim.run.started + 2, outcome="unreachable", message="acme/site: no answer")
     journal.finish(ended, settled=False)
-    assert re.search(r"unreachable run 1 ended 3\.\d s after it was received, and is tried again\.no answer", told("g"))
+    assert re.search(r"unreachable run 1 ended 3\.\d s after the push\. It will be retried\.no answer", told("g"))
     again = journal.start("acme/site", "retry")
     journal.finish(again.run._replace(ended=time.time(), outcome="updated", after="a" * 40), settled=True)
     journal.save_commits(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
-    assert re.search(r"updated run 2 ended 1\.\d s after it was received\.aaaaaaaaaa Say hello", told("g"))
+    assert re.search(r"updated run 2 ended 1\.\d s after the push\.aaaaaaaaaa Say hello", told("g"))
     journal._call(lambda connection: connection.execute("DELETE FROM runs"))
     assert "Its run is not remembered any more." in told("g")
 
