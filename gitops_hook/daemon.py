@@ -32,6 +32,7 @@ from gitops_hook.errors import JournalError, StartError
 from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
 from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
+from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
 from gitops_hook.httpd.server import Server
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
@@ -294,12 +295,12 @@ def _serve_both(
     """A server for each socket, of those that systemd hands over by name or else of one bound to the address set."""
     inherited = inherited_sockets(environ)
     servers = []
-    for name, option, address, app in (
-        ("webhook", "GITOPS_LISTEN", settings.listen, webhook),
-        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard),
+    for name, option, address, app, limits in (
+        ("webhook", "GITOPS_LISTEN", settings.listen, webhook, Limits()),
+        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard, PAGE_LIMITS),
     ):
         sockets = inherited.pop(name, []) or ([_bind(option, address)] if address else [])
-        servers += [Server(listening, app, name=name) for listening in sockets]
+        servers += [Server(listening, app, limits, name) for listening in sockets]
     for name, strays in inherited.items():
         log.warning("inherited sockets are not used; their names are not ours", name=name, sockets=len(strays))
     return servers
