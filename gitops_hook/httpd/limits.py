@@ -39,7 +39,7 @@ class Limits(NamedTuple):
     discarded: int = 32 << 20
 
 
-#: The limits of a server for people and monitoring. It has its own connections and memory, and few calls at one time, so
+#: The limits of a server for people and monitoring. It has its own connections and memory, and few calls at a time, so
 #: that it cannot delay the webhooks.
 PAGE_LIMITS = Limits(connections=64, reserve=2, calls=2, memory=32 << 20)
 
