@@ -1,8 +1,8 @@
-"""gitops-hook: a signed push arrives, and the checkout on this host follows.
+"""Update a checkout on this host within about a second after a signed push.
 
-The package is a house of floors, and imports point down only (docs/design.md tells why):
-``cli`` over ``daemon`` over ``app`` over ``dispatcher`` over ``journal`` over the ground floor
-(``config``, ``logs``, ``repository``, ``runner``, ``server``, ``systemd``, ``webhook``).
+The path of a push: ``receiver`` verifies the webhook, ``journal`` stores the delivery, ``sync`` runs the script, and
+``observers`` and ``github`` report the outcome. ``daemon`` connects these parts; ``cli`` has the commands.
+docs/design.md explains the layers, and tests/test_layers.py checks them.
 """
 
 __version__ = "0.1.0"

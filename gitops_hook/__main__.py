@@ -1,4 +1,4 @@
-"""``python3 -m gitops_hook``."""
+"""Run the command line: ``python3 -m gitops_hook``."""
 
 import sys
 

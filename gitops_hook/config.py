@@ -1,12 +1,12 @@
-"""The daemon's settings: one table of options, and what is made of it.
+"""Read and check the daemon's settings.
 
 Rules:
 
-1. An option is declared once, as a row of `OPTIONS`. Flags, environment, defaults, ``--help`` and the table in the
-   README all come from there.
-2. A flag wins over the environment, the environment over the default.
-3. A bad value ends the start with one line that names option, value, reason and source (`ConfigError`).
-4. The secret itself is no flag, for arguments are open to every user of the host; and no error shows it.
+1. An option is one row of `OPTIONS`. Flags, environment variables, defaults and ``--help`` derive from it.
+   Tests compare the tables in the README and the man page with it.
+2. A flag has precedence over the environment, and the environment over the default.
+3. An invalid value ends the start with one line that names option, value, reason and source (`ConfigError`).
+4. The secret has no flag, because every user of the host can read the arguments of a process. No error shows it.
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import urlsplit
-from zipimport import zipimporter
 
-from gitops_hook.errors import ConfigError
+from gitops_hook.errors import ConfigError, reason_of
+from gitops_hook.shipped import sync_script
 
-#: Where forges deliver to.
+#: The path that forges deliver to.
 WEBHOOK = "/api/webhook/gitops"
+#: The longest path of a Unix socket (unix(7)).
+SOCKET_PATH_BYTES = 107
 Network = Union[IPv4Network, IPv6Network]
-_PACKAGE = Path(__file__).resolve().parent
-#: What the unit's daemon is set by, and so whoever asks about it; where there is such a file.
+#: The unit's EnvironmentFile=. Commands read it too, so that they use the daemon's settings.
 ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
-#: The unit's StateDirectory=, which a package or `make install` makes with the unit's user.
+#: The unit's StateDirectory=. The package creates it with the unit's user.
 UNIT_STATE = Path("/var/lib/gitops-hook")
 
 
 def unit_environment() -> dict[str, str]:
-    """What the installed unit gives its daemon, for whoever asks about it: its folders, and its environment file.
+    """Return the environment of the installed unit's daemon, for a command that asks about it.
 
-    The credential is read where systemd takes it from, for the daemon's copy is nobody else's to read.
+    The credential is in the place where systemd reads it: only the daemon can read its own copy.
     """
-    folders = {"CREDENTIALS_DIRECTORY": str(ENVIRONMENT_FILE.parent)}
+    directories = {"CREDENTIALS_DIRECTORY": str(ENVIRONMENT_FILE.parent)}
     if UNIT_STATE.exists():
-        folders["STATE_DIRECTORY"] = str(UNIT_STATE)
-    return {**folders, **read_environment(ENVIRONMENT_FILE)}
+        directories["STATE_DIRECTORY"] = str(UNIT_STATE)
+    return {**directories, **read_environment(ENVIRONMENT_FILE)}
 
 
 def read_environment(path: Path) -> dict[str, str]:
-    """The variables that a file for systemd's ``EnvironmentFile=`` sets; none where there is no such file."""
+    """Return the variables that a file for systemd's ``EnvironmentFile=`` sets; none if it cannot be read."""
     try:
-        lines = os.fsdecode(path.read_bytes()).split("\n")  # as systemd: bytes, and no other end of a line
+        lines = os.fsdecode(path.read_bytes()).split("\n")  # like systemd, which splits at LF only
     except OSError:
         return {}
     pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))
@@ -60,7 +61,7 @@ def _unquoted(value: str) -> str:
 
 
 class Address(NamedTuple):
-    """Where to listen: an IP address, never a name, so that no start waits for DNS."""
+    """An IP address and a port. It is never a host name, so that no start waits for DNS."""
 
     host: str
     port: int
@@ -70,19 +71,20 @@ class Address(NamedTuple):
 
     @property
     def connectable(self) -> Address:
-        """Where to call who listens here: one can listen everywhere, but not call there."""
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - see above
-        return self._replace(host=everywhere.get(self.host, self.host))
+        """Return a connectable address for a wildcard bind."""
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - keys, not a bind
+        return self._replace(host=loopback.get(self.host, self.host))
 
 
 class Settings(NamedTuple):
-    """The settings of one daemon, checked. A field is called as its option's flag; times are in seconds."""
+    """The checked settings of one daemon. A field has the name of its option's flag. Times are in seconds."""
 
     webhook_secret: str
     webhook_secret_file: Path | None
     root: Path
     state: Path
     sync_script: Path
+    control: Path
     listen: Address
     dashboard_listen: Address | None
     trusted_proxies: tuple[Network, ...]
@@ -125,6 +127,13 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def _socket_path(text: str) -> Path:
+    path = _path(text)
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise ValueError(f"it is longer than {SOCKET_PATH_BYTES} bytes, the limit of the kernel")
+    return path
+
+
 def _optional_path(text: str) -> Path | None:
     return _path(text) if text else None
 
@@ -132,16 +141,16 @@ def _optional_path(text: str) -> Path | None:
 def _program(text: str) -> Path:
     path = _path(text)
     if not path.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("the file does not exist")
     if not os.access(path, os.X_OK):
         raise ValueError("it is not executable")
     return path
 
 
-def _folder(text: str) -> Path:
+def _directory(text: str) -> Path:
     path = _path(text)
     if not path.is_dir():
-        raise ValueError("there is no such folder")
+        raise ValueError("the directory does not exist")
     return path
 
 
@@ -149,7 +158,7 @@ def _patterns(text: str) -> tuple[str, ...]:
     patterns = tuple(text.replace(",", " ").split())
     for pattern in patterns:
         if pattern.count("/") != 1:
-            raise ValueError(f"`{pattern}` is not OWNER/NAME, where both may hold `*`")
+            raise ValueError(f"`{pattern}` is not OWNER/NAME (`*` is allowed in both)")
     return patterns
 
 
@@ -160,14 +169,14 @@ def _networks(text: str) -> tuple[Network, ...]:
 def _clone_url(text: str) -> str:
     rest = text.replace("{repository}", "")
     if rest == text or "{" in rest or "}" in rest:
-        raise ValueError("it must hold {repository}, and no other braces")
+        raise ValueError("it must contain {repository} and no other braces")
     return text
 
 
 def _command(text: str) -> tuple[str, ...]:
     words = tuple(shlex.split(text))
     if words and not shutil.which(words[0]):
-        raise ValueError(f"there is no program `{words[0]}`")
+        raise ValueError(f"the program `{words[0]}` does not exist")
     return words
 
 
@@ -180,7 +189,7 @@ def _log_format(text: str) -> str:
 def _api_url(text: str) -> str:
     url = urlsplit(text)
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
-        raise ValueError("it must begin with https://, for the token goes there")
+        raise ValueError("it must start with https://, because the token is sent there")
     return _base_url(text)
 
 
@@ -204,71 +213,50 @@ def _report(text: str) -> str:
 def _credential(name: str) -> Callable[[Mapping[str, str]], str]:
     def path_in(environ: Mapping[str, str]) -> str:
         path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), name)  # noqa: PTH118
-        return path if os.path.isfile(path) else ""  # noqa: PTH113 - that of a Path raises where a folder is closed
+        return path if os.path.isfile(path) else ""  # noqa: PTH113 - Path.is_file raises without permission
 
     return path_in
 
 
 def _state(environ: Mapping[str, str]) -> str:
-    # systemd gives a list where a unit has several state folders; the first is ours.
+    # With several state directories, systemd sets a list. The first is ours.
     return environ.get("STATE_DIRECTORY", "").partition(":")[0] or "~/.local/state/gitops-hook"
 
 
-def shipped(environ: Mapping[str, str]) -> str:
-    """The path of the sync script that came with the package: beside it in a source tree and where it is installed.
-
-    A program in a single file unpacks it into the state folder, for out of an archive the kernel executes nothing.
-    Raises ValueError where that cannot be done.
-    """
-    name = "gitops_sync.sh"
-    loader = __spec__.loader
-    if isinstance(loader, zipimporter):
-        folder = _path(environ.get("GITOPS_STATE") or _state(environ))
-        return str(_unpacked(loader.get_data(f"scripts/{name}"), folder / name))
-    beside = _PACKAGE.parent / "scripts" / name
-    return str(beside) if beside.is_file() else shutil.which(name) or str(beside)
+def _sync_script(environ: Mapping[str, str]) -> str:
+    return str(sync_script(_path(environ.get("GITOPS_STATE") or _state(environ))))
 
 
-def _unpacked(content: bytes, path: Path) -> Path:
-    """`path`, once it is an executable file of `content`."""
-    try:
-        if not path.is_file() or path.read_bytes() != content:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Another process may be executing the old one, or be about to write the same.
-            new = path.with_name(f"{path.name}.{os.getpid()}")
-            new.write_bytes(content)
-            new.chmod(0o755)
-            new.replace(path)
-    except OSError as error:
-        raise ValueError(f"it cannot be unpacked to {path}: {error.strerror}") from error
-    return path
+def _control(environ: Mapping[str, str]) -> str:
+    directory = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return str(_path(directory or environ.get("GITOPS_STATE") or _state(environ)) / "control.sock")
 
 
 class Option(NamedTuple):
-    """One setting: where it comes from, how it is read, what the operator is told of it."""
+    """One setting: its name, its format, its default and its description."""
 
     env: str
-    #: From text to value; a ValueError says what is wrong with the text, and "it" in it is the value.
+    #: Convert the text to the value. A ValueError has the reason, in which "it" is the text.
     parse: Callable[[str], Any]
-    #: The text that stands where nothing is set, from the environment.
+    #: Return the default text, given the environment.
     default: Callable[[Mapping[str, str]], str]
-    #: The default as documents show it.
+    #: The default as the documentation shows it.
     shown: str
     help: str
 
     @property
     def field(self) -> str:
-        """The name in `Settings`; with dashes, the flag."""
+        """Return the name of the field in `Settings`."""
         return self.env.partition("_")[2].lower()
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in ``--help``: the last word of the name."""
+        """Return the placeholder for the value in ``--help``."""
         return self.env.rpartition("_")[2]
 
     @property
     def flag(self) -> str | None:
-        """The flag of ``serve``; none for the secret, which must not show in a list of processes."""
+        """Return the flag of ``serve``, or None for the secret."""
         return None if self.field == "webhook_secret" else "--" + self.field.replace("_", "-")
 
 
@@ -277,96 +265,117 @@ def _fixed(env: str, parse: Callable[[str], Any], text: str, help: str) -> Optio
 
 
 OPTIONS = (
-    _fixed("GITHUB_WEBHOOK_SECRET", str, "", "the shared secret; the daemon does not start without any"),
+    _fixed("GITHUB_WEBHOOK_SECRET", str, "", "the shared secret; the daemon does not start without a secret"),
     Option(
         "GITHUB_WEBHOOK_SECRET_FILE",
         _optional_path,
         _credential("webhook-secret"),
         "`$CREDENTIALS_DIRECTORY/webhook-secret` if there",
-        "file of secrets, one a line, newest first, all valid; read again when it changes",
+        "file of secrets, one per line, newest first, all valid; read again after a change",
     ),
     _fixed(
-        "GITOPS_ROOT", _folder, "/srv/gitops", "folder of the checkouts, `<root>/<owner>/<name>` or `<root>/<name>`"
+        "GITOPS_ROOT",
+        _directory,
+        "/srv/gitops",
+        "directory of the checkouts, `<root>/<owner>/<name>` or `<root>/<name>`",
     ),
     Option(
         "GITOPS_STATE",
         _path,
         _state,
         "`$STATE_DIRECTORY`, else `~/.local/state/gitops-hook`",
-        "folder of the journal and the logs of runs",
+        "directory of the journal and the logs of runs",
     ),
     Option(
         "GITOPS_SYNC_SCRIPT",
         _program,
-        shipped,
+        _sync_script,
         "the shipped `gitops_sync.sh`",
-        "what a run executes, with the repository's name as its argument",
+        "script that a run executes, with the repository's name as its argument",
     ),
-    _fixed("GITOPS_LISTEN", _address, "127.0.0.1:8787", "address and port of the webhook; inherited sockets win"),
+    Option(
+        "GITOPS_CONTROL",
+        _socket_path,
+        _control,
+        "`$RUNTIME_DIRECTORY/control.sock`, else `control.sock` in the state directory",
+        "path of the socket on which the daemon receives the requests of commands",
+    ),
+    _fixed(
+        "GITOPS_LISTEN",
+        _address,
+        "127.0.0.1:8787",
+        "address and port of the webhook; inherited sockets have precedence",
+    ),
     _fixed(
         "GITOPS_DASHBOARD_LISTEN",
         _optional_address,
         "127.0.0.1:8788",
-        "address and port of the page and its JSON, for reading alone; empty turns them off",
+        "address and port of the read-only status page and its JSON API; empty disables them",
     ),
     _fixed(
         "GITOPS_TRUSTED_PROXIES",
         _networks,
         "",
-        "addresses and networks, separated by commas, whose `X-Forwarded-For` is believed; loopback's always is",
+        "addresses and networks, separated by commas, whose `X-Forwarded-For` is trusted; loopback always is",
     ),
-    _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "runs at one time, over all repositories"),
+    _fixed("GITOPS_MAX_SYNCS", _number(1, 1000), "4", "maximum number of runs at the same time"),
     _fixed(
         "GITOPS_SYNC_TIMEOUT",
         _number(1, 86400),
         "600",
-        "seconds that one run may take; `gitops.timeout` in a checkout wins",
+        "time limit of a run in seconds; `gitops.timeout` in a checkout has precedence",
     ),
     _fixed(
-        "GITOPS_CLONE", _patterns, "", "patterns such as `acme/*`: a push from a match that has no checkout clones it"
+        "GITOPS_CLONE",
+        _patterns,
+        "",
+        "patterns such as `acme/*`: a push to a matching repository without a checkout clones it",
     ),
-    _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "where clones come from"),
+    _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "URL of a clone"),
     Option(
         "GITHUB_TOKEN_FILE",
         _optional_path,
         _credential("github-token"),
         "`$CREDENTIALS_DIRECTORY/github-token` if there",
-        "file of the token for GitHub's API; read again for each use",
+        "file with the token for GitHub's API; read again for each use",
     ),
     _fixed(
         "GITHUB_API_URL",
         _api_url,
         "https://api.github.com",
-        "GitHub's API; at an Enterprise server `https://HOST/api/v3`",
+        "URL of GitHub's API; on an Enterprise server `https://HOST/api/v3`",
     ),
     _fixed(
         "GITOPS_REPORT",
         _report,
         "",
-        "`status` or `deployment`: how GitHub is told, on the commit, what came of each run",
+        "`status` or `deployment`: how to report the outcome of each run to GitHub, on the commit",
     ),
-    _fixed("GITOPS_PUBLIC_URL", _optional_base_url, "", "where the page is reached, for links to its runs from GitHub"),
+    _fixed("GITOPS_PUBLIC_URL", _optional_base_url, "", "URL of the status page, for links from GitHub to its runs"),
     _fixed(
         "GITOPS_NOTIFY",
         _command,
         "",
-        "command that is told when a repository starts to fail, daily while it does, and when it is well again",
+        "command to run when a repository starts to fail, daily while it fails, and when it works again",
     ),
-    _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "`text` or `json`, on standard error"),
+    _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "format of the log on standard error: `text` or `json`"),
 )
-#: What the daemon itself puts into a script's environment, so it may stand in that of a daemon begun by a deploy.
+#: Variables that the daemon sets for the script. A daemon that a deploy starts inherits them, so they are no error.
 CONTRACT = {
     "GITOPS_REPOSITORY", "GITOPS_REF", "GITOPS_BEFORE", "GITOPS_AFTER", "GITOPS_EVENT", "GITOPS_DELIVERY",
-    "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT",
-    # And into that of the command that is told.
+    "GITOPS_DELIVERIES", "GITOPS_RUN", "GITOPS_RESULT", "GITOPS_RUN_TOKEN", "GITOPS_TIMEOUT",
+    # Variables for the command of GITOPS_NOTIFY.
     "GITOPS_NOTICE", "GITOPS_SUMMARY", "GITOPS_HOST", "GITOPS_OUTCOME", "GITOPS_PREVIOUS", "GITOPS_SINCE",
     "GITOPS_COMMIT", "GITOPS_MESSAGE", "GITOPS_OUTPUT",
 }  # fmt: skip
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
-    """The settings from `environ` and from `flags` (by field); raises `ConfigError` for the first bad one."""
-    _refuse_unknown(environ)
+    """Return the settings from the environment and from `flags`, by field name.
+
+    Raises `ConfigError` for the first unknown or invalid one.
+    """
+    _reject_unknown(environ)
     given = {**environ, **{option.env: flags[option.field] for option in OPTIONS if option.field in flags}}
     values = {}
     for option in OPTIONS:
@@ -376,21 +385,17 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
         try:
             text = text if by_flag or by_environ else option.default(given)
             values[option.field] = option.parse(text)
-        except (ValueError, OSError, RuntimeError) as error:  # the last from Path.expanduser()
-            message = f"{option.env}={text!r} from {source} will not do: {reason_of(error)}"
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: Path.expanduser()
+            message = f"{option.env}={text!r} from {source} is invalid: {reason_of(error)}"
             raise ConfigError(message, option.env, text) from None
     return Settings(**values)
 
 
-def _refuse_unknown(environ: Mapping[str, str]) -> None:
+def _reject_unknown(environ: Mapping[str, str]) -> None:
     known = {option.env for option in OPTIONS}
     for name in sorted(environ):
         if name.startswith("GITOPS_") and name not in known | CONTRACT:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            # Not its value: what is mistyped may well be the secret.
-            raise ConfigError(f"{name} from the environment will not do: there is no such option{hint}", name)
-
-
-def reason_of(error: Exception) -> str:
-    return error.strerror or "" if isinstance(error, OSError) else str(error)
+            # The message omits the value: the name of the secret may be misspelled.
+            raise ConfigError(f"{name} from the environment is invalid: there is no such option{hint}", name)

@@ -1,18 +1,19 @@
-"""The daemon: everything wired together, started, and stopped in order.
+"""Connect all parts of the daemon, start them, and stop them in order.
 
 Rules:
 
-1. A signal is a word to the main thread, which acts on it, and otherwise does its chores by the clock.
-2. At the start, sockets come last: who can connect is served. At the end they go first, and the journal last.
-3. One daemon to a state folder, by a lock on that folder which dies with its process.
-4. The watchdog is fed only while everything moves: what would leave a push unserved for ever ends the feed. Where it
-   hung, the traceback of every thread tells, for that is what becomes of the supervisor's SIGABRT.
+1. Signals and threads send codes to the main thread. Between them, the main thread does periodic tasks.
+2. At the start, the sockets come last: a client that can connect gets an answer. At the end, they are closed first, and
+   the journal last.
+3. One daemon per state directory: it holds the lock of the directory (`lock`). A temporary process of a command ends
+   at its request.
+4. The watchdog gets a signal only while every part makes progress. Otherwise systemd sends SIGABRT, and the traceback
+   of every thread appears in the log.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import fcntl
 import os
 import sched
 import select
@@ -27,6 +28,7 @@ from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
+from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.errors import JournalError, StartError
 from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
@@ -34,7 +36,9 @@ from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
 from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
 from gitops_hook.httpd.server import Server
+from gitops_hook.httpd.sockets import listen_on_address, listen_on_path
 from gitops_hook.journal.writer import Journal
+from gitops_hook.lock import DAEMON, Holder, StateLock, ask_to_stop
 from gitops_hook.log import log
 from gitops_hook.observers.commits import Commits
 from gitops_hook.observers.metrics import Metrics
@@ -47,28 +51,29 @@ from gitops_hook.sync.runner import GRACE, inherited
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 from gitops_hook.text import escape, local
 
-#: Seconds that requests in hand have at the end, and runs. The unit's TimeoutStopSec is their sum and some more.
+#: Seconds until requests and runs must end after a SIGTERM. The unit's TimeoutStopSec is longer than their sum.
 REQUESTS_DEADLINE = 5.0
 RUNS_DEADLINE = 60.0
-#: Seconds that a notice in hand has after all that: most take less, and one that does not is told by the next daemon.
+#: Seconds until a notice must end after that. An unfinished notice is sent again at the next start.
 NOTICE_DEADLINE = 5.0
-#: Seconds between looks at what is owed, and between prunings of the journal.
-_REMIND = 60.0
-_PRUNE = 3600.0
-#: Seconds between looks at whether there is a new status to tell: it is read by people.
-_STATUS = 1.0
-#: Seconds without a turn after which a loop that accepts hangs. A turn takes 0.25 s, and little over 1 s at the worst.
-_TURN = 10.0
-#: What threads have to say to the main thread: words of one byte, beside the numbers of signals.
+#: Seconds until the temporary process of a command must release the lock, after it was asked to stop.
+HANDOVER_DEADLINE = REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 5.0
+#: Seconds between two runs of each periodic task.
+_RECONCILE_INTERVAL = 60.0
+_PRUNE_INTERVAL = 3600.0
+_STATUS_INTERVAL = 1.0
+#: Seconds after which a server's accept loop counts as stuck. An iteration takes 0.25 s, and little over 1 s at most.
+_ACCEPT_LIMIT = 10.0
+#: Codes that threads send to the main thread, next to the numbers of signals.
 _RUNS_ENDED = 254
-_NOT_ACCEPTING = 255
+_ACCEPT_FAILED = 255
 
 
 class SignalPipe:
-    """What the main thread is told, in a pipe: signals, and what other threads have to say.
+    """A queue of one-byte codes for the main thread: numbers of signals, and the codes of other threads.
 
-    The handler in C writes a signal's number as it comes. One in Python would have to wait until the main thread runs,
-    which may be in a minute, if the signal comes between its last look and its sleep.
+    Python's C signal handler writes the number to the pipe (`signal.set_wakeup_fd`). A handler in Python would only run
+    when the main thread executes bytecode, which may be a minute later if the signal arrives just before `select`.
     """
 
     def __init__(self) -> None:
@@ -78,74 +83,78 @@ class SignalPipe:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, frame: None)
 
-    def put(self, word: int) -> None:
-        """Say a word; from any thread."""
-        os.write(self._writing, bytes([word]))
+    def put(self, code: int) -> None:
+        """Send a code, from any thread."""
+        os.write(self._writing, bytes([code]))
 
     def get(self, timeout: float | None) -> int | None:
-        """The next word, or None if there is none for `timeout` seconds."""
+        """Return the next code, or None if there is none within `timeout` seconds."""
         ready, _, _ = select.select([self._reading], [], [], timeout)
         return os.read(self._reading, 1)[0] if ready else None
 
 
 def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
-    """Run the daemon until a signal ends it; returns its exit status.
+    """Run the daemon until a signal ends it, and return the exit status.
 
-    Raises `ConfigError` or `StartError` where it cannot start.
+    Raises `ConfigError` or `StartError` if it cannot start.
     """
-    words = SignalPipe()
+    signals = SignalPipe()
     secrets = SecretSource(settings.webhook_secret, settings.webhook_secret_file)
     faulthandler.enable(2)
     interval = watchdog_interval(environ)
     with ExitStack() as stack:
-        _lock(settings.state, stack)
+        lock = _lock(settings.state, environ)
+        stack.callback(lock.release)
         try:
             journal = Journal(settings.state)
         except JournalError as error:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        instruments = Metrics(journal, checkouts, RESULTS)
-        observers: list[RunObserver] = [instruments, Commits(journal, checkouts)]
-        notices = None
+        metrics = Metrics(journal, checkouts, RESULTS)
+        observers: list[RunObserver] = [metrics, Commits(journal, checkouts)]
+        notifier = None
         if settings.notify:
-            notices = Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
-            observers.append(notices)
+            notifier = Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
+            observers.append(notifier)
         sender = CommitStatusSender(settings, journal, checkouts) if settings.report else None
         if sender:
-            answers = CommitStatusReporter(journal, sender.notify)
-            answers.catch_up()
-            observers.append(answers)
+            reporter = CommitStatusReporter(journal, sender.notify)
+            reporter.catch_up()
+            observers.append(reporter)
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
-            secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=instruments.answered
+            secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=metrics.answered
         )
         app = forwarded_middleware(webhook, settings.trusted_proxies)
-        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, instruments.exposition)
+        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, metrics.exposition)
         servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
+        control = start_control(settings, journal, checkouts, dispatcher, signals)
+        lock.describe(str(settings.control))
         if sender:
             sender.start()
             stack.callback(sender.stop, REQUESTS_DEADLINE)
         for server in servers:
-            threading.Thread(target=_accept, args=(server, words), name="accept", daemon=True).start()
+            _start_accepting(server, signals)
             address = _describe(server.server_address)
             log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
         notify(environ, "READY=1")
-        if notices:
-            notices.start()
-        housekeeping = _Housekeeping(servers, dispatcher, journal, checkouts, environ, notices=notices)
-        status = housekeeping.stay(words, interval)
+        if notifier:
+            notifier.start()
+        servers.append(control)
+        main_loop = _MainLoop(servers, dispatcher, journal, checkouts, environ, notifier=notifier)
+        status = main_loop.run(signals, interval)
         notify(environ, "STOPPING=1")
-        _stop(words, servers, dispatcher)
-        if notices:
-            notices.stop(NOTICE_DEADLINE)
+        stop_runs(signals, servers, dispatcher)
+        if notifier:
+            notifier.stop(NOTICE_DEADLINE)
     log.info("stopped", exit=status)
     return status
 
 
-class _Housekeeping:
-    """What the main thread looks after while the daemon serves."""
+class _MainLoop:
+    """The periodic tasks of the main thread while the daemon serves."""
 
     def __init__(
         self,
@@ -155,53 +164,56 @@ class _Housekeeping:
         checkouts: Checkouts,
         environ: MutableMapping[str, str],
         *,
-        notices: Notifier | None,
+        notifier: Notifier | None,
     ) -> None:
-        self._notices = notices
+        self._notifier = notifier
         self._servers = servers
         self._dispatcher = dispatcher
         self._journal = journal
         self._checkouts = checkouts
         self._environ = environ
         self._repositories = 0
-        self._told = ""
+        self._last_status = ""
 
-    def stay(self, words: SignalPipe, watchdog: float | None) -> int:
-        """Do the chores until a signal or a fault ends the day; returns the exit status."""
-        chores = sched.scheduler()
+    def run(self, signals: SignalPipe, watchdog: float | None) -> int:
+        """Run the tasks until a signal or an error ends the daemon, and return the exit status.
 
-        def every(seconds: float, chore: Callable[[], None]) -> None:
-            def again() -> None:
-                chores.enter(seconds, 0, again)
-                chore()
+        `watchdog` is the interval of the watchdog in seconds, if there is one.
+        """
+        tasks = sched.scheduler()
 
-            chores.enter(0, 0, again)
+        def every(seconds: float, task: Callable[[], None]) -> None:
+            def repeat() -> None:
+                tasks.enter(seconds, 0, repeat)
+                task()
 
-        every(_REMIND, self._remind)
-        every(_PRUNE, self._prune)
-        every(_REMIND, self._count)
-        every(_STATUS, self._tell_status)
-        if self._notices:
-            every(_REMIND, self._notices.look)
+            tasks.enter(0, 0, repeat)
+
+        every(_RECONCILE_INTERVAL, self._reconcile)
+        every(_PRUNE_INTERVAL, self._prune)
+        every(_RECONCILE_INTERVAL, self._count)
+        every(_STATUS_INTERVAL, self._send_status)
+        if self._notifier:
+            every(_RECONCILE_INTERVAL, self._notifier.look)
         if watchdog:
             every(watchdog, self._feed_watchdog)
         while True:
-            word = words.get(chores.run(blocking=False))
-            if word is None:
+            code = signals.get(tasks.run(blocking=False))
+            if code is None:
                 continue
-            if word == signal.SIGHUP:
-                log.info("every checkout is synced once, as asked by SIGHUP")
+            if code == signal.SIGHUP:
+                log.info("SIGHUP: every checkout is synced")
                 notify(self._environ, *reloading())
                 self._dispatcher.sweep()
                 self._count()
                 notify(self._environ, "READY=1")
-            elif word == _NOT_ACCEPTING:
+            elif code == _ACCEPT_FAILED:
                 return 1
             else:
-                log.info("stopping", signal=signal.Signals(word).name)
+                log.info("stopping", signal=signal.Signals(code).name)
                 return 0
 
-    def _remind(self) -> None:
+    def _reconcile(self) -> None:
         try:
             self._dispatcher.reconcile()
         except JournalError as error:
@@ -214,37 +226,50 @@ class _Housekeeping:
             log.error("the journal cannot be pruned", reason=error)
 
     def _count(self) -> None:
-        self._repositories = self._checkouts.count()  # it reads many folders, so not at every look at the status
+        self._repositories = self._checkouts.count()  # reads many directories, so it is not part of `_send_status`
 
-    def _tell_status(self) -> None:
-        """Tell the line that ``systemctl status`` shows, if it has changed."""
-        status = f"repositories: {self._repositories}, runs in hand: {self._dispatcher.running}"
+    def _send_status(self) -> None:
+        """Send the line that ``systemctl status`` shows, if it has changed."""
+        status = f"checkouts: {self._repositories}, running: {self._dispatcher.running}"
         failure = self._dispatcher.failure
         if failure:
             when = f", {local(failure.ended)}" if failure.ended else ""
             status += f"; last failure: run {failure.id} of {failure.repository}, {failure.outcome}{when}"
         if self._journal.fault:
             status += f"; the journal cannot be written: {self._journal.fault}"
-        if status != self._told:
+        if status != self._last_status:
             notify(self._environ, f"STATUS={escape(status)}")
-            self._told = status
+            self._last_status = status
 
     def _feed_watchdog(self) -> None:
-        """Feed it if everything moves. While the journal's writing thread hangs, so does this: no feed either."""
+        """Notify the watchdog if every part makes progress. If the journal's thread hangs, `probe` hangs too."""
         self._journal.probe()
         now = time.monotonic()
-        stuck = [_describe(server.server_address) for server in self._servers if now - server.turned > _TURN]
+        stuck = [_describe(server.server_address) for server in self._servers if now - server.turned > _ACCEPT_LIMIT]
         overdue = self._dispatcher.overdue()
         for address in stuck:
-            log.error("no connection is accepted any more, so the watchdog is not fed", address=address)
+            log.error("a server accepts no connections; the watchdog is not notified", address=address)
         for run in overdue:
-            log.error("a run hangs past its limit, so the watchdog is not fed", run=run)
+            log.error("a run exceeded its time limit; the watchdog is not notified", run=run)
         if not stuck and not overdue:
             notify(self._environ, "WATCHDOG=1")
 
 
-def _stop(words: SignalPipe, servers: list[Server], dispatcher: Dispatcher) -> None:
-    """Accept no more, answer what was begun, let runs in hand end, or end them."""
+def start_control(
+    settings: Settings, journal: Journal, checkouts: Checkouts, dispatcher: Dispatcher, signals: SignalPipe
+) -> Server:
+    """Start to serve the control socket. Raises `StartError`."""
+    app = ControlApp(journal, checkouts, dispatcher, settings.clone)
+    try:
+        server = Server(listen_on_path(settings.control), app, Limits(connections=64, reserve=2), name="control")
+    except OSError as error:
+        raise StartError(f"GITOPS_CONTROL={str(settings.control)!r} cannot be used: {error.strerror}") from None
+    _start_accepting(server, signals)
+    return server
+
+
+def stop_runs(signals: SignalPipe, servers: list[Server], dispatcher: Dispatcher) -> None:
+    """Stop accepting, finish the current requests, and wait for the current runs, or end them at the deadline."""
     dispatcher.stop()
     for server in servers:
         server.shutdown()
@@ -254,45 +279,50 @@ def _stop(words: SignalPipe, servers: list[Server], dispatcher: Dispatcher) -> N
 
     def wait_for_runs() -> None:
         dispatcher.join(RUNS_DEADLINE + GRACE)
-        words.put(_RUNS_ENDED)
+        signals.put(_RUNS_ENDED)
 
     threading.Thread(target=wait_for_runs, name="wait for runs", daemon=True).start()
     deadline = time.monotonic() + RUNS_DEADLINE
-    word = words.get(RUNS_DEADLINE)
-    while word in (signal.SIGHUP, _NOT_ACCEPTING):  # no reason to hurry
-        log.info("stopping goes on", signal="SIGHUP" if word == signal.SIGHUP else None)
-        word = words.get(max(0.0, deadline - time.monotonic()))
-    if word != _RUNS_ENDED:
-        log.warning("runs are ended", reason="a second signal" if word else f"{RUNS_DEADLINE:.0f} s are over")
+    code = signals.get(RUNS_DEADLINE)
+    while code in (signal.SIGHUP, _ACCEPT_FAILED):  # neither shortens the wait
+        log.info("still stopping", signal="SIGHUP" if code == signal.SIGHUP else None)
+        code = signals.get(max(0.0, deadline - time.monotonic()))
+    if code != _RUNS_ENDED:
+        log.warning("ending the current runs", reason="a second signal" if code else f"{RUNS_DEADLINE:.0f} s are over")
         dispatcher.terminate()
         dispatcher.join(GRACE + 2)
 
 
-def _accept(server: Server, words: SignalPipe) -> None:
-    """Accept connections until `Server.shutdown`; a daemon that cannot is of no use, and ends."""
+def _accept(server: Server, signals: SignalPipe) -> None:
+    """Accept connections until `Server.shutdown`. If that fails, end the daemon, so that systemd restarts it."""
     try:
         server.serve_forever(poll_interval=0.25)
     except Exception:
-        log.exception("no more connections can be accepted")
-        words.put(_NOT_ACCEPTING)
+        log.exception("the server cannot accept connections")
+        signals.put(_ACCEPT_FAILED)
 
 
-def _lock(state: Path, stack: ExitStack) -> None:
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StartError(f"another gitops-hook runs on GITOPS_STATE={str(state)!r}") from None
-    except OSError as error:
-        raise StartError(f"GITOPS_STATE={str(state)!r} cannot be used: {error.strerror}") from None
+def _start_accepting(server: Server, signals: SignalPipe) -> None:
+    threading.Thread(target=_accept, args=(server, signals), name="accept", daemon=True).start()
+
+
+def _lock(state: Path, environ: MutableMapping[str, str]) -> StateLock:
+    """Lock the state directory, after the temporary process of a command has ended. Raises `StartError`."""
+
+    def wait_for(found: Holder) -> None:
+        log.info("waiting for a command to end", command=found.what, pid=found.pid)
+        ask_to_stop(found)
+        notify(environ, f"EXTEND_TIMEOUT_USEC={int(HANDOVER_DEADLINE * 1e6)}")
+
+    lock = StateLock(state, DAEMON)
+    lock.acquire(HANDOVER_DEADLINE, wait_for)
+    return lock
 
 
 def _serve_both(
     settings: Settings, environ: MutableMapping[str, str], webhook: Application, dashboard: Application
 ) -> list[Server]:
-    """A server for each socket, of those that systemd hands over by name or else of one bound to the address set."""
+    """Create a server for each socket: those that systemd passed by name, or else one for the configured address."""
     inherited = inherited_sockets(environ)
     servers = []
     for name, option, address, app, limits in (
@@ -301,24 +331,16 @@ def _serve_both(
     ):
         sockets = inherited.pop(name, []) or ([_bind(option, address)] if address else [])
         servers += [Server(listening, app, limits, name) for listening in sockets]
-    for name, strays in inherited.items():
-        log.warning("inherited sockets are not used; their names are not ours", name=name, sockets=len(strays))
+    for name, unknown in inherited.items():
+        log.warning("inherited sockets have an unknown name and are not used", name=name, sockets=len(unknown))
     return servers
 
 
 def _bind(option: str, address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
-        listening.bind(address)
-        listening.listen()  # a port that another has bound in the meantime shows here
+        return listen_on_address(address)
     except OSError as error:
-        listening.close()
         raise StartError(f"{option}={address} cannot be used: {error.strerror}") from None
-    return listening
 
 
 def _describe(address: Any) -> str:

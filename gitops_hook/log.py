@@ -1,103 +1,120 @@
-r"""Log lines: one line per fact, a sentence and its fields, on standard error.
+r"""Write log lines to standard error: one sentence and its fields per line, through `logging`.
 
 Rules:
 
-1. A line is a short sentence followed by ``key=value`` fields that are called the same everywhere: delivery,
-   repository, run, outcome, commit, ms, reason. docs/monitoring.md lists them all.
-2. No text from outside can break a line or paint a terminal: control characters leave as ``\n``, ``\x1b``, …
-3. No credential in a URL gets into a line (`redact`), wherever the text came from.
-4. Under systemd a line begins with its priority, ``<N>`` (sd-daemon(3)), and leaves the time to the journal.
+1. A line is a short sentence followed by ``key=value`` fields. The fields delivery, repository, run, outcome, commit,
+   ms and reason have the same names everywhere. docs/monitoring.md lists them all.
+2. Text from outside cannot break a line or control a terminal: control characters are escaped as ``\n``, ``\x1b``, …
+3. No line contains a credential of a URL (`redact`), wherever the text came from.
+4. Under systemd a line starts with its priority, ``<N>`` (sd-daemon(3)), and the journal adds the time.
+5. Each line is one write(2). A pipe takes 4 KiB at once, so another process cannot split a line that is shorter.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-import time
-import traceback
-from collections.abc import Mapping
 from contextlib import suppress
 
-from gitops_hook.text import escape, redact
+from gitops_hook.text import escape, redact, rfc3339
 
-#: Priorities of syslog(3).
+#: Priorities of syslog(3), by the names of the levels.
 _PRIORITIES = {"error": 3, "warning": 4, "info": 6}
-#: What needs no quotes: printable ASCII without spaces, quotes, backslashes.
+#: A value that needs no quotes: printable ASCII without spaces, quotes and backslashes.
 _BARE = re.compile(r"[!#-\[\]-~]+")
 
 
 class Log:
-    """A logger that takes its facts as keywords; one that is None is left out."""
+    """A logger that takes the fields of a line as keywords. It omits a field whose value is None."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("gitops_hook")
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
 
     def info(self, sentence: str, /, **fields: object) -> None:
-        """A fact that an operator may want to read later."""
-        _emit("info", sentence, fields)
+        """Log an event that an operator may look up later."""
+        self._logger.info(sentence, extra={"fields": fields})
 
     def warning(self, sentence: str, /, **fields: object) -> None:
-        """A fact that needs an eye, sooner or later."""
-        _emit("warning", sentence, fields)
+        """Log a problem that the daemon handles by itself."""
+        self._logger.warning(sentence, extra={"fields": fields})
 
     def error(self, sentence: str, /, **fields: object) -> None:
-        """A fact that needs a person."""
-        _emit("error", sentence, fields)
+        """Log a problem that needs a person."""
+        self._logger.error(sentence, extra={"fields": fields})
 
     def exception(self, sentence: str, /, **fields: object) -> None:
-        """A fault of our own: the sentence, and the traceback of the exception in hand as its last field."""
-        _emit("error", sentence, {**fields, "traceback": traceback.format_exc()})
+        """Log an internal error, with the traceback of the current exception as the last field."""
+        self._logger.error(sentence, extra={"fields": fields}, exc_info=True)
+
+    def use(self, formatter: logging.Formatter) -> None:
+        """Write all further lines with `formatter`."""
+        handler = _StandardError()
+        handler.setFormatter(formatter)
+        self._logger.handlers = [handler]
+        self._logger.disabled = False
+
+    def mute(self) -> None:
+        """Write no further lines."""
+        self._logger.disabled = True
 
 
-def _emit(level: str, sentence: str, fields: Mapping[str, object]) -> None:
-    known = {key: _plain(value) for key, value in fields.items() if value is not None}
-    line = _format(level, redact(sentence), known)
-    if not line:
-        return
-    with suppress(OSError):  # nobody reads; the work goes on
-        # One write for a line, which a pipe takes whole up to 4 KiB, so threads need no lock. The few that are longer,
-        # such as a failure's last words in Japanese, may meet another line there; journald's socket takes more.
-        os.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
+class _StandardError(logging.Handler):
+    """Write each line to descriptor 2 in one system call. If nobody reads it, continue without."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        with suppress(OSError):
+            os.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def _plain(value: object) -> object:
-    """A field's value as it may be shown: a number or a truth as it is, all else as text without credentials."""
-    return value if isinstance(value, (int, float)) else redact(str(value))
+class TextFormatter(logging.Formatter):
+    """``<time> <level> <sentence> <key>=<value> ...``, or with the priority of sd-daemon(3) in place of the time."""
+
+    def __init__(self, *, under_systemd: bool) -> None:
+        super().__init__()
+        self._under_systemd = under_systemd
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        level = record.levelname.lower()
+        prefix = f"<{_PRIORITIES[level]}>" if self._under_systemd else f"{rfc3339(record.created)} {level} "
+        fields = (f"{key}={_quote(str(value))}" for key, value in _fields(self, record).items())
+        return prefix + " ".join([escape(redact(record.msg)), *fields])
 
 
-def _as_text(level: str, sentence: str, fields: Mapping[str, object]) -> str:
-    words = [escape(sentence), *(f"{key}={_quote(str(value))}" for key, value in fields.items())]
-    return " ".join(words)
+class JSONFormatter(logging.Formatter):
+    """One JSON object per line. It is ASCII, so every control character is escaped."""
 
-
-def _as_timed_text(level: str, sentence: str, fields: Mapping[str, object]) -> str:
-    return f"{_now()} {level} {_as_text(level, sentence, fields)}"
-
-
-def _as_journal_text(level: str, sentence: str, fields: Mapping[str, object]) -> str:
-    return f"<{_PRIORITIES[level]}>{_as_text(level, sentence, fields)}"
-
-
-def _as_json(level: str, sentence: str, fields: Mapping[str, object]) -> str:
-    # ASCII, so every control character is escaped.
-    return json.dumps({"time": _now(), "level": level, "message": sentence, **fields})
-
-
-_format = _as_timed_text
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        head = {"time": rfc3339(record.created), "level": record.levelname.lower(), "message": redact(record.msg)}
+        return json.dumps({**head, **_fields(self, record)})
 
 
 def setup(log_format: str, *, under_systemd: bool) -> None:
-    """Have lines in `log_format`, ``text`` or ``json``; before this is called they are text."""
-    global _format  # noqa: PLW0603 - a process has one standard error
-    _format = _as_json if log_format == "json" else _as_journal_text if under_systemd else _as_timed_text
+    """Select the format of all further lines: ``text`` or ``json``."""
+    log.use(JSONFormatter() if log_format == "json" else TextFormatter(under_systemd=under_systemd))
 
 
 def mute() -> None:
-    """Write no lines: for a command that tells in its own words."""
-    global _format  # noqa: PLW0603 - as above
-    _format = _as_nothing
+    """Write no further lines, for a command that prints its own messages."""
+    log.mute()
 
 
-def _as_nothing(level: str, sentence: str, fields: Mapping[str, object]) -> str:
-    return ""
+def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, object]:
+    """Return the fields of a record that have a value: numbers as they are, all else as text without credentials."""
+    fields = dict(getattr(record, "fields", {}))
+    if record.exc_info:
+        fields["traceback"] = formatter.formatException(record.exc_info)
+    return {
+        key: value if isinstance(value, (int, float)) else redact(str(value))
+        for key, value in fields.items()
+        if value is not None
+    }
 
 
 def _quote(value: str) -> str:
@@ -106,9 +123,5 @@ def _quote(value: str) -> str:
     return '"' + escape(value.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
-def _now() -> str:
-    now = time.time()
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-
-
 log = Log()
+setup("text", under_systemd=False)

@@ -1,22 +1,23 @@
-"""What the journal holds, as facts to pass around: deliveries and runs, and what hangs on them. Nothing here acts."""
+"""The values that the parts of the daemon exchange: deliveries, runs, and the records that belong to them.
+
+Rules:
+
+1. A value has no behaviour. The journal stores it, and every other module reads it.
+2. Every time is in seconds since the epoch.
+3. A field with the name of a column has the content of that column.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: So many are counted: a history that was rewritten, or cloned, would have git walk all of it.
+#: The most commits that one run counts. After a clone or a rewritten history, git would walk the whole history.
 COUNTED = 1000
-#: What is said of a run that the daemon's shutdown ended.
-ENDED_BY_US = "The daemon's shutdown ended this run; it is done again at the next start."
-#: What is said of a run that was ended with the command that did it.
-ENDED_WITH_COMMAND = "A signal ended the command that did this run; the daemon tries it again in a minute or two."
-#: What is said of a run that was in hand when its process died, the daemon or a command.
-DIED = "The process that did this run died with it in hand; what it owed is done again."
 
 
 class Delivery(NamedTuple):
-    """An accepted webhook. `received` is in seconds since the epoch; `id` and `run` are 0 until they are known."""
+    """An accepted webhook, or the request of a command. `id` and `run` are 0 until the journal has assigned them."""
 
     guid: str
     event: str
@@ -27,46 +28,16 @@ class Delivery(NamedTuple):
     after: str = ""
     pusher: str = ""
     id: int = 0
+    #: The newest run that claimed it.
     run: int = 0
+    #: True until a run settles it.
     pending: bool = True
-
-
-class HookPing(NamedTuple):
-    """The newest ping of one webhook: the proof that it reaches us, and that its secret is ours.
-
-    `hook` is the forge's id, `target` the repository or organisation that it belongs to, `url` where the forge sends;
-    `signed` tells the secret by its `webhook.fingerprint`.
-    """
-
-    hook: int
-    target: str
-    url: str
-    guid: str
-    received: float
-    signed: str
-
-
-class CommitStatus(NamedTuple):
-    """What the forge is to be told of a commit: ``pending``, ``success`` or ``failure``, and a sentence.
-
-    A newer report on the same commit takes the place of this one and counts `version` up. `tries` have failed so far;
-    `deployment` is the forge's id of the deployment made for the commit, or 0.
-    """
-
-    repository: str
-    commit: str
-    run: int
-    state: str
-    description: str
-    changed: float = 0.0
-    version: int = 1
-    due: float | None = None
-    tries: int = 0
-    deployment: int = 0
+    #: Whether a person asked to deploy even a commit that is deployed already or was rolled back.
+    force: bool = False
 
 
 class Run(NamedTuple):
-    """One run of the script, in hand while `outcome` is None. Times are in seconds since the epoch."""
+    """One execution of the script. It is running while `outcome` is None."""
 
     id: int
     repository: str
@@ -78,47 +49,20 @@ class Run(NamedTuple):
     before: str | None = None
     after: str | None = None
     message: str | None = None
-    #: When steps were over, those that came to pass: upstream asked, the deploy made, its health check passed.
+    #: The times at which steps ended, None for a step that did not happen: fetch, deploy, health check.
     fetched: float | None = None
     deployed: float | None = None
     healthy: float | None = None
-    #: How many commits it brought; None while that is not known.
+    #: The number of commits that it deployed; None while that is unknown.
     brought: int | None = None
-
-
-class Commit(NamedTuple):
-    """A commit, as far as it is shown. `time` is its committer's, in seconds since the epoch."""
-
-    id: str
-    author: str
-    subject: str
-    time: float
-
-
-class Served(NamedTuple):
-    """The deliveries that a run serves: how many, when the first was received, and the oldest of them."""
-
-    number: int
-    received: float | None
-    deliveries: Sequence[Delivery]
-
-
-class History(NamedTuple):
-    """What is remembered of one repository."""
-
-    newest: Run
-    #: When a run last left the checkout where upstream was, in seconds since the epoch.
-    confirmed: float | None
-    #: Where a run last left the checkout; author and subject are empty where they are not known.
-    commit: Commit | None
-    #: Its last runs, newest first: outcome (None in hand), started, ended.
-    history: Sequence[tuple[str | None, float, float | None]]
+    #: Why the daemon ended it, a key of `outcomes.CAUSES`; None if it ended by itself.
+    cause: str | None = None
 
 
 class Claim(NamedTuple):
-    """A run that has begun, and the deliveries that it serves, oldest first, as they were before it claimed them.
+    """A run that has started, and the deliveries that it claimed, oldest first, as they were before the claim.
 
-    So the `run` of a delivery is 0 where this run is the first to serve it.
+    The `run` of a delivery is therefore 0 if no earlier run claimed it.
     """
 
     run: Run
@@ -126,17 +70,80 @@ class Claim(NamedTuple):
 
     @property
     def deliveries(self) -> int:
-        """How many it serves."""
+        """Return the number of deliveries."""
         return len(self.served)
 
     @property
     def newest(self) -> Delivery | None:
-        """The one that came last."""
+        """Return the newest delivery, or None."""
         return self.served[-1] if self.served else None
 
 
+class Served(NamedTuple):
+    """The deliveries of a run: their number, the time of the first, and the oldest of them as rows."""
+
+    number: int
+    received: float | None
+    deliveries: Sequence[Delivery]
+
+
+class Commit(NamedTuple):
+    """A commit as the page shows it. `time` is the committer's."""
+
+    id: str
+    author: str
+    subject: str
+    time: float
+
+
+class History(NamedTuple):
+    """The records of one repository that its status derives from."""
+
+    newest: Run
+    #: When a run last confirmed that the checkout is where upstream is.
+    confirmed: float | None
+    #: The commit at which a run last left the checkout. Author and subject are empty if they are unknown.
+    commit: Commit | None
+    #: The newest runs, newest first: outcome (None while running), started, ended.
+    history: Sequence[tuple[str | None, float, float | None]]
+
+
+class HookPing(NamedTuple):
+    """The newest ping of one webhook. It proves that the webhook reaches this daemon and has the right secret."""
+
+    #: The forge's id of the webhook.
+    hook: int
+    #: The repository or organization that has the webhook.
+    target: str
+    #: The URL that the webhook delivers to.
+    url: str
+    guid: str
+    received: float
+    #: The `secrets.fingerprint` of the secret that signed it.
+    signed: str
+
+
+class CommitStatus(NamedTuple):
+    """A commit status to send to the forge. A newer status of the same commit replaces it and increments `version`."""
+
+    repository: str
+    commit: str
+    run: int
+    #: ``pending``, ``success`` or ``failure``.
+    state: str
+    description: str
+    changed: float = 0.0
+    version: int = 1
+    #: When to send it; None after it was sent.
+    due: float | None = None
+    #: The number of failed attempts to send it.
+    tries: int = 0
+    #: The forge's id of the deployment of this commit, or 0.
+    deployment: int = 0
+
+
 class NoticeState(NamedTuple):
-    """What the operator was last told of a repository that fails: why, since when, and when that was said."""
+    """The last notice about a failing repository: the reason, since when it fails, and when the notice was sent."""
 
     repository: str
     outcome: str

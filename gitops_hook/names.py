@@ -1,4 +1,4 @@
-"""TODO."""
+"""Check the names of repositories, and find them in clone URLs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
-#: One part of a name. 100 characters is what GitHub and Gitea allow, and well under what a file system does.
+#: One part of a name. GitHub and Gitea allow 100 characters; file systems allow more.
 _PART = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}")
 _NOT_A_PART = {".", "..", ".git"}
-#: A clone URL up to its path: a scheme and a host. The scp-like form and a plain path have no such.
+#: The scheme and the host of a clone URL. The scp-like form and a plain path have none.
 _URL_HOST = re.compile(r"\A[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
-#: The last one or two parts of a clone URL's path, in any form that git takes (https, ssh, scp-like, a path).
+#: The last one or two parts of a clone URL's path, in every form that git accepts.
 _URL_TAIL = re.compile(r"(?:^|[/:])(?:([^/:]+)/)?([^/:]+?)(?:\.git)?/*\Z")
 
 
 def is_valid(repository: str) -> bool:
-    """Whether `repository` is a name that is safe to look for under the root: ``owner/name`` or ``name``."""
+    """Return True if `repository` is ``owner/name`` or ``name`` and is safe as a path below the root."""
     parts = repository.split("/")
     return len(parts) <= 2 and all(_PART.fullmatch(part) and part.lower() not in _NOT_A_PART for part in parts)
 
 
 def name_in_url(url: str) -> str | None:
-    """The ``owner/name`` that a clone URL ends in, or ``name`` if that is all, or None if neither is valid."""
+    """Return the ``owner/name`` or the ``name`` at the end of a clone URL, or None if neither is valid."""
     tail = _URL_TAIL.search(_URL_HOST.sub("", url, count=1))
     if not tail:
         return None
@@ -33,5 +33,5 @@ def name_in_url(url: str) -> str | None:
 
 
 def may_clone(repository: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern such as ``acme/*`` names `repository`, case aside."""
+    """Return True if a pattern such as ``acme/*`` matches `repository`, ignoring case."""
     return any(fnmatch.fnmatchcase(repository.lower(), pattern.lower()) for pattern in patterns)

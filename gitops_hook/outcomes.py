@@ -25,6 +25,15 @@ STATES = {
     "never synced": REST,
     "in sync": GOOD,
 }
+#: Why a run ended that did not end by itself, with the sentence that people read. Code compares the key.
+CAUSES = {
+    "shutdown": "The daemon's shutdown ended this run. The next start repeats it.",
+    "command": "A signal ended the command that did this run. The daemon repeats it in a minute or two.",
+    "killed": "The process that did this run was killed. Its deliveries are pending again.",
+    "cancelled": "A person cancelled this run.",
+    "limit": "The run exceeded its time limit.",
+    "internal": "An internal error ended this run. The daemon's log has the traceback.",
+}
 #: Shown instead of an outcome while a run has none.
 RUNNING = "running"
 

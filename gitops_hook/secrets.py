@@ -1,4 +1,11 @@
-"""TODO."""
+"""Keep the shared secrets, and match the signature of a request against them.
+
+Rules:
+
+1. Several secrets are valid at the same time, so that an operator can replace one without losing a delivery.
+2. The secrets file is read again after a change. While it is invalid, the previous secrets stay valid.
+3. The time that a comparison takes does not depend on the secret that matches. No message contains a secret.
+"""
 
 from __future__ import annotations
 
@@ -8,48 +15,43 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from gitops_hook.config import reason_of
-from gitops_hook.errors import ConfigError
+from gitops_hook.errors import ConfigError, reason_of
 from gitops_hook.log import log
 
-#: Whether a secret has made what a request shows for itself.
+#: A function that returns True if a secret made the signature of a request.
 Proof = Callable[[bytes], bool]
 
 
 def signing_key(secret: bytes) -> bytes | None:
-    """The key in a secret of Standard Webhooks, ``whsec_`` and base64; None for another secret, or an empty key."""
-    marked = secret.startswith(b"whsec_")
-    return (decode_base64(secret[6:]) or None) if marked else None
+    """Return the key of a secret in the format of Standard Webhooks, ``whsec_`` and base64, or None."""
+    return (decode_base64(secret[6:]) or None) if secret.startswith(b"whsec_") else None
 
 
 class Secrets:
-    """The shared secrets, any of which proves a request, each called by where it stands ("line 1")."""
+    """The valid secrets, by the name of their source: "environment" or "line 1"."""
 
     def __init__(self, secrets: Mapping[str, bytes]) -> None:
         if not secrets or not all(secrets.values()):
-            raise ValueError("an empty secret proves nothing")
+            raise ValueError("a secret is empty")
         self._secrets = dict(secrets)
 
     def match(self, proof: Proof | None) -> str | None:
-        """What the secret is called that `proof` holds for; None if there is none.
-
-        Every secret is tried whichever matches, so the time taken tells nothing.
-        """
+        """Return the name of the first secret for which `proof` returns True, or None. It tries every secret."""
         matches = [name for name, secret in self._secrets.items() if proof and proof(secret)]
         return matches[0] if matches else None
 
     def fingerprint(self, name: str) -> str:
-        """The `fingerprint` of the secret that is called so."""
+        """Return the `fingerprint` of the secret with a name."""
         return fingerprint(self._secrets[name])
 
 
 def fingerprint(secret: bytes) -> str:
-    """What tells a secret from another one, and nothing about it: 64 bits of an HMAC."""
+    """Return 64 bits of an HMAC that identify a secret without revealing it."""
     return hmac.digest(secret, b"gitops-hook: which secret is this?", "sha256")[:8].hex()
 
 
 def decode_base64(text: bytes) -> bytes:
-    """What base64 stands for; nothing where it is not base64."""
+    """Decode base64. Return no bytes for invalid input."""
     try:
         return b64decode(text, validate=True)
     except ValueError:
@@ -57,51 +59,55 @@ def decode_base64(text: bytes) -> bytes:
 
 
 def read_secrets(path: Path) -> dict[int, bytes]:
-    """The secrets in a file, one a line, by the numbers of their lines; a secret may hold blanks within."""
+    """Return the secrets of a file, one per line, by line number. A secret may contain spaces."""
     lines = enumerate(path.read_bytes().splitlines(), 1)
     return {number: line.strip() for number, line in lines if line.strip()}
 
 
 class SecretSource:
-    """The secrets in force: the environment's, then those of the file as it stands now."""
+    """The currently valid secrets: the one from the environment, then those of the file."""
 
     def __init__(self, secret: str, path: Path | None) -> None:
-        """Read `path`, if any; raises `ConfigError` where it cannot be read or there is no secret at all."""
+        """Read `path`, if it is not None. Raises `ConfigError` if that fails, or if there is no secret."""
         self._fixed = {"environment": os.fsencode(secret)} if secret else {}
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         if not self._fixed and not path:
-            raise ConfigError("there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
+            raise ConfigError("there is no secret. Set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
         try:
             self._secrets = self._read()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"GITHUB_WEBHOOK_SECRET_FILE={str(path)!r} will not do: {reason_of(error)}") from None
+            raise ConfigError(f"GITHUB_WEBHOOK_SECRET_FILE={str(path)!r} is invalid: {reason_of(error)}") from None
 
     def current(self) -> Secrets:
-        """The secrets, read again if the file has changed. While it cannot be read, the last ones stay in force."""
-        # Threads may read the same change twice; each assignment is whole, so no lock is needed.
+        """Return the secrets, after reading the file again if it has changed."""
+        # No lock: each assignment is atomic, and two threads that read the same change get the same result.
         if self._path:
             try:
-                if self._look(self._path) != self._stamp:
+                if self._stat_of(self._path) != self._stamp:
                     self._secrets = self._read()
-                    log.info("the secrets were read again", file=self._path)
+                    log.info("secrets file read again", file=self._path)
             except (OSError, ValueError) as error:
-                if self._stamp is not None:  # said once, not at every request
+                if self._stamp is not None:  # log it once, not at every request
                     self._stamp = None
-                    log.error("the last secrets stay in force", file=self._path, reason=reason_of(error))
+                    log.error(
+                        "the secrets file is invalid; the previous secrets stay valid",
+                        file=self._path,
+                        reason=reason_of(error),
+                    )
         return self._secrets
 
     def _read(self) -> Secrets:
         secrets = dict(self._fixed)
         if self._path:
-            stamp = self._look(self._path)  # before the file is read: a change in between is seen at the next look
+            stamp = self._stat_of(self._path)  # before the read, so that a later change is noticed next time
             secrets.update({f"line {number}": secret for number, secret in read_secrets(self._path).items()})
             if len(secrets) == len(self._fixed):
-                raise ValueError("it holds no secret")
+                raise ValueError("it contains no secret")
             self._stamp = stamp
         return Secrets(secrets)
 
     @staticmethod
-    def _look(path: Path) -> tuple[int, int, int]:
+    def _stat_of(path: Path) -> tuple[int, int, int]:
         stat = path.stat()
         return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,4 +1,4 @@
-"""What systemd and a daemon say to each other: sockets handed over, states told. Without systemd, silence.
+"""Exchange sockets and states with systemd. Without systemd, every function does nothing.
 
 Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -16,9 +16,9 @@ _FIRST = 3
 
 
 def inherited_sockets(environ: MutableMapping[str, str]) -> dict[str, list[socket.socket]]:
-    """The listening sockets that this process was started with, by their names (``FileDescriptorName=``).
+    """Return the listening sockets that systemd passed to this process, by their names (``FileDescriptorName=``).
 
-    The variables that tell of them are taken out of `environ`, for they speak to this process alone.
+    Removes the variables from `environ`, because they concern only this process.
     """
     count, pid, names = (environ.pop(f"LISTEN_{name}", "") for name in ("FDS", "PID", "FDNAMES"))
     sockets: dict[str, list[socket.socket]] = {}
@@ -31,9 +31,9 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> dict[str, list[socke
 
 
 def watchdog_interval(environ: MutableMapping[str, str]) -> float | None:
-    """Seconds from one ``WATCHDOG=1`` to the next, half of what the supervisor allows; None if it watches nothing.
+    """Return the seconds between two ``WATCHDOG=1``, half of the limit, or None without a watchdog.
 
-    The variables that tell of it are taken out of `environ`, for they speak to this process alone.
+    Removes the variables from `environ`, because they concern only this process.
     """
     allowed, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", str(os.getpid()))
     if pid != str(os.getpid()) or not allowed.isdigit() or not int(allowed):
@@ -42,16 +42,16 @@ def watchdog_interval(environ: MutableMapping[str, str]) -> float | None:
 
 
 def notify(environ: MutableMapping[str, str], *states: str) -> None:
-    """Tell the supervisor states such as ``READY=1``, in one message, if there is one that listens."""
+    """Send states such as ``READY=1`` to the supervisor, in one message, if there is a supervisor."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    # No descriptor to be had, or nobody who listens: neither must end the daemon.
+    # No free descriptor, or no supervisor that listens: the daemon continues.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         channel.connect("\0" + address[1:] if address[0] == "@" else address)
         channel.sendall("\n".join(states).encode())
 
 
 def reloading() -> tuple[str, str]:
-    """The states to tell when a reload begins; ``READY=1`` ends it."""
+    """Return the states to send at the start of a reload; ``READY=1`` ends it."""
     return "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"

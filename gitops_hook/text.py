@@ -1,7 +1,11 @@
-"""How a moment, in seconds since the epoch, is told: to people, to programs, in UTC and by this host's clock.
+"""Format text that comes from outside, credentials in URLs, timestamps and time spans.
 
-Not every moment is of our own clock. Who commits says when, and git keeps dates far beyond every calendar: such a one
-is told as the nearest that a calendar with years of four digits has, so that it spoils no answer.
+Rules:
+
+1. Text from outside goes through `escape` or `printable` before it reaches a line, and through `redact` before it
+   reaches a person or a file.
+2. Timestamps are in seconds since the epoch. A commit can have any date, so a timestamp outside the years 1970 to 9999
+   is formatted as the nearest one inside.
 """
 
 from __future__ import annotations
@@ -10,17 +14,24 @@ import re
 import time
 from datetime import datetime, timezone
 
-#: What may not stand in a line of text: control characters, and surrogates, which have no UTF-8.
+#: Characters that a line must not contain: control characters, line separators, and surrogates, which have no UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+#: The same, and the characters that change the direction of writing.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: A user and a password in a URL. The match starts with three fixed characters, which a search finds quickly, and ends
+#: before the next slash, so the time is linear in the length of the text.
+_USERINFO = re.compile(r"""://([^\x00-\x20/"'<>]+)@""")
+#: 9999-12-31T23:59:59Z.
+_LAST = 253_402_300_799.0
 
 
 def printable(text: str, limit: int = 100) -> str:
-    """`text` cut to `limit` characters, with every control character and surrogate as U+FFFD."""
+    """Return the first `limit` characters, with U+FFFD in place of control characters and surrogates."""
     return _UNPRINTABLE.sub("\ufffd", text[:limit])
 
 
 def span(seconds: float) -> str:
-    """A time span as a person tells it: ``82 ms``, ``1.5 s``, ``40 s``, ``119 min``, ``3 d``."""
+    """Format a time span for people: ``82 ms``, ``1.5 s``, ``40 s``, ``119 min``, ``3 d``."""
     seconds = max(0.0, seconds)
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
@@ -31,7 +42,7 @@ def span(seconds: float) -> str:
 
 
 def age(moment: float | None) -> str:
-    """How long ago `moment` (seconds since the epoch) was, in seconds at the finest; ``never`` for None."""
+    """Format the time since `moment` with a resolution of one second; ``never`` for None."""
     if moment is None:
         return "never"
     seconds = max(0, int(time.time() - moment))
@@ -39,22 +50,15 @@ def age(moment: float | None) -> str:
 
 
 def redacted(output: bytes) -> bytes:
-    """`redact` for bytes, which need not be text."""
+    """Apply `redact` to bytes in any encoding."""
     return redact(output.decode("latin-1")).encode("latin-1") if b"://" in output else output
 
 
-#: C0 and C1 controls, DEL, the line ends of Unicode, its switches of writing direction, and lone surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-#: What may be a user and a password in a URL. It begins with three fixed characters, which a search finds fast, and
-#: ends before the next slash, so that no text takes longer than its length.
-_USERINFO = re.compile(r"""://([^\x00-\x20/"'<>]+)@""")
-
-
 def redact(text: str) -> str:
-    """`text` without credentials in URLs: ``https://ada:secret@host`` leaves as ``https://***@host``.
+    """Remove credentials from URLs: ``https://ada:secret@host`` becomes ``https://***@host``.
 
-    A token may stand alone before the ``@`` of an http URL. In others a name does, such as ssh's ``git``, which is no
-    secret; there only what follows its colon goes.
+    In an http URL, the part before the ``@`` may be a token. In other URLs it is a user name, such as ``git`` for ssh,
+    and only a password after a colon is removed.
     """
     return _USERINFO.sub(_hide, text) if "://" in text else text
 
@@ -67,26 +71,22 @@ def _hide(match: re.Match[str]) -> str:
 
 
 def escape(text: str) -> str:
-    r"""`text` on one line: every unsafe character as a backslash escape."""
+    r"""Return `text` on one line, with a backslash escape in place of every unsafe character."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
-#: 9999-12-31T23:59:59Z.
-_LAST = 253_402_300_799.0
-
-
 def utc(moment: float) -> datetime:
-    """A moment in UTC."""
+    """Convert a timestamp to a datetime in UTC."""
     return datetime.fromtimestamp(_within(moment), timezone.utc)
 
 
 def rfc3339(moment: float, timespec: str = "milliseconds") -> str:
-    """A moment as RFC 3339 has it, in UTC, to the `timespec` of `datetime.isoformat`."""
+    """Format a timestamp by RFC 3339, in UTC. `timespec` is that of `datetime.isoformat`."""
     return utc(moment).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def local(moment: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    """A moment by this host's clock, for people."""
+    """Format a timestamp in the host's time zone, for people."""
     return time.strftime(form, time.localtime(_within(moment)))
 
 

@@ -51,12 +51,12 @@ def serve(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({"GITHUB_WEBHOOK_SECRET": "unset"}, "there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET"),
-        ({"GITHUB_WEBHOOK_SECRET_FILE": "/nonexistent"}, "GITHUB_WEBHOOK_SECRET_FILE='/nonexistent' will not do: No such file"),
-        ({"GITOPS_MAX_SYNCS": "many"}, "GITOPS_MAX_SYNCS='many' from the environment will not do: it is not a whole number"),
-        ({"GITOPS_ROOT": "/nonexistent"}, "GITOPS_ROOT='/nonexistent' from the environment will not do: there is no such folder"),
-        ({"GITOPS_LISTEN": "localhost:80"}, "GITOPS_LISTEN='localhost:80' from the environment will not do: "),
-        ({"GITOPS_MAXSYNCS": "4"}, "GITOPS_MAXSYNCS from the environment will not do: there is no such option; did you mean GITOPS_MAX_SYNCS?"),
+        ({"GITHUB_WEBHOOK_SECRET": "unset"}, "there is no secret. Set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET"),
+        ({"GITHUB_WEBHOOK_SECRET_FILE": "/nonexistent"}, "GITHUB_WEBHOOK_SECRET_FILE='/nonexistent' is invalid: No such file"),
+        ({"GITOPS_MAX_SYNCS": "many"}, "GITOPS_MAX_SYNCS='many' from the environment is invalid: it is not a whole number"),
+        ({"GITOPS_ROOT": "/nonexistent"}, "GITOPS_ROOT='/nonexistent' from the environment is invalid: the directory does not exist"),
+        ({"GITOPS_LISTEN": "localhost:80"}, "GITOPS_LISTEN='localhost:80' from the environment is invalid: "),
+        ({"GITOPS_MAXSYNCS": "4"}, "GITOPS_MAXSYNCS from the environment is invalid: there is no such option; did you mean GITOPS_MAX_SYNCS?"),
     ],
 )  # fmt: skip
 def test_a_bad_setting_ends_the_start_with_one_line_and_78(tmp_path, environ, said):
@@ -69,7 +69,7 @@ def test_a_bad_setting_ends_the_start_with_one_line_and_78(tmp_path, environ, sa
 def test_a_bad_flag_is_named_as_such(tmp_path):
     done = serve(tmp_path, "serve", "--sync-timeout", "0")
     assert done.returncode == 78
-    assert "GITOPS_SYNC_TIMEOUT='0' from the flag --sync-timeout will not do" in done.stderr
+    assert "GITOPS_SYNC_TIMEOUT='0' from the flag --sync-timeout is invalid" in done.stderr
 
 
 def test_a_wrong_call_ends_with_64(tmp_path):
@@ -93,7 +93,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(tmp_path, start_daemon):
     daemon = start_daemon()
     done = serve(tmp_path, GITOPS_STATE=str(daemon.state))
     assert done.returncode == 69
-    assert "another gitops-hook runs on GITOPS_STATE" in done.stderr
+    assert "another gitops-hook uses GITOPS_STATE" in done.stderr
     assert daemon.request("GET", "/healthz")[0] == 200
 
 
@@ -141,33 +141,33 @@ def ends_the_run_and_owes_it(daemon: Daemon, fifos: Path) -> None:
     """After the daemon was told to end for good: the run's group is gone, and its delivery is done again."""
     assert daemon.wait() == 0
     assert daemon.query("SELECT outcome, exit FROM runs") == [("interrupted", -signal.SIGTERM)]
-    assert daemon.query("SELECT guid, owed FROM deliveries") == [("kept", 1)]
+    assert daemon.query("SELECT guid, pending FROM deliveries") == [("kept", 1)]
     assert not processes_of(daemon.root)
     daemon.start()
     assert (fifos / "running").read_text() == "running\n"
     (fifos / "go").write_text("word\n")
     daemon.wait_for(r"run updated .*trigger=recovery .*delivery=kept")
-    assert daemon.query("SELECT guid, run, owed FROM deliveries") == [("kept", 2, 0)]
+    assert daemon.query("SELECT guid, run, pending FROM deliveries") == [("kept", 2, 0)]
 
 
 def test_a_second_sigterm_ends_the_run_at_once(fifos, start_daemon, script):
     daemon = told_to_end_in_a_run(fifos, start_daemon, script)
     daemon.process.send_signal(signal.SIGTERM)
-    daemon.wait_for('runs are ended reason="a second signal"')
+    daemon.wait_for('ending the current runs reason="a second signal"')
     ends_the_run_and_owes_it(daemon, fifos)
 
 
 def test_a_reload_while_it_stops_ends_no_run(fifos, start_daemon, script):
     daemon = told_to_end_in_a_run(fifos, start_daemon, script)
     daemon.process.send_signal(signal.SIGHUP)
-    daemon.wait_for("stopping goes on signal=SIGHUP")
+    daemon.wait_for("still stopping signal=SIGHUP")
     (fifos / "go").write_text("word\n")
     assert daemon.wait() == 0
     assert daemon.query("SELECT outcome, exit FROM runs") == [("updated", 0)]
 
 
 def test_past_the_deadline_the_run_is_ended_too(fifos, start_daemon, script):
-    hasty = "import gitops_hook.daemon as d; d.RUNS_DEADLINE = 0.3; from gitops_hook.cli import main; raise SystemExit(main())"
+    hasty = "import gitops_hook.daemon as d; d.RUNS_DEADLINE = 0.3; from gitops_hook.cli.main import main; raise SystemExit(main())"
     daemon = told_to_end_in_a_run(fifos, start_daemon, script, program=["-c", hasty])
     ends_the_run_and_owes_it(daemon, fifos)
 

@@ -27,7 +27,7 @@ def test_a_push_moves_the_checkout_and_deploys(tmp_path, start_daemon):
     assert daemon.query("SELECT trigger, outcome, exit, before, after FROM runs") == [
         ("push", "updated", 0, before, after)
     ]
-    assert daemon.query("SELECT guid, run, owed FROM deliveries") == [("first", 1, 0)]
+    assert daemon.query("SELECT guid, run, pending FROM deliveries") == [("first", 1, 0)]
 
 
 def test_what_moves_nothing_is_answered_200_and_runs_nothing(tmp_path, start_daemon):
@@ -80,7 +80,7 @@ def test_a_remote_out_of_reach_is_tried_again_and_a_push_cuts_the_wait_short(tmp
     away = upstream.bare.rename(tmp_path / "away")
     daemon.deliver(push("acme/site", after))
     daemon.wait_for(r"run unreachable ")
-    assert daemon.query("SELECT owed FROM deliveries") == [(1,)]
+    assert daemon.query("SELECT pending FROM deliveries") == [(1,)]
     away.rename(upstream.bare)
     daemon.deliver(push("acme/site", after))  # the wait before the next try is at least 3.75 s
     line = daemon.wait_for(r"run updated .*", timeout=3).group()

@@ -66,7 +66,7 @@ def serves_a_push(tmp_path: Path, start_daemon, **options) -> Daemon:
         page = answer.read()
     assert b"acme/<wbr>site" in page
     for name in ("page.css", "page.js"):
-        assert (SOURCE / "gitops_hook" / name).read_bytes() in page
+        assert (SOURCE / "gitops_hook/dashboard" / name).read_bytes() in page
     return daemon
 
 
@@ -95,13 +95,28 @@ def test_the_single_file_has_its_script_with_it(tmp_path, source, start_daemon):
     make(source, "dist")
     program = shutil.copy(source / "dist/gitops-hook.pyz", tmp_path / "gitops-hook")
     daemon = serves_a_push(tmp_path, start_daemon, program=[str(program)])
-    script = daemon.state / "gitops_sync.sh"
-    assert script.read_text() == (SOURCE / "scripts/gitops_sync.sh").read_text()
+    (scripts,) = daemon.state.glob("*scripts-*")
+    shipped = {str(path.relative_to(SOURCE / "scripts")) for path in (SOURCE / "scripts").rglob("*.sh")}
+    assert files_below(scripts) == shipped
     assert daemon.stop() == 0
-    script.write_text("of an older version")
+    (scripts / "gitops_sync.sh").write_text("changed")
     daemon.start()
-    assert script.read_text() == (SOURCE / "scripts/gitops_sync.sh").read_text()
-    assert not list(daemon.state.glob("gitops_sync.sh.*"))
+    assert (scripts / "gitops_sync.sh").read_text() == (SOURCE / "scripts/gitops_sync.sh").read_text()
+    assert list(daemon.state.glob("*scripts-*")) == [scripts]
+
+
+def test_a_wheel_in_a_virtual_environment_deploys_a_push(tmp_path, source, start_daemon):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    options = ["--no-build-isolation", "--no-deps", "--no-index"]
+    built = subprocess.run([*pip, "wheel", *options, "--wheel-dir", tmp_path, source], capture_output=True, text=True)
+    if built.returncode and re.search("BackendUnavailable|No module named|invalid command 'bdist_wheel'", built.stderr):
+        pytest.skip("this Python has no pip, or no setuptools that builds wheels")
+    assert built.returncode == 0, built.stderr
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([*pip, "--python", python, "install", *options, wheel], check=True, capture_output=True)
+    serves_a_push(tmp_path, start_daemon, launcher=[str(python)], program=[str(tmp_path / "venv/bin/gitops-hook")])
 
 
 def test_a_single_file_that_cannot_unpack_its_script_says_so(tmp_path, source):
@@ -114,7 +129,7 @@ def test_a_single_file_that_cannot_unpack_its_script_says_so(tmp_path, source):
         text=True,
     )
     assert done.returncode == 78
-    assert f"from the default will not do: it cannot be unpacked to {tmp_path}/state/gitops_sync.sh: " in done.stderr
+    assert f"from the default is invalid: the scripts cannot be unpacked to {tmp_path}/state/scripts-" in done.stderr
 
 
 def test_exit_statuses_come_through_the_single_file(source):

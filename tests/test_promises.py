@@ -31,7 +31,7 @@ def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, s
     assert burst(daemon.port, pushes) == {202: 500}
     assert daemon.stop() == 0  # runs in hand end
     daemon.start()
-    while daemon.query("SELECT count(*) FROM deliveries WHERE owed") != [(0,)]:
+    while daemon.query("SELECT count(*) FROM deliveries WHERE pending") != [(0,)]:
         daemon.wait_for_run()
     assert daemon.stop() == 0
 

@@ -40,7 +40,7 @@ def test_from_a_guid_grep_gives_the_whole_story(tmp_path, fifos, start_daemon, s
     daemon.wait_for('"delivery settled".*second')
     for guid, run, messages in (
         ("first", 1, {"webhook queued", "run started", "run updated"}),
-        ("second", 2, {"webhook queued", "delivery taken up", "delivery settled"}),
+        ("second", 2, {"webhook queued", "delivery claimed", "delivery settled"}),
         ("third", 2, {"webhook queued", "run started", "run updated"}),
     ):
         story = grep(daemon, guid)

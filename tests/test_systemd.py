@@ -76,10 +76,13 @@ def start_hanging(start_daemon: Callable[..., Daemon], supervisor: Supervisor) -
     def start(fault: str, **settings: str) -> Daemon:
         program = (
             "import threading\n"
-            "from gitops_hook import daemon, dispatcher, journal, runner, server\n"
-            "from gitops_hook.cli import main\n"
+            "from gitops_hook import daemon\n"
+            "from gitops_hook.cli.main import main\n"
+            "from gitops_hook.httpd import server\n"
+            "from gitops_hook.journal import writer as journal\n"
+            "from gitops_hook.sync import executor, runner\n"
             "def hang(*_): threading.Event().wait()\n"
-            "daemon._TURN = 0.5\n"
+            "daemon._ACCEPT_LIMIT = 0.5\n"
             f"{fault}\n"
             "raise SystemExit(main())"
         )
@@ -149,11 +152,9 @@ def test_the_status_tells_repositories_runs_in_hand_and_the_last_failure(tmp_pat
     os.mkfifo(tmp_path / "go")
     fails = script('read -r word < "$GITOPS_ROOT/../go"; exit 70')
     start_daemon(NOTIFY_SOCKET=str(supervisor.path), GITOPS_SYNC_SCRIPT=fails)
-    supervisor.wait_for("STATUS=repositories: 1, runs in hand: 1")
+    supervisor.wait_for("STATUS=checkouts: 1, running: 1")
     (tmp_path / "go").write_text("now\n")
-    told = supervisor.wait_for(
-        "STATUS=repositories: 1, runs in hand: 0; last failure: run 1 of acme/site, deploy-failed, 20"
-    )
+    told = supervisor.wait_for("STATUS=checkouts: 1, running: 0; last failure: run 1 of acme/site, deploy-failed, 20")
     assert len(told) == 1
 
 
@@ -170,7 +171,7 @@ def test_an_accept_loop_that_hangs_ends_the_feed_and_the_traceback_tells_where(s
     assert supervisor.is_fed(5)
     with socket.create_connection(("127.0.0.1", daemon.port)):
         daemon.wait_for(
-            rf"no connection is accepted any more, so the watchdog is not fed address=127.0.0.1:{daemon.port}"
+            rf"a server accepts no connections; the watchdog is not notified address=127.0.0.1:{daemon.port}"
         )
         assert not supervisor.is_fed(1)
     daemon.process.send_signal(signal.SIGABRT)  # as systemd does
@@ -182,7 +183,7 @@ def test_an_accept_loop_that_hangs_ends_the_feed_and_the_traceback_tells_where(s
 def test_a_journal_that_hangs_ends_the_feed(supervisor, start_hanging):
     daemon = start_hanging(
         "commit = journal.Journal._commit\n"
-        "journal.Journal._commit = lambda self, works: hang() if works[0].delivery else commit(self, works)"
+        "journal.Journal._commit = lambda self, works: hang() if isinstance(works[0][0], tuple) else commit(self, works)"
     )
     assert supervisor.is_fed(5)
     (daemon.root / "acme/site/.git").mkdir(parents=True)
@@ -193,17 +194,17 @@ def test_a_journal_that_hangs_ends_the_feed(supervisor, start_hanging):
 
 
 def test_a_worker_that_hangs_in_our_code_ends_the_feed_and_is_named(supervisor, start_hanging):
-    daemon = start_hanging("runner.Runner.run = hang; dispatcher._OVERDUE = -10.0", GITOPS_SYNC_TIMEOUT="1")
+    daemon = start_hanging("runner.Runner.run = hang; executor.OVERDUE = -10.0", GITOPS_SYNC_TIMEOUT="1")
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     assert supervisor.is_fed(5)
     daemon.deliver(push("acme/site"))
-    daemon.wait_for(r"a run hangs past its limit, so the watchdog is not fed run=1")
+    daemon.wait_for(r"a run exceeded its time limit; the watchdog is not notified run=1")
     assert not supervisor.is_fed(1)
 
 
 def test_a_run_that_takes_long_is_no_reason_to_let_the_watchdog_starve(supervisor, start_hanging, script, tmp_path):
     os.mkfifo(tmp_path / "running")
-    daemon = start_hanging("dispatcher._OVERDUE = 0.0", GITOPS_SYNC_SCRIPT=script('echo > "$GITOPS_ROOT/../running"; sleep 60'))  # fmt: skip
+    daemon = start_hanging("executor.OVERDUE = 0.0", GITOPS_SYNC_SCRIPT=script('echo > "$GITOPS_ROOT/../running"; sleep 60'))  # fmt: skip
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     daemon.deliver(push("acme/site"))
     (tmp_path / "running").read_text()

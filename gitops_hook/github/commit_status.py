@@ -59,20 +59,20 @@ class CommitStatusReporter:
         """Tell the pushed commit that its run has begun."""
         if task.after:
             begun = _report(claim.run, task, task.after, "pending", "the run has begun")
-            self._journal.report(begun, then=self._changed)
+            self._journal.save_statuses(begun, then=self._changed)
 
     def ended(self, run: Run, claim: Claim, task: Task) -> None:
         """Tell how it ended."""
         reports = _reports(run, task)
         if reports:
-            self._journal.report(*reports, then=self._changed)
+            self._journal.save_statuses(*reports, then=self._changed)
 
     def catch_up(self) -> None:
         """At the start: tell the end of runs that the last daemon recorded, but died before it could say so.
 
         What it has interrupted is owed still, and will have its run.
         """
-        for begun in self._journal.reports_begun():
+        for begun in self._journal.pending_statuses():
             run = self._journal.run(begun.run)
             if run and run.outcome not in (None, "interrupted"):
                 self.ended(run, Claim(run, ()), Task(begun.repository, run.id, after=begun.commit))
@@ -157,14 +157,14 @@ class CommitStatusSender:
 
     def step(self) -> float:
         """Send what is due; returns the seconds until there is more to send, as far as is known."""
-        due = self._journal.reports_due(self._clock()) if self._clock() >= self._ready else []
+        due = self._journal.statuses_due(self._clock()) if self._clock() >= self._ready else []
         client = self._find_client() if due else None
         if client:
             for report in due:
                 if self._stopping.is_set() or self._clock() < self._ready:
                     break
                 self._tell(client, report)
-        following = self._journal.next_report() if client or not due else None
+        following = self._journal.next_status_due() if client or not due else None
         if following is None:
             return _LOOK
         return min(_LOOK, max(0.0, max(following, self._ready) - self._clock()))
@@ -193,7 +193,7 @@ class CommitStatusSender:
             if repository:
                 tell = self._tell_deployment if self._settings.report == "deployment" else self._tell_status
                 tell(client, repository, report)
-            self._journal.reported(report, over=report.state != "pending" or not repository)
+            self._journal.status_sent(report, final=report.state != "pending" or not repository)
             self._said = False
         except ApiError as error:
             if error.again is None:
@@ -204,7 +204,7 @@ class CommitStatusSender:
                     run=report.run,
                     reason=error,
                 )
-                self._journal.reported(report, over=True)
+                self._journal.status_sent(report, final=True)
                 return
             if error.http in (403, 429):  # a limit holds for all that is to be sent
                 self._ready = error.again
@@ -217,7 +217,7 @@ class CommitStatusSender:
             log.warning("GitHub cannot be told of runs now; it is tried again", reason=reason)
         self._said = True
         wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(report.tries, 10)) * (0.75 + self._jitter() / 2)
-        self._journal.postpone(report, max(earliest, self._clock() + wait))
+        self._journal.postpone_status(report, max(earliest, self._clock() + wait))
 
     def _name(self, repository: str) -> str:
         """What the forge calls the repository; "" where it is not at that forge."""
@@ -250,7 +250,7 @@ class CommitStatusSender:
             deployment = value.get("id", 0) if isinstance(value, dict) else 0
             if not deployment:
                 raise ApiError(f"the answer to POST {path} is no deployment")
-            self._journal.deployed(report, deployment)
+            self._journal.save_deployment(report, deployment)
         body = {"state": report.state.replace("pending", "in_progress"), "description": report.description}
         if self._settings.public_url:
             body["log_url"] = self._url(report)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from gitops_hook.errors import HTTPError
 from gitops_hook.httpd.body import ChunkedBody, RequestBody
@@ -18,6 +19,17 @@ from gitops_hook.httpd.stream import Stream
 _MALFORMED = Request({"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1"}, None, False, False, False)
 #: The first byte of a TLS connection (RFC 8446, 5.1: the type of a handshake record). No method begins with it.
 _TLS_HANDSHAKE = b"\x16"
+#: The key of a `Peer` in the environ of a request that arrived through a Unix socket.
+PEER = "gitops_hook.peer"
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Peer(NamedTuple):
+    """The process at the other end of a Unix socket, as the kernel knows it (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
 
 
 class Connection:
@@ -31,9 +43,11 @@ class Connection:
         self._application = application
         host, port = host_and_port(stream.socket.getsockname())
         self.peer = host_and_port(peer)[0]
-        self._environ = {"SERVER_NAME": host, "SERVER_PORT": port, "REMOTE_ADDR": self.peer}
+        self._environ: dict[str, Any] = {"SERVER_NAME": host, "SERVER_PORT": port, "REMOTE_ADDR": self.peer}
         self._wait(self._limits.request)
-        if stream.socket.family != socket.AF_UNIX:
+        if stream.socket.family == socket.AF_UNIX:
+            self._environ[PEER] = Peer(*_CREDENTIALS.unpack(_peer_credentials(stream.socket)))
+        else:
             stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
     def serve(self) -> None:
@@ -121,6 +135,10 @@ class Connection:
             while rest > 0 and self.stream.fill():
                 rest -= len(self.stream.received)
                 self.stream.received.clear()
+
+
+def _peer_credentials(connection: socket.socket) -> bytes:
+    return connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
 
 
 def host_and_port(address: Any) -> tuple[str, str]:

@@ -1,209 +1,243 @@
-"""TODO."""
+"""Read the journal, next to the process that writes it or without one.
+
+Rules:
+
+1. A method opens a read-only connection, makes one query and closes the connection. Any thread may call it.
+2. What a method returns is a committed state. `histories` returns several queries of the same state.
+3. Every method raises `JournalError` if the file cannot be read, or if its version is not the current one.
+4. This package alone knows the layout of the state directory: ``journal.db``, ``runs/<id>.log`` for the output of a
+   run, and ``runs/notice.log`` for the output of the last notice.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from gitops_hook.errors import JournalError
+from gitops_hook.errors import JournalError, JournalTooNew
 from gitops_hook.journal.schema import STEPS
 from gitops_hook.model import Commit, CommitStatus, Delivery, History, HookPing, NoticeState, Run, Served
+from gitops_hook.outcomes import CONFIRMING, GOOD, OUTCOMES, REST
 
-#: How long to wait, in milliseconds, for another process that holds the file (a person with the sqlite3 shell).
+#: The time to wait, in milliseconds, for another process that has the file locked, such as the sqlite3 shell.
 BUSY_MS = 5000
-#: Above every id.
-_BEYOND = 2**62
-#: Every repository that ever ran: one step along the index for each, where DISTINCT would read all of it.
-_EVERY_NAME = """names (name) AS (
+#: Greater than every id.
+_MAX_ID = 2**62
+
+
+def _columns(table: str, names: Iterable[str]) -> str:
+    return ", ".join(f"{table}.{name}" for name in names)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+# A function selects the columns of each tuple in the order of its fields.
+RUN_COLUMNS = _columns("runs", Run._fields)
+_DELIVERY_COLUMNS = (
+    "guid, event, received, repository, ref, before, after, pusher, id, coalesce(run, 0), pending, force"
+)
+_STATUS_COLUMNS = "repository, commit_id, run, state, description, changed, version, due, tries, deployment"
+_PING_COLUMNS = _columns("pings", HookPing._fields)
+_NOTICE_COLUMNS = _columns("notices", NoticeState._fields)
+
+#: The names of all repositories with runs. It takes one index step per name; DISTINCT would read the whole index.
+_ALL_NAMES = """names (name) AS (
     SELECT min(repository) FROM runs
     UNION ALL SELECT (SELECT min(repository) FROM runs WHERE repository > name) FROM names WHERE name IS NOT NULL
 )"""
-_POSITION = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDER BY id DESC LIMIT 1)"
+_LAST_COMMIT_ID = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDER BY id DESC LIMIT 1)"
 _LAST_COMMITS = f"""
-    SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_POSITION} FROM names) GROUP BY id
+    SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_LAST_COMMIT_ID} FROM names) GROUP BY id
 """
-RUN_COLUMNS = ", ".join(f"runs.{field}" for field in Run._fields)
-_OF_NEWEST = "FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)"
+_NEWEST_RUNS = "FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)"
 _NEWEST = f"""
     SELECT {RUN_COLUMNS},
-        (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ('updated', 'unchanged', 'cloned')),
-        {_POSITION}
-    {_OF_NEWEST}
+        (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ({_quoted(CONFIRMING)})),
+        {_LAST_COMMIT_ID}
+    {_NEWEST_RUNS}
 """
 _HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
+_WENT_WELL = _quoted(outcome.name for outcome in OUTCOMES if outcome.severity in (GOOD, REST))
 
 
 class JournalReader:
-    """The journal in one state folder, to look into. It works beside the process that writes it, and without one."""
+    """Read-only access to the journal in a state directory."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "journal.db"
-        self._logs = folder / "runs"
+    def __init__(self, state: Path) -> None:
+        self._path = state / "journal.db"
+        self._logs = state / "runs"
 
-    def pending(self) -> list[str]:
-        """The repositories that deliveries are owed to."""
-        rows = self._query("SELECT DISTINCT repository FROM deliveries WHERE owed")
-        return [repository for (repository,) in rows]
-
-    def run(self, run: int) -> Run | None:
-        """The run of that id."""
-        return next(iter(self._runs("id = ?", run)), None)
-
-    def runs(self, repository: str | None = None, limit: int = 100, before: int | None = None) -> list[Run]:
-        """The newest runs, of one repository or of all, newest first; those below the id `before`, if given."""
-        bound = _BEYOND if before is None else before
-        if repository is None:
-            return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
-        return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
-
-    def newest(self, outcomes: Sequence[str], before: float) -> list[Run]:
-        """The newest run of each repository, where it came to one of `outcomes` and ended before that moment.
-
-        `before` is in seconds since the epoch.
-        """
-        marks = ", ".join("?" * len(outcomes))
-        sql = f"WITH RECURSIVE {_EVERY_NAME} SELECT {RUN_COLUMNS} {_OF_NEWEST} WHERE outcome IN ({marks}) AND ended < ?"
-        return [Run(*row) for row in self._query(sql, *outcomes, before)]
-
-    def running(self) -> list[Run]:
-        """The runs that have not ended, as far as anybody has said so."""
-        return self._runs("outcome IS NULL")
-
-    def commits(self, runs: Sequence[int]) -> dict[int, list[Commit]]:
-        """Where each run left its checkout, and below that what else it brought, newest first, as far as it is kept.
-
-        Of 999 runs at the most: so many values older versions of SQLite take.
-        """
-        marks = ", ".join("?" * len(runs))
-        found: dict[int, list[Commit]] = {}
-        for run, *commit in self._query(
-            f"SELECT run, id, author, subject, time FROM commits WHERE run IN ({marks}) ORDER BY run, position", *runs
-        ):
-            found.setdefault(run, []).append(Commit(*commit))
-        return found
-
-    def knows_commit(self, commit: str) -> bool:
-        """Whether the author and the subject of a commit are known."""
-        return bool(self._query("SELECT 1 FROM commits WHERE id = ? LIMIT 1", commit))
+    # -- deliveries -------------------------------------------------------------------------------------------------
 
     def deliveries(self, guid: str, limit: int = 1000) -> list[Delivery]:
-        """What came of a delivery, once for each time that it came, oldest first."""
+        """Return the deliveries with a GUID, oldest first. A redelivery has a row of its own."""
         with self._reading() as connection:
             return select_deliveries(connection, "guid = ? ORDER BY id LIMIT ?", guid, limit)
 
     def served(self, run: int, limit: int = 100) -> Served:
-        """The deliveries that a run has claimed and no later one has claimed again; the oldest `limit` as rows."""
+        """Return the deliveries that a run claimed and no later run claimed again, at most `limit` of them as rows."""
         with self._reading() as connection:
             ((count, first),) = connection.execute(
                 "SELECT count(*), min(received) FROM deliveries WHERE run = ?", (run,)
             )
             return Served(count, first, select_deliveries(connection, "run = ? ORDER BY id LIMIT ?", run, limit))
 
-    def log_path(self, run: int | str) -> Path:
-        """Where the output of a run is kept, or of what else leaves some, by its name."""
-        return self._logs / f"{run}.log"
+    def pending(self) -> list[str]:
+        """Return the repositories with pending deliveries."""
+        return [name for name, _ in self.pending_counts()]
+
+    def pending_counts(self) -> list[tuple[str, int]]:
+        """Return each repository with pending deliveries, and their number."""
+        return self._query("SELECT repository, count(*) FROM deliveries WHERE pending GROUP BY repository")
+
+    # -- runs -------------------------------------------------------------------------------------------------------
+
+    def run(self, run: int) -> Run | None:
+        """Return the run with an id, or None."""
+        return next(iter(self._runs("id = ?", run)), None)
+
+    def runs(self, repository: str | None = None, limit: int = 100, before: int | None = None) -> list[Run]:
+        """Return the newest runs of one repository or of all, newest first, with ids below `before`."""
+        bound = _MAX_ID if before is None else before
+        if repository is None:
+            return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
+        return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
+
+    def newest(self, outcomes: Sequence[str], before: float) -> list[Run]:
+        """Return the newest run of each repository if it ended before the time `before` with one of `outcomes`."""
+        marks = ", ".join("?" * len(outcomes))
+        sql = (
+            f"WITH RECURSIVE {_ALL_NAMES} SELECT {RUN_COLUMNS} {_NEWEST_RUNS} WHERE outcome IN ({marks}) AND ended < ?"
+        )
+        return [Run(*row) for row in self._query(sql, *outcomes, before)]
+
+    def running(self) -> list[Run]:
+        """Return the runs without a recorded end."""
+        return self._runs("outcome IS NULL")
+
+    def is_confirmed_since(self, repository: str, moment: float) -> bool:
+        """Return True if a run of `repository` started after the time `moment` and went well."""
+        sql = f"SELECT 1 FROM runs WHERE repository = ? AND started > ? AND outcome IN ({_WENT_WELL}) LIMIT 1"
+        return bool(self._query(sql, repository, moment))
 
     def histories(self, repository: str | None = None, length: int = 30) -> list[History]:
-        """The past of each repository that ever ran, or of one; `length` is how many runs of it are in its history.
+        """Return the history of each repository with runs, or of one, with at most `length` runs each.
 
-        Its parts are of one moment. With 1,000 repositories and 100,000 runs this takes 0.1 s.
+        With 1,000 repositories and 100,000 runs this takes 0.1 s.
         """
-        names, values = (_EVERY_NAME, ()) if repository is None else ("names (name) AS (SELECT ?)", (repository,))
+        names, values = (_ALL_NAMES, ()) if repository is None else ("names (name) AS (SELECT ?)", (repository,))
         with self._reading() as connection:
             connection.execute("BEGIN")
-            known = {
-                commit.id: commit
-                for commit in map(Commit._make, connection.execute(f"WITH RECURSIVE {names} {_LAST_COMMITS}", values))
-            }
-            rows = connection.execute(f"WITH RECURSIVE {names} {_NEWEST}", values).fetchall()
+            rows = connection.execute(f"WITH RECURSIVE {names} {_LAST_COMMITS}", values)
+            known = {commit.id: commit for commit in map(Commit._make, rows)}
             return [
                 History(
                     Run._make(run),
                     confirmed,
-                    known.get(position) or (Commit(position, "", "", 0.0) if position else None),
+                    known.get(last) or (Commit(last, "", "", 0.0) if last else None),
                     connection.execute(_HISTORY, (run[1], length)).fetchall(),
                 )
-                for *run, confirmed, position in rows
+                for *run, confirmed, last in connection.execute(f"WITH RECURSIVE {names} {_NEWEST}", values).fetchall()
             ]
 
-    def pending_counts(self) -> list[tuple[str, int]]:
-        """Each repository that deliveries are owed to, and how many."""
-        return self._query("SELECT repository, count(*) FROM deliveries WHERE owed GROUP BY repository")
+    def log_path(self, run: int | str) -> Path:
+        """Return the path of the output of a run, or of the other output with that name."""
+        return self._logs / f"{run}.log"
+
+    # -- commits, pings, commit statuses, notices -------------------------------------------------------------------
+
+    def commits(self, runs: Sequence[int]) -> dict[int, list[Commit]]:
+        """Return the known commits of each run, newest first. The first is the one at which it left the checkout.
+
+        `runs` has at most 999 ids, the limit of values in one statement in old versions of SQLite.
+        """
+        marks = ", ".join("?" * len(runs))
+        sql = f"SELECT run, id, author, subject, time FROM commits WHERE run IN ({marks}) ORDER BY run, position"
+        found: dict[int, list[Commit]] = {}
+        for run, *commit in self._query(sql, *runs):
+            found.setdefault(run, []).append(Commit(*commit))
+        return found
+
+    def knows_commit(self, commit: str) -> bool:
+        """Return True if the author and the subject of a commit are known."""
+        return bool(self._query("SELECT 1 FROM commits WHERE id = ? LIMIT 1", commit))
 
     def hook_pings(self) -> list[HookPing]:
-        """The newest ping of each webhook, by the ids of the hooks."""
-        return [HookPing(*row) for row in self._query("SELECT * FROM pings ORDER BY hook")]
+        """Return the newest ping of each webhook, in the order of their ids."""
+        return [HookPing(*row) for row in self._query(f"SELECT {_PING_COLUMNS} FROM pings ORDER BY hook")]
 
-    def is_confirmed_since(self, repository: str, moment: float) -> bool:
-        """Whether a run that began after `moment` (seconds since the epoch) left `repository` where it should be."""
-        good = "('updated', 'unchanged', 'cloned', 'paused')"
-        sql = f"SELECT 1 FROM runs WHERE repository = ? AND started > ? AND outcome IN {good} LIMIT 1"
-        return bool(self._query(sql, repository, moment))
+    def statuses_due(self, moment: float, limit: int = 100) -> list[CommitStatus]:
+        """Return the commit statuses that are due at the time `moment`, in the order of their due times."""
+        return self._statuses("due <= ? ORDER BY due LIMIT ?", moment, limit)
 
-    def reports_due(self, moment: float, limit: int = 100) -> list[CommitStatus]:
-        """What the forge is to be told by `moment` (seconds since the epoch), what is due longest first."""
-        sql = "SELECT * FROM reports WHERE due <= ? ORDER BY due LIMIT ?"
-        return [CommitStatus(*row) for row in self._query(sql, moment, limit)]
+    def pending_statuses(self) -> list[CommitStatus]:
+        """Return the commit statuses with the state ``pending``, sent or not."""
+        return self._statuses("state = 'pending'")
 
-    def reports_begun(self) -> list[CommitStatus]:
-        """What was said or is to be said to be pending, of which there may be more to tell by now."""
-        return [CommitStatus(*row) for row in self._query("SELECT * FROM reports WHERE state = 'pending'")]
-
-    def next_report(self) -> float | None:
-        """When the next report is due, in seconds since the epoch."""
-        ((due,),) = self._query("SELECT min(due) FROM reports WHERE due IS NOT NULL")
+    def next_status_due(self) -> float | None:
+        """Return the earliest time at which a commit status is due, or None."""
+        ((due,),) = self._query("SELECT min(due) FROM commit_statuses WHERE due IS NOT NULL")
         return cast("float | None", due)
 
-    def told(self) -> dict[str, NoticeState]:
-        """What was told of the repositories that fail, by their names in lower case."""
-        rows = [NoticeState(*row) for row in self._query("SELECT repository, outcome, since, at FROM told")]
-        return {told.repository.lower(): told for told in rows}
+    def notices(self) -> dict[str, NoticeState]:
+        """Return the last notice about each failing repository, by its name in lower case."""
+        states = [NoticeState(*row) for row in self._query(f"SELECT {_NOTICE_COLUMNS} FROM notices")]
+        return {state.repository.lower(): state for state in states}
+
+    # -- connections ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that reads, for one look."""
-        uri = f"file:{_uri(self._path)}?mode=ro"
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"
         try:
             with closing(sqlite3.connect(uri, timeout=BUSY_MS / 1000, uri=True)) as connection:
-                ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-                if 0 < version < len(STEPS):
-                    raise JournalError(f"{self._path} is an earlier version's; restart the daemon, which migrates it")
+                check_version(self._path, connection)
                 yield connection
         except sqlite3.Error as error:
             if is_damage(error):
-                self._doubt(error)
+                self._handle_damage(error)
             raise JournalError(f"{self._path}: {error}") from error
 
     def _runs(self, where: str, *values: object) -> list[Run]:
         return [Run(*row) for row in self._query(f"SELECT {RUN_COLUMNS} FROM runs WHERE {where}", *values)]
 
+    def _statuses(self, where: str, *values: object) -> list[CommitStatus]:
+        sql = f"SELECT {_STATUS_COLUMNS} FROM commit_statuses WHERE {where}"
+        return [CommitStatus(*row) for row in self._query(sql, *values)]
+
     def _query(self, sql: str, *values: object) -> list[Any]:
         with self._reading() as connection:
             return connection.execute(sql, values).fetchall()
 
-    def _doubt(self, damage: sqlite3.Error) -> None:
-        """Called where a look met damage; whoever writes sees to it."""
+    def _handle_damage(self, damage: sqlite3.Error) -> None:
+        """React to a damaged file. A reader only reports it; the writer replaces the file."""
 
 
 def select_deliveries(connection: sqlite3.Connection, where: str, *values: object) -> list[Delivery]:
-    rows = connection.execute(
-        "SELECT guid, event, received, repository, ref, before, after, pusher, id, coalesce(run, 0), owed"
-        f" FROM deliveries WHERE {where}",
-        values,
-    )
-    return [Delivery._make((*row[:-1], bool(row[-1]))) for row in rows]
+    """Return the deliveries that match a condition in SQL."""
+    rows = connection.execute(f"SELECT {_DELIVERY_COLUMNS} FROM deliveries WHERE {where}", values)
+    return [Delivery._make((*row[:-2], bool(row[-2]), bool(row[-1]))) for row in rows]
+
+
+def check_version(path: Path, connection: sqlite3.Connection) -> None:
+    """Raise `JournalError` if the journal at `path` does not have the current version. Version 0 is an empty file."""
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+    if version > len(STEPS):
+        raise JournalTooNew(
+            f"{path} has version {version}; this gitops-hook supports versions up to {len(STEPS)}. Install a newer one"
+        )
+    if 0 < version < len(STEPS):
+        raise JournalError(f"{path} has version {version} of an earlier gitops-hook. Restart the daemon to migrate it")
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether this is SQLITE_CORRUPT or SQLITE_NOTADB: sqlite3 raises exactly this class for those.
+    """Return True for SQLITE_CORRUPT and SQLITE_NOTADB. sqlite3 raises exactly this class for them.
 
-    A full disk, a read-only or a locked file are its subclass OperationalError, and heal by themselves.
+    A full disk, a read-only file and a locked file raise the subclass OperationalError. They need no new file.
     """
     return type(error) is sqlite3.DatabaseError
-
-
-def _uri(path: Path) -> str:
-    return path.absolute().as_uri()[len("file://") :]

@@ -1,11 +1,11 @@
-"""The tables of the journal, as steps from each version of them to the next.
+"""The tables of the journal, as steps from each version to the next.
 
-A new layout is one step more. A step that was released is never edited, for there are journals that have taken it.
+To change a table, append a step. Never edit a released step: existing journals have already applied it.
 """
 
 from __future__ import annotations
 
-#: Each leads from the version that is its index to the next; the last one makes today's.
+#: The step at index N leads from version N to version N + 1. The number of steps is the current version.
 STEPS = (
     """
     CREATE TABLE runs (
@@ -92,5 +92,27 @@ STEPS = (
         PRIMARY KEY (repository, commit_id)
     );
     CREATE INDEX reports_due ON reports (due) WHERE due IS NOT NULL;
+    """,
+    # The runs that version 0.1 ended had their cause in a sentence only.
+    """
+    ALTER TABLE told RENAME TO notices;
+    ALTER TABLE reports RENAME TO commit_statuses;
+    DROP INDEX reports_due;
+    CREATE INDEX commit_statuses_due ON commit_statuses (due) WHERE due IS NOT NULL;
+    DROP INDEX deliveries_owed;
+    ALTER TABLE deliveries RENAME COLUMN owed TO pending;
+    CREATE INDEX deliveries_pending ON deliveries (repository) WHERE pending;
+    DROP INDEX runs_in_hand;
+    CREATE INDEX runs_running ON runs (id) WHERE outcome IS NULL;
+    ALTER TABLE deliveries ADD COLUMN force INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN cause TEXT;
+    UPDATE runs SET cause = 'shutdown'
+        WHERE message = 'The daemon''s shutdown ended this run; it is done again at the next start.';
+    UPDATE runs SET cause = 'killed' WHERE message IN (
+        'A signal ended the command that did this run; the daemon tries it again in a minute or two.',
+        'The process that did this run died with it in hand; what it owed is done again.'
+    );
+    UPDATE runs SET cause = 'limit' WHERE outcome = 'timed-out';
+    CREATE TABLE probe (id INTEGER PRIMARY KEY, time REAL NOT NULL);  -- one row, which the health check writes
     """,
 )

@@ -1,127 +1,100 @@
-"""The journal: which deliveries were accepted, which runs served them, what is still owed, what a forge is told.
+"""Write the journal.
 
 Rules:
 
-1. What `record` returned for is on the disk: SQLite in WAL mode with ``synchronous=FULL``.
-2. A delivery is owed until a run that claimed it has ended with an outcome that settles it. So whatever dies, and
-   whenever, what is owed is what the table says; nothing has to be put back.
-3. One thread holds the writing connection. Callers hand it work and wait; what comes in while a commit is under way
-   shares the next one, so a burst pays for few syncs of the disk. Readers have connections of their own.
-4. A fault of the disk is an answer (`JournalError`), and the next piece of work simply tries again. A damaged file is
-   set aside, never deleted.
-5. `schema` has the tables. Beside it this is the only module that knows SQL, and the only one that knows how the
-   state folder is laid out: ``journal.db``, ``runs/<id>.log``, and ``runs/notice.log`` of the last notice.
+1. When a method returns, its change is on the disk: SQLite in WAL mode with ``synchronous=FULL``.
+2. A delivery is pending until a run that claimed it ends with an outcome that settles it. The table alone decides
+   that, so a process that dies at any time loses nothing.
+3. One thread has the writing connection. A caller hands it a function and waits. The functions that arrive during a
+   commit share the next commit, so a burst costs few disk syncs.
+4. A disk error fails the current functions with `JournalError`. The next function tries again. If the file is damaged,
+   the next function gets a new file (`database`).
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, Union, cast
 
-from gitops_hook.errors import JournalError, JournalTooNew
-from gitops_hook.journal.reader import BUSY_MS, RUN_COLUMNS, JournalReader, is_damage, select_deliveries
-from gitops_hook.journal.schema import STEPS
+from gitops_hook.errors import JournalError
+from gitops_hook.journal.database import Database
+from gitops_hook.journal.reader import RUN_COLUMNS, JournalReader, is_damage, select_deliveries
 from gitops_hook.log import log
-from gitops_hook.model import DIED, Claim, Commit, CommitStatus, Delivery, HookPing, NoticeState, Run
+from gitops_hook.model import Claim, Commit, CommitStatus, Delivery, HookPing, NoticeState, Run
+from gitops_hook.outcomes import CAUSES
 
 T = TypeVar("T")
-#: How long rows are kept, and how many at most: a quarter of a year for an operator's questions, and a journal
-#: that stays in the tens of megabytes.
+#: How long rows are kept, in seconds, and their maximum number: a quarter of a year, and tens of megabytes.
 KEEP_SECONDS = 90 * 86400
 KEEP_ROWS = 100_000
-#: How long an answer to a commit is worth sending: who pushed has long looked elsewhere. In seconds.
-KEEP_REPORTS = 3 * 86400
-#: What all logs together may take. Most runs print a few hundred bytes; this bounds those that print a megabyte.
+#: How long an unsent commit status is kept, in seconds. After that, nobody looks at that commit.
+KEEP_STATUSES = 3 * 86400
+#: The maximum size of all logs together, in bytes.
 KEEP_LOG_BYTES = 1 << 30
-#: The most pieces of work in one commit. SQLite before 3.32 takes 999 values in a statement, and a delivery has 8.
+#: The maximum number of requests in one commit. SQLite before 3.32 allows 999 values in a statement; a delivery has 9.
 _BATCH = 100
 
-
-class _Work(Generic[T]):
-    """A piece of work on its way through the writing thread: rows to insert, or something else to do."""
-
-    def __init__(
-        self,
-        do: Callable[[sqlite3.Connection], T] | None = None,
-        delivery: Delivery | None = None,
-        then: Callable[[], None] | None = None,
-    ) -> None:
-        self.do = do
-        self.delivery = delivery
-        self._then = then  # for one who does not wait: called when it is finished
-        self.result: T | None = None
-        self._error: Exception | None = None
-        # A bare lock is the cheapest event there is: taken now, released by `finish`, taken again by `wait`.
-        self._done = threading.Lock()
-        self._done.acquire()
-
-    def finish(self, error: Exception | None = None) -> None:
-        self._error = error
-        self._done.release()
-        if self._then:
-            self._then()
-
-    def wait(self) -> T:
-        self._done.acquire()
-        if self._error:
-            raise JournalError(str(self._error)) from self._error
-        return cast(T, self.result)
+#: A change: deliveries to insert, or a function that gets the writing connection within a transaction.
+_Change = Union[tuple[Delivery, ...], Callable[[sqlite3.Connection], Any]]
 
 
 class Journal(JournalReader):
-    """The journal in one state folder. Any thread may call any method; each may raise `JournalError`."""
+    """The journal in a state directory. Any thread may call any method; each raises `JournalError` on failure."""
 
-    def __init__(self, folder: Path, *, mends: bool = True, now: Callable[[], float] = time.time) -> None:
-        """Open the journal in `folder`, or begin one. Raises `JournalTooNew` besides.
+    def __init__(self, state: Path, *, repair: bool = True, now: Callable[[], float] = time.time) -> None:
+        """Open the journal, create it, or migrate it. `now` returns the time for new rows.
 
-        `mends` says that a damaged file may be set aside: for the daemon alone, for it knows that no other has it open.
-        `now` is the time in seconds since the epoch that rows are written by.
+        `repair` permits the replacement of a damaged file: only if no other process has it open.
+
+        Raises `JournalTooNew` for a file of a later version.
         """
-        super().__init__(folder)
+        super().__init__(state)
         self.now = now
-        self._mends = mends
-        #: Why the last write failed, or None if it did not.
+        #: The error of the last write, or None if it succeeded.
         self.fault: str | None = None
-        #: How many times a damaged file was set aside. What it owed is known to nobody: look at every checkout.
-        self.renewals = 0
-        # The writing thread's own from here on; the connection is None while the file cannot be opened.
-        self._newest_run = 0
-        self._connection: sqlite3.Connection | None = self._open()
-        self._work: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
-        # Guards _closed and putting into _work: nothing may come behind the None that ends the writing thread.
+        # Only the writing thread uses the database and the connection from here on. The connection is None while the
+        # file cannot be opened.
+        self._database = Database(self._path, self._logs, repair=repair)
+        self._connection: sqlite3.Connection | None = self._database.open()
+        self._requests: queue.SimpleQueue[tuple[_Change, Future[Any]] | None] = queue.SimpleQueue()
+        # Guards _closed, and every put into _requests: nothing may follow the None that ends the writing thread.
+        # Callers of `_submit` and `close` take it.
         self._lock = threading.Lock()
         self._closed = False
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
-    # -- writing ----------------------------------------------------------------------------------------------------
+    @property
+    def replacements(self) -> int:
+        """Return how many times a damaged file was replaced. Its pending deliveries are unknown: sync everything."""
+        return self._database.replacements
 
-    def record(self, delivery: Delivery) -> None:
-        """Commit an accepted delivery; it is owed from now on."""
-        self._submit(_Work(delivery=delivery))
+    # -- deliveries and runs ----------------------------------------------------------------------------------------
 
-    def record_ping(self, arrival: HookPing) -> None:
-        """Commit a webhook's ping, in the place of its last one."""
-        sql = "INSERT OR REPLACE INTO pings VALUES (?, ?, ?, ?, ?, ?)"
-        self._submit(_Work(lambda connection: connection.execute(sql, arrival)))
-
-    def forget(self, target: str, url: str) -> None:
-        """Forget the webhooks of `target` that sent to `url`: they are no more."""
-        sql = "DELETE FROM pings WHERE target = ? AND url = ?"
-        self._submit(_Work(lambda connection: connection.execute(sql, (target, url))))
+    def record(self, *deliveries: Delivery) -> None:
+        """Store accepted deliveries as pending, all in one commit."""
+        self._submit(deliveries).result()
 
     def start(self, repository: str, trigger: str, *, if_pending: bool = False) -> Claim | None:
-        """Begin a run: it claims every owed delivery of `repository`. With `if_pending`, None where there is none."""
+        """Start a run that claims every pending delivery of `repository`.
 
-        def work(connection: sqlite3.Connection) -> Claim | None:
-            served = select_deliveries(connection, "repository = ? AND owed ORDER BY id", repository)
+        A delivery that another running run has claimed stays with that run. Returns None if `if_pending` is True and
+        there is nothing to claim.
+        """
+
+        def change(connection: sqlite3.Connection) -> Claim | None:
+            claimable = (
+                "repository = ? AND pending AND NOT EXISTS"
+                " (SELECT 1 FROM runs WHERE runs.id = deliveries.run AND runs.outcome IS NULL)"
+            )
+            served = select_deliveries(connection, f"{claimable} ORDER BY id", repository)
             if if_pending and not served:
                 return None
             started = self.now()
@@ -129,135 +102,135 @@ class Journal(JournalReader):
                 "INSERT INTO runs (repository, trigger, started) VALUES (?, ?, ?)", (repository, trigger, started)
             ).lastrowid
             assert run is not None
-            self._newest_run = run
-            connection.execute("UPDATE deliveries SET run = ? WHERE repository = ? AND owed", (run, repository))
+            self._database.newest_run = run
+            connection.execute(f"UPDATE deliveries SET run = ? WHERE {claimable}", (run, repository))
             return Claim(Run(run, repository, trigger, started), tuple(served))
 
-        return self._submit(_Work(work))
+        return self._call(change)
 
     def finish(self, run: Run, *, settled: bool) -> None:
-        """Record how a run ended; if that settles the matter, its deliveries are owed no more."""
+        """Record the end of a run. If it settles its deliveries, they are no longer pending."""
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                f"UPDATE runs SET {', '.join(f'{field} = ?' for field in Run._fields[4:])} WHERE id = ?",
-                (*run[4:], run.id),
-            )
+        def change(connection: sqlite3.Connection) -> None:
+            _update(connection, run)
             if settled:
-                connection.execute("UPDATE deliveries SET owed = 0 WHERE run = ?", (run.id,))
+                connection.execute("UPDATE deliveries SET pending = 0 WHERE run = ?", (run.id,))
 
-        self._submit(_Work(work))
+        self._call(change)
 
-    def remember(self, run: int, commits: Sequence[Commit], brought: int) -> None:
-        """Keep where a run left its checkout, and below that what else it brought: `brought` commits in all."""
+    def end_unfinished(self, runs: Collection[int] | None = None) -> list[Claim]:
+        """Record ``interrupted`` with the cause ``killed`` for `runs`, or for all, that are running. Return those."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def change(connection: sqlite3.Connection) -> list[Claim]:
+            rows = connection.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE outcome IS NULL")
+            running = [Run(*row) for row in rows if runs is None or row[0] in runs]
+            killed = [
+                run._replace(ended=self.now(), outcome="interrupted", message=CAUSES["killed"], cause="killed")
+                for run in running
+            ]
+            for run in killed:
+                _update(connection, run)
+            return [
+                Claim(run, tuple(select_deliveries(connection, "run = ? AND pending ORDER BY id", run.id)))
+                for run in killed
+            ]
+
+        return self._call(change)
+
+    def settle_claimed(self, repository: str) -> bool:
+        """Settle the deliveries of `repository` that a run has claimed. Return True if others are pending."""
+
+        def change(connection: sqlite3.Connection) -> bool:
+            connection.execute(
+                "UPDATE deliveries SET pending = 0 WHERE repository = ? AND pending AND run IS NOT NULL", (repository,)
+            )
+            return bool(select_deliveries(connection, "repository = ? AND pending LIMIT 1", repository))
+
+        return self._call(change)
+
+    def save_commits(self, run: int, commits: Sequence[Commit], brought: int) -> None:
+        """Store the commits of a run, newest first, and their total number `brought`."""
+
+        def change(connection: sqlite3.Connection) -> None:
             connection.executemany(
                 "INSERT OR REPLACE INTO commits (run, position, id, author, subject, time) VALUES (?, ?, ?, ?, ?, ?)",
                 [(run, position, *commit) for position, commit in enumerate(commits)],
             )
             connection.execute("UPDATE runs SET brought = ? WHERE id = ?", (brought, run))
 
-        self._submit(_Work(work))
+        self._call(change)
 
-    def interrupt(self, runs: Collection[int] | None = None) -> list[Claim]:
-        """Record that `runs`, or all, have died with their processes, as far as they are in hand; returns those.
+    # -- pings, commit statuses, notices ----------------------------------------------------------------------------
 
-        One that lives after all is put right by `finish`.
+    def record_ping(self, ping: HookPing) -> None:
+        """Store the ping of a webhook in place of its previous one."""
+        self._execute(
+            "INSERT OR REPLACE INTO pings (hook, target, url, guid, received, signed) VALUES (?, ?, ?, ?, ?, ?)", *ping
+        )
+
+    def forget_pings(self, target: str, url: str) -> None:
+        """Delete the pings of the webhooks of `target` that delivered to `url`: those webhooks were deleted."""
+        self._execute("DELETE FROM pings WHERE target = ? AND url = ?", target, url)
+
+    def save_statuses(self, *statuses: CommitStatus, then: Callable[[], None] | None = None) -> None:
+        """Store commit statuses to send. Each replaces the status of the same commit that is not sent yet.
+
+        If `then` is given, do not wait: the writing thread calls it after the commit or the failure.
         """
 
-        def work(connection: sqlite3.Connection) -> list[Claim]:
-            rows = connection.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE outcome IS NULL")
-            running = [Run(*row) for row in rows if runs is None or row[0] in runs]
-            died = [run._replace(outcome="interrupted", ended=self.now(), message=DIED) for run in running]
+        def change(connection: sqlite3.Connection) -> None:
             connection.executemany(
-                "UPDATE runs SET outcome = ?, ended = ?, message = ? WHERE id = ?",
-                [(run.outcome, run.ended, run.message, run.id) for run in died],
-            )
-            return [
-                Claim(run, tuple(select_deliveries(connection, "run = ? AND owed ORDER BY id", run.id))) for run in died
-            ]
-
-        return self._submit(_Work(work))
-
-    def settle(self, repository: str) -> bool:
-        """Give up what runs have tried for `repository`; returns whether anything that none has tried is owed."""
-
-        def work(connection: sqlite3.Connection) -> bool:
-            connection.execute(
-                "UPDATE deliveries SET owed = 0 WHERE repository = ? AND owed AND run IS NOT NULL", (repository,)
-            )
-            return bool(select_deliveries(connection, "repository = ? AND owed LIMIT 1", repository))
-
-        return self._submit(_Work(work))
-
-    def report(self, *reports: CommitStatus, then: Callable[[], None] | None = None) -> None:
-        """Write down what the forge is to be told, in the place of what it was not told yet of the same commits.
-
-        With `then` the caller does not wait: that is called, by the writing thread, once it is done or has failed.
-        """
-
-        def work(connection: sqlite3.Connection) -> None:
-            connection.executemany(
-                "INSERT INTO reports (repository, commit_id, run, state, description, changed, due)"
+                "INSERT INTO commit_statuses (repository, commit_id, run, state, description, changed, due)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository, commit_id) DO UPDATE SET run = excluded.run,"
                 " state = excluded.state, description = excluded.description, changed = excluded.changed,"
                 " due = excluded.due, tries = 0, version = version + 1",
-                [(*report[:6], report.changed) for report in reports],
+                [(*status[:6], status.changed) for status in statuses],
             )
 
         if then:
-            self._hand_in(_Work(work, then=then))
+            self._submit(change).add_done_callback(lambda future: then())
         else:
-            self._submit(_Work(work))
+            self._call(change)
 
-    def reported(self, report: CommitStatus, *, over: bool) -> None:
-        """The forge was told, or never will be; `over` says that nothing more is to be told of the commit.
+    def status_sent(self, status: CommitStatus, *, final: bool) -> None:
+        """Record that a commit status was sent, or never will be; `final` if no other status of the commit follows.
 
-        What has come in its place since is left alone.
+        A newer status of the same commit stays unchanged.
         """
-        sql = "DELETE FROM reports" if over else "UPDATE reports SET due = NULL"
-        self._change_report(report, f"{sql} WHERE repository = ? AND commit_id = ? AND version = ?")
+        sql = "DELETE FROM commit_statuses" if final else "UPDATE commit_statuses SET due = NULL"
+        self._execute(f"{sql} WHERE {_SAME_STATUS}", *_key(status))
 
-    def postpone(self, report: CommitStatus, due: float) -> None:
-        """The forge could not be told; try again at `due`, unless something newer has come in its place."""
-        where = "WHERE repository = ? AND commit_id = ? AND version = ?"
-        self._change_report(report, f"UPDATE reports SET due = ?, tries = tries + 1 {where}", due)
+    def postpone_status(self, status: CommitStatus, due: float) -> None:
+        """Count a failed attempt and send the status again at the time `due`, unless a newer one replaced it."""
+        self._execute(f"UPDATE commit_statuses SET due = ?, tries = tries + 1 WHERE {_SAME_STATUS}", due, *_key(status))
 
-    def deployed(self, report: CommitStatus, deployment: int) -> None:
-        """The forge has made this deployment for the commit; whatever is told of it next belongs to that."""
-        sql = "UPDATE reports SET deployment = ? WHERE repository = ? AND commit_id = ?"
-        key = (deployment, report.repository, report.commit)
-        self._submit(_Work(lambda connection: connection.execute(sql, key)))
+    def save_deployment(self, status: CommitStatus, deployment: int) -> None:
+        """Store the forge's id of the deployment of a commit, which later statuses of that commit refer to."""
+        sql = "UPDATE commit_statuses SET deployment = ? WHERE repository = ? AND commit_id = ?"
+        self._execute(sql, deployment, status.repository, status.commit)
 
-    def _change_report(self, report: CommitStatus, sql: str, *values: object) -> None:
-        key = (*values, report.repository, report.commit, report.version)
-        self._submit(_Work(lambda connection: connection.execute(sql, key)))
-
-    def record_notice(self, told: NoticeState) -> None:
-        """Record what the operator was told of a repository."""
-        self._submit(
-            _Work(lambda connection: connection.execute("INSERT OR REPLACE INTO told VALUES (?, ?, ?, ?)", told))
-        )
+    def record_notice(self, notice: NoticeState) -> None:
+        """Store the last notice about a repository."""
+        self._execute("INSERT OR REPLACE INTO notices (repository, outcome, since, at) VALUES (?, ?, ?, ?)", *notice)
 
     def forget_notice(self, repository: str) -> None:
-        """Forget it: the repository is well, and the operator knows."""
-        self._submit(
-            _Work(lambda connection: connection.execute("DELETE FROM told WHERE repository = ?", (repository,)))
-        )
+        """Delete the notice about a repository, which works again."""
+        self._execute("DELETE FROM notices WHERE repository = ?", repository)
+
+    # -- upkeep -----------------------------------------------------------------------------------------------------
 
     def probe(self) -> None:
-        """Try a write; `fault` tells afterwards."""
+        """Try to write a row. `fault` has the result."""
         with suppress(JournalError):
-            self._submit(_Work(lambda connection: connection.execute(f"PRAGMA user_version = {len(STEPS)}")))
+            self._execute("INSERT OR REPLACE INTO probe (id, time) VALUES (1, ?)", self.now())
 
     def prune(self) -> None:
-        """Drop what is too old or too much: rows that nothing owes, and logs."""
+        """Delete old and surplus rows and logs. A pending delivery and its run stay."""
         horizon = self.now() - KEEP_SECONDS
 
-        def work(connection: sqlite3.Connection) -> None:
+        def change(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "DELETE FROM deliveries WHERE NOT owed"
+                "DELETE FROM deliveries WHERE NOT pending"
                 " AND (received < ? OR id <= (SELECT max(id) FROM deliveries) - ?)",
                 (horizon, KEEP_ROWS),
             )
@@ -266,167 +239,17 @@ class Journal(JournalReader):
                 " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.run = runs.id)",
                 (horizon, KEEP_ROWS),
             )
-            connection.execute("DELETE FROM reports WHERE changed < ?", (self.now() - KEEP_REPORTS,))
+            connection.execute("DELETE FROM commit_statuses WHERE changed < ?", (self.now() - KEEP_STATUSES,))
             connection.execute(
                 "DELETE FROM pings WHERE hook IN (SELECT hook FROM pings ORDER BY received DESC LIMIT -1 OFFSET ?)",
                 (KEEP_ROWS,),
             )
 
-        self._submit(_Work(work))
+        self._call(change)
         try:
             self._prune_logs(horizon)
         except OSError as error:
             raise JournalError(f"{error.filename}: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Finish what was handed in and let go of the file. Calling it again does nothing."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._work.put(None)
-        self._writer.join()
-
-    # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _submit(self, work: _Work[T]) -> T:
-        self._hand_in(work)
-        return work.wait()
-
-    def _hand_in(self, work: _Work[Any]) -> None:
-        with self._lock:
-            if self._closed:
-                raise JournalError("the journal is closed")
-            self._work.put(work)
-
-    def _write(self) -> None:
-        """The writing thread. It must never die: every caller waits for it."""
-        while True:
-            batch = [self._work.get()]
-            with suppress(queue.Empty):
-                while batch[-1] and len(batch) < _BATCH:
-                    batch.append(self._work.get_nowait())
-            works = [work for work in batch if work]
-            if works:
-                self._commit(works)
-            if not batch[-1]:
-                if self._connection:
-                    self._connection.close()
-                return
-
-    def _commit(self, works: list[_Work[Any]]) -> None:
-        """Do `works` in one transaction: all of them are on the disk, or all fail."""
-        error: Exception | None = None
-        try:
-            connection = self._connection = self._connection or self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            _insert(connection, [work.delivery for work in works if work.delivery])
-            for work in works:
-                if work.do:
-                    work.result = work.do(connection)
-            connection.execute("COMMIT")
-        except Exception as caught:
-            error = caught
-            self._recover(caught)
-        if error and not self.fault:
-            log.error("the journal cannot be written", file=self._path, reason=error)
-        elif self.fault and not error:
-            log.info("the journal can be written again", file=self._path)
-        self.fault = str(error) if error else None
-        for work in works:
-            work.finish(error)
-
-    def _recover(self, error: Exception) -> None:
-        if self._connection:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            if is_damage(error):
-                self._connection.close()
-                self._connection = None  # opened anew by the next work, which sets the file aside if it must
-
-    def _open(self) -> sqlite3.Connection:
-        """Open the file, or begin a new one where it is damaged."""
-        try:
-            self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                return self._connect()
-            except sqlite3.DatabaseError as error:
-                if not (is_damage(error) and self._mends):
-                    raise
-                self.renewals += 1  # even if no new file can be made now: from here on it is a new one
-                self._set_aside(str(error))
-            return self._connect()
-        except sqlite3.Error as error:
-            raise JournalError(f"{self._path}: {error}") from error
-        except OSError as error:
-            raise JournalError(f"{error.filename}: {error.strerror}") from error
-
-    def _connect(self) -> sqlite3.Connection:
-        # SQLite takes an empty file for a new one, and deletes the -wal that may hold all there is.
-        if not _size(self._path) and (_size(Path(f"{self._path}-wal")) or any(self._logs.iterdir())):
-            raise sqlite3.DatabaseError("it is missing or empty, but what belongs to it is there")
-        # The connection is made here and used by the writing thread alone, hence check_same_thread. Transactions are
-        # begun and ended by hand (isolation_level None).
-        connection = sqlite3.connect(self._path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        try:
-            os.chmod(self._path, 0o600)  # noqa: PTH101 - it tells who pushed what
-            # quick_check reads every page: some milliseconds for a megabyte, once a start.
-            ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
-            connection.execute("PRAGMA synchronous = FULL")
-            self._migrate(connection)
-            if self.renewals:
-                # Runs in hand end under their old ids and go on with their old logs: no new run may be called so.
-                connection.execute(
-                    "INSERT INTO sqlite_sequence (name, seq) SELECT 'runs', ?"
-                    " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'runs')",
-                    (self._newest_run,),
-                )
-            connection.execute("PRAGMA journal_mode = WAL")  # this changes the file, so it must be known as ours
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-        if version > len(STEPS):
-            raise JournalTooNew(
-                f"{self._path} has version {version}, made by a later gitops-hook; this one knows {len(STEPS)}"
-            )
-        for number, step in enumerate(STEPS[version:], version + 1):
-            connection.executescript(f"BEGIN IMMEDIATE; {step}; PRAGMA user_version = {number}; COMMIT")
-
-    def _set_aside(self, reason: str) -> None:
-        """Rename the damaged file, what SQLite keeps beside it, and the logs that its runs are told by."""
-        suffix = time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime())
-        while any(self._path.parent.glob(f"*{suffix}*")):  # the file may be gone, and its logs not
-            suffix += "+"
-        aside = self._path.with_name(self._path.name + suffix)
-        for path, target in (
-            (Path(f"{self._path}-wal"), Path(f"{aside}-wal")),
-            (Path(f"{self._path}-shm"), Path(f"{aside}-shm")),
-            (self._logs, self._logs.with_name(self._logs.name + suffix)),
-            (self._path, aside),
-        ):
-            if path.exists():
-                path.rename(target)
-        self._logs.mkdir(mode=0o700)
-        log.error(
-            "THE JOURNAL IS DAMAGED and was set aside; a new one is begun, and every checkout is synced",
-            reason=reason,
-            file=aside,
-        )
-
-    def _doubt(self, damage: sqlite3.Error) -> None:
-        """Have the writing thread open the file anew: what it holds in memory may hide from it what a reader met."""
-
-        def work(connection: sqlite3.Connection) -> None:
-            raise damage
-
-        with suppress(JournalError):
-            self._submit(_Work(work))
-        self.probe()
 
     def _prune_logs(self, horizon: float) -> None:
         total = 0
@@ -437,20 +260,112 @@ class Journal(JournalReader):
                 if total > KEEP_LOG_BYTES or stat.st_mtime < horizon:
                     log_file.unlink()
 
+    def close(self) -> None:
+        """Commit what was submitted and close the file. A second call does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._requests.put(None)
+        self._writer.join()
+
+    # -- the writing thread -----------------------------------------------------------------------------------------
+
+    def _execute(self, sql: str, *values: object) -> None:
+        self._call(lambda connection: connection.execute(sql, values))
+
+    def _call(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Call a function with the writing connection, wait for the commit, and return the result of the function."""
+        return cast(T, self._submit(change).result())
+
+    def _submit(self, change: _Change) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._closed:
+                raise JournalError("the journal is closed")
+            self._requests.put((change, future))
+        return future
+
+    def _write(self) -> None:
+        """Commit requests until None arrives. This thread must never die: every caller waits for it."""
+        while True:
+            batch = [self._requests.get()]
+            with suppress(queue.Empty):
+                while batch[-1] and len(batch) < _BATCH:
+                    batch.append(self._requests.get_nowait())
+            requests = [request for request in batch if request]
+            if requests:
+                self._commit(requests)
+            if not batch[-1]:
+                if self._connection:
+                    self._connection.close()
+                return
+
+    def _commit(self, requests: list[tuple[_Change, Future[Any]]]) -> None:
+        """Make changes in one transaction: either all of them are on the disk, or all fail."""
+        results: list[Any] = []
+        failure: Exception | None = None
+        try:
+            connection = self._connection = self._connection or self._database.open()
+            connection.execute("BEGIN IMMEDIATE")
+            _insert(connection, [row for change, _ in requests if isinstance(change, tuple) for row in change])
+            results = [None if isinstance(change, tuple) else change(connection) for change, _ in requests]
+            connection.execute("COMMIT")
+        except Exception as error:
+            failure = error
+            self._roll_back(error)
+        if failure and not self.fault:
+            log.error("the journal cannot be written", file=self._path, reason=failure)
+        elif self.fault and not failure:
+            log.info("the journal can be written again", file=self._path)
+        self.fault = str(failure) if failure else None
+        for position, (_, future) in enumerate(requests):
+            if failure:
+                future.set_exception(JournalError(str(failure)))
+            else:
+                future.set_result(results[position])
+
+    def _roll_back(self, error: Exception) -> None:
+        if self._connection:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            if is_damage(error):
+                self._connection.close()
+                self._connection = None  # the next request opens the file again, which replaces it if necessary
+
+    def _handle_damage(self, damage: sqlite3.Error) -> None:
+        """Make the writing thread open the file again: its page cache may hide the damage that a reader found."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            raise damage
+
+        with suppress(JournalError):
+            self._call(change)
+        self.probe()
+
+
+_SAME_STATUS = "repository = ? AND commit_id = ? AND version = ?"
+
+
+def _key(status: CommitStatus) -> tuple[str, str, int]:
+    return status.repository, status.commit, status.version
+
+
+def _update(connection: sqlite3.Connection, run: Run) -> None:
+    """Store every field of a run that its end determines."""
+    columns = ", ".join(f"{field} = ?" for field in Run._fields[4:])
+    connection.execute(f"UPDATE runs SET {columns} WHERE id = ?", (*run[4:], run.id))
+
 
 def _insert(connection: sqlite3.Connection, deliveries: list[Delivery]) -> None:
-    """Insert in one statement: each gives up Python's lock several times, and gets it back from a busy server."""
-    if deliveries:
+    """Insert deliveries in few statements: each one releases Python's lock several times, which costs time."""
+    for start in range(0, len(deliveries), _BATCH):
+        batch = deliveries[start : start + _BATCH]
         connection.execute(
-            "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher) VALUES "
-            + ",".join(["(?,?,?,?,?,?,?,?)"] * len(deliveries)),
-            [value for delivery in deliveries for value in delivery[:8]],
+            "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher, force) VALUES "
+            + ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(batch)),
+            [value for delivery in batch for value in (*delivery[:8], delivery.force)],
         )
 
 
 def _number(path: Path) -> int:
     return int(path.stem) if path.stem.isdecimal() else 0
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -51,7 +51,7 @@ class Commits:
                 return
             found = _read(checkout, before, after) if moved else []
             # Where it moved back, or did not move, nothing is new: only where it stands is noted.
-            self._journal.remember(run.id, found[:_KEPT] or _read(checkout, "", after, count=1), len(found))
+            self._journal.save_commits(run.id, found[:_KEPT] or _read(checkout, "", after, count=1), len(found))
         except (OSError, subprocess.SubprocessError, JournalError) as error:
             log.warning("the commits of a run are not known", repository=run.repository, run=run.id, reason=error)
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import DIED, ENDED_BY_US, ENDED_WITH_COMMAND, Claim, NoticeState, Run
+from gitops_hook.model import Claim, NoticeState, Run
 from gitops_hook.outcomes import outcome_of, settles
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.run_log import last_lines
@@ -52,7 +52,7 @@ _SAID = {
     "well": "is well again: {}, no more {}",
 }
 #: What is said of runs that tell nothing of their repository: they ended with their process.
-_ENDED_WITH_PROCESS = (ENDED_BY_US, ENDED_WITH_COMMAND, DIED)
+_ENDED_WITH_PROCESS = ("shutdown", "command", "killed")
 
 
 class Notice(NamedTuple):
@@ -77,7 +77,7 @@ class Verdict(NamedTuple):
 
 def verdict(runs: Iterable[Run]) -> Verdict | None:
     """What a repository's `runs`, newest first, say of it; None if they say nothing yet."""
-    telling = [run for run in runs if run.ended and run.outcome != "paused" and run.message not in _ENDED_WITH_PROCESS]
+    telling = [run for run in runs if run.ended and run.outcome != "paused" and run.cause not in _ENDED_WITH_PROCESS]
     retried = list(takewhile(lambda run: not settles(run.outcome), telling))
     if retried and _ended(retried[0]) - _ended(retried[-1]) < PATIENCE:
         telling = telling[len(retried) :]
@@ -176,7 +176,7 @@ class Notifier:
 
     def run_once(self, repositories: Sequence[str]) -> None:
         """Tell what there is to tell of `repositories`, or of all if there are none given."""
-        told = self._journal.told()
+        told = self._journal.notices()
         self._failing = frozenset(told)
         if self._clock() < self._not_before:
             return
@@ -193,7 +193,7 @@ class Notifier:
                 self._not_before = self._clock() + _AFTER_FAILURE
                 return
             self._last_failure.pop(name.lower(), None)
-            self._failing = frozenset(self._journal.told())
+            self._failing = frozenset(self._journal.notices())
 
     def _all(self, told: Mapping[str, NoticeState]) -> list[str]:
         """The repositories that there may be something to tell of; whose runs are all forgotten, is forgotten too."""

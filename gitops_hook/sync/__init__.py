@@ -1,1 +1,1 @@
-"""Turn pending deliveries into runs of the sync script."""
+"""The core: from pending deliveries to runs of the sync script."""

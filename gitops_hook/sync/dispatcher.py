@@ -1,116 +1,65 @@
-"""From what is owed to runs: a queue and a worker thread per repository, and a cap over all of them.
+"""The dispatcher: from pending deliveries to runs, with a bound on runs at the same time.
 
 Rules:
 
-1. A worker alone runs its repository, so two runs of one repository never overlap. It starts when it is first needed
-   and goes when nothing has been asked of it for a while.
-2. A queue only wakes; the journal says what is owed. A wake-up that is lost, doubled or late changes nothing.
-3. A run starts after it has its place under the cap, and claims what is owed as it starts: the pushes that came while
-   it waited collapse into one run.
-4. FairSemaphore go to whoever has waited longest, so that no busy repository keeps the others out.
-5. A run that settled nothing (the remote out of reach, the script killed, no process to be had) is tried again, later
-   each time; a push cuts that wait short. It may have been a command's: the journal tells (`Dispatcher.reconcile`).
-6. A worker never dies of an exception: its repository would be dead until the next start.
+1. A checkout has one worker at most, so two runs of one checkout never overlap.
+2. The journal says what is pending. A wake-up only asks to look at it, so one that is lost, doubled or late does no
+   harm.
+3. A run needs a slot. The checkout that has waited longest gets the next free one; a checkout that wants another run
+   goes to the end of the line.
+4. Threads are bounded by the slots and a few more (`_SPARE`), however many checkouts wait: a worker has a thread only
+   while it runs, and a checkout in backoff has no worker. One scheduler thread holds all due times.
+5. A run that settled nothing is retried with backoff. A push or a request cuts the delay short.
+6. A run that the daemon's own shutdown ended is repeated at the next start, with increasing delay from the second in a
+   row: its deploy may restart the daemon and wait for it.
+
+The states of a checkout here: idle (nothing is stored), in line (`_line`), active (`_active`), delayed (`_delays`).
 """
 
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from gitops_hook.config import Settings
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import ENDED_BY_US, ENDED_WITH_COMMAND, Claim, Run
-from gitops_hook.names import may_clone
-from gitops_hook.outcomes import GOOD, REST, RETRIED, settles, severity_of
-from gitops_hook.sync.checkouts import Checkout, Checkouts
-from gitops_hook.sync.run_log import last_lines
-from gitops_hook.sync.runner import GRACE, Result, Runner, Task
+from gitops_hook.model import Run
+from gitops_hook.outcomes import RETRIED
+from gitops_hook.sync import backoff
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.executor import Executor, RunObserver, log_end
+from gitops_hook.sync.runner import GRACE, Runner
 from gitops_hook.sync.worker import WakeUp, Worker
 
-#: Seconds between tries to write down that a run begins or how it ended, while the journal cannot be written.
-_JOURNAL_WAIT = 1.0
-#: So many runs in a row that the daemon's own shutdown had to end are no accident: the deploy restarts the daemon and
-#: waits for it. Going on would restart it for ever.
-_RESTART_LOOP = 3
-#: Seconds over its limit, and over the grace after that, by which a run is surely recorded: it has only to be judged.
-_OVERDUE = 30.0
-#: Seconds after a run that settled nothing until it is tried again though no worker of ours waits to: a command did it,
-#: and whoever gave that may have it done again himself.
-_LEFT_TO_US = 60.0
-#: What `gitops.timeout` may be, in seconds; anything else is as if it were not set.
-_TIMEOUT = re.compile("[1-9][0-9]{0,6}")
+__all__ = ["Dispatcher", "RunObserver"]
+
+#: Workers that may go on beyond the slots: their runs are recorded, and their observers still work.
+_SPARE = 4
+#: The number of runs to look back for those that the daemon's shutdown ended.
+_RESTARTS_COUNTED = 10
+#: Seconds after which the run of a command that settled nothing is retried; the user may repeat the command earlier.
+_COMMAND_RETRY = 60.0
 
 
-class RunObserver(Protocol):
-    """Somebody who is told of each run. It is called by the thread that does the run, so it must not wait for long."""
+class Delay(NamedTuple):
+    """A checkout that waits for its next run."""
 
-    def began(self, claim: Claim, task: Task) -> None:
-        """A run has begun, and the script is about to start."""
-
-    def ended(self, run: Run, claim: Claim, task: Task) -> None:
-        """A run has ended, and stands in the journal."""
-
-
-class FairSemaphore:
-    """The places under the cap, given in the order in which they were asked for."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._closed = False
-        # Guards all of the above and the line of those who wait; held for a few steps only, never while waiting.
-        self._lock = threading.Lock()
-        self._line: deque[threading.Event] = deque()
-
-    @contextmanager
-    def one(self) -> Iterator[bool]:
-        """A place, as soon as it is this caller's turn; False instead once `close` was called."""
-        granted = self._take()
-        try:
-            yield granted
-        finally:
-            if granted:
-                self._give_back()
-
-    def close(self) -> None:
-        """Give no more places, and send everyone home who waits."""
-        with self._lock:
-            self._closed = True
-            for turn in self._line:
-                turn.set()
-
-    def _take(self) -> bool:
-        with self._lock:
-            if self._closed:
-                return False
-            if self._free:
-                self._free -= 1
-                return True
-            turn = threading.Event()
-            self._line.append(turn)
-        turn.wait()
-        with self._lock:
-            # Handed over by `_give_back`, which took us from the line; or sent home by `close`, still standing in it.
-            return turn not in self._line
-
-    def _give_back(self) -> None:
-        with self._lock:
-            if self._line and not self._closed:
-                self._line.popleft().set()
-            else:
-                self._free += 1
+    repository: str
+    #: When to run it, on the dispatcher's clock.
+    due: float
+    #: The number of runs in a row that settled nothing.
+    failures: int
+    #: The triggers that do not cut the delay short.
+    ignores: frozenset[str] = frozenset()
 
 
 class Dispatcher:
-    """Runs what is owed. Any thread may call any method."""
+    """Starts the runs that pending deliveries and requests ask for. Any thread may call any method."""
 
     def __init__(
         self,
@@ -126,32 +75,35 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`clock` tells seconds, from whenever; what is written down is told by the journal's own."""
+        """`max_syncs` bounds the runs at the same time; `clock` returns seconds from any origin.
+
+        The other arguments are those of `Executor` and `Backoff.delay`.
+        """
         self._journal = journal
         self._checkouts = checkouts
-        self._runner = runner
+        self._executor = Executor(
+            journal,
+            checkouts,
+            runner,
+            sync_timeout=sync_timeout,
+            clone=clone,
+            clone_url=clone_url,
+            observers=observers,
+            clock=clock,
+        )
         self._max_syncs = max_syncs
-        self._sync_timeout = sync_timeout
-        self._clone = clone
-        self._clone_url = clone_url
-        self._observers = observers
         self._clock = clock
         self._jitter = jitter
-        self._slots = FairSemaphore(max_syncs)
-        self._stopping = threading.Event()
-        self._terminated = False
-        self._renewals = journal.renewals
-        # The workers by their repository's name in lower case, for forges take names so. Guarded by _lock, and so is
-        # putting into their queues: a worker that goes must see under the lock that nothing was put.
-        self._workers: dict[str, Worker] = {}
-        self._lock = threading.Lock()
-        #: The last run that did not go well, since the start.
-        self.failure: Run | None = None
-        # The runs of the script in hand, and the time on the clock when each must be over. Written by their
-        # workers, looked at by anyone; each step is whole, so no lock is needed.
-        self._due: dict[int, float] = {}
-        # The newest run of each repository that was given up, when that was said. By anyone, each step whole.
-        self._loops: dict[str, int] = {}
+        self._replacements = journal.replacements
+        # The next three map a repository in lower case, because forges ignore case. All fields below are guarded by
+        # _changed, which every method takes for a few steps; no other lock is taken meanwhile. It is notified when an
+        # active worker has gone, when a delay begins, and at the stop.
+        self._line: dict[str, Worker] = {}  # in the order in which they get a slot
+        self._active: dict[str, Worker] = {}
+        self._delays: dict[str, Delay] = {}
+        self._fed: set[str] = set()  # those that a sweep has yet to put in line, in lower case
+        self._stopping = False
+        self._changed = threading.Condition(threading.Lock())
 
     @classmethod
     def from_settings(
@@ -162,7 +114,7 @@ class Dispatcher:
         checkouts: Checkouts,
         observers: Sequence[RunObserver] = (),
     ) -> Dispatcher:
-        """One that runs what `settings` say, with what scripts may see of `environ`, and tells `observers`."""
+        """Return a dispatcher with `settings`, whose scripts inherit the permitted part of `environ`."""
         return cls(
             journal,
             checkouts,
@@ -174,245 +126,277 @@ class Dispatcher:
             observers=observers,
         )
 
-    def start(self) -> None:
-        """Take up what an earlier daemon left: say which runs it interrupted, run what is owed, look at every checkout.
+    # -- what asks for runs -----------------------------------------------------------------------------------------
 
-        What is owed goes first and may take every place; the look at all checkouts keeps to half of them, so that a
-        push on a host with many never waits behind it.
-        """
-        for died in self._journal.interrupt():
-            _tell_end(died.run, died)
-        owed = [repository for repository in self._journal.pending() if not self._restarts_us(repository)]
-        if owed:
-            log.info("deliveries are owed from before", repositories=len(owed))
-        self._feed(owed, "recovery", self._max_syncs)
+    def start(self) -> None:
+        """Start the scheduler, resume what an earlier daemon left, and sweep."""
+        self.start_scheduler()
+        self.recover()
         self.sweep()
 
+    def start_scheduler(self) -> None:
+        """Start the thread that runs delayed checkouts when they are due."""
+        threading.Thread(target=self._schedule, name="scheduler", daemon=True).start()
+
+    def record_killed(self) -> None:
+        """Record the end of the runs that an earlier process left unfinished: it was killed."""
+        for died in self._journal.end_unfinished():
+            log_end(died.run, died)
+
+    def recover(self) -> None:
+        """Record which runs an earlier process left unfinished, and run everything that is pending."""
+        self.record_killed()
+        pending = self._journal.pending()
+        if pending:
+            log.info("deliveries are pending from before the start", repositories=len(pending))
+        for repository in pending:
+            if not self._delay_after_restarts(repository):
+                self.notify(repository, "recovery")
+
     def sweep(self) -> None:
-        """Sync every managed checkout once."""
-        self._renewals = self._journal.renewals
-        self._feed(self._checkouts, "sweep", max(1, self._max_syncs // 2))
+        """Sync every checkout once, on at most half of the slots, so that a push never waits for a whole sweep."""
+        self._replacements = self._journal.replacements
+        self._feed(self._checkouts, max(1, self._max_syncs // 2))
 
     def notify(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
-        """See to `repository` soon. A push runs what is owed, if anything still is; any other trigger runs anyway."""
+        """Ask for a run of `repository`. A push asks only for pending deliveries, any other trigger for a run.
+
+        `done` is called when that has been done, or not at all after a stop.
+        """
         key = repository.lower()
-        with self._lock:
-            if self._stopping.is_set():
+        with self._changed:
+            if self._stopping:
                 return
-            worker = self._workers.get(key)
-            if not worker:
-                worker = Worker(self, repository)
-                try:
-                    worker.thread.start()
-                except RuntimeError as error:  # no thread to be had; `reconcile` comes back to it
-                    log.error("no worker could be started", repository=repository, reason=error)
-                    return
-                self._workers[key] = worker
-            # A wake-up that nobody has taken yet serves this push too.
-            if trigger != "push" or worker.queue.empty():
-                worker.queue.put(WakeUp(trigger, done))
+            worker = self._line.get(key) or self._active.get(key)
+            delay = self._delays.get(key)
+            ignored = worker is None and delay is not None and trigger in delay.ignores
+            if not ignored:
+                worker = worker or self._enter_line(repository)
+                # A wake-up that is still in the queue covers this push.
+                if trigger != "push" or worker.queue.empty():
+                    worker.queue.put(WakeUp(trigger, done))
+                self._fill_slots()
+        if ignored and done:
+            done()
 
     def reconcile(self) -> None:
-        """Called now and then, this sees to what was lost, or left by commands.
+        """Repair what was lost: a wake-up, a thread that could not start, a damaged journal, the runs of commands.
 
-        A wake-up, all that a damaged journal owed, runs whose process was killed, and those that settled nothing.
+        The daemon calls this every minute. Raises `JournalError`.
         """
-        if self._renewals != self._journal.renewals:
+        if self._replacements != self._journal.replacements:
             self.sweep()
-        abandoned = [run.id for run in self._journal.running() if self._is_abandoned(run)]
-        for died in self._journal.interrupt(abandoned) if abandoned else ():
-            _tell_end(died.run, died)
+        self._release_overdue()
+        self.run_due()
+        abandoned = [run.id for run in self._journal.running() if self._executor.is_abandoned(run)]
+        for died in self._journal.end_unfinished(abandoned) if abandoned else ():
+            log_end(died.run, died)
         for repository in self._journal.pending():
-            if repository.lower() not in self._workers:
+            if not self._is_known(repository):
                 self.notify(repository)
-        for run in self._journal.newest(RETRIED, self._journal.now() - _LEFT_TO_US):
-            if run.repository.lower() not in self._workers and not self._restarts_us(run.repository):
+        for run in self._journal.newest(RETRIED, self._journal.now() - _COMMAND_RETRY):
+            if not self._is_known(run.repository):
                 self.notify(run.repository, "retry")
 
+    def run_now(self, repository: str, trigger: str) -> Run:
+        """Do one run of `repository` in the caller's thread, without a slot, and return it.
+
+        For a command that has no daemon. Raises `JournalError` if the run cannot be started.
+        """
+        return self._executor.run_now(repository, trigger)
+
+    def request(self, repositories: Sequence[str], trigger: str) -> None:
+        """Run the requests of a command, which are in the journal. A sweep leaves half of the slots to pushes."""
+        if trigger == "sweep":
+            self._feed(repositories, max(1, self._max_syncs // 2))
+        else:
+            for repository in repositories:
+                self.notify(repository, trigger)
+
+    def cancel(self, repository: str) -> list[int]:
+        """End the current run of `repository`, and give up its claimed deliveries. Return the ids of ended runs.
+
+        Raises `JournalError`.
+        """
+        key = repository.lower()
+        with self._changed:
+            worker = self._active.get(key)
+            run = worker.run if worker else 0
+            self._delays.pop(key, None)
+        if run in self._executor.running:
+            # The signal misses a script that is just being started, so it is repeated until the run has ended.
+            for _ in range(GRACE + 2):
+                self._executor.cancel(run)
+                with self._changed:
+                    if self._changed.wait_for(lambda: run not in self._executor.running, 1.0):
+                        break
+            return [run]
+        self._journal.settle_claimed(repository)
+        return []
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
     def stop(self) -> None:
-        """Start no more runs. Those in hand go on; `join` waits for them."""
-        with self._lock:
-            self._stopping.set()
-            for worker in self._workers.values():
-                worker.queue.put(WakeUp("stop"))
-        self._slots.close()
+        """Start no more runs. Current runs go on; `join` waits for them."""
+        self._executor.stop()
+        with self._changed:
+            self._stopping = True
+            self._line.clear()
+            self._delays.clear()
+            self._changed.notify_all()
 
     def join(self, timeout: float) -> bool:
-        """Wait until every worker has gone, `timeout` seconds at most; returns whether they have."""
-        deadline = time.monotonic() + timeout
-        with self._lock:
-            workers = list(self._workers.values())
-        for worker in workers:
-            worker.thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(worker.thread.is_alive() for worker in workers)
+        """Wait at most `timeout` seconds for the current runs, and return whether all of them have ended."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._active, timeout)
 
     def terminate(self) -> None:
-        """After `stop`: end the runs in hand."""
-        self._terminated = True
-        self._runner.terminate()
+        """End the current runs; called after `stop`."""
+        self._executor.terminate()
+
+    # -- what others look at ----------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> Run | None:
+        """The last run since the start that did not end well."""
+        return self._executor.failure
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
 
     @property
     def workers(self) -> int:
-        """How many workers there are now."""
-        return len(self._workers)
+        """The number of checkouts that run or wait for a slot."""
+        return len(self._line) + len(self._active)
 
     @property
     def running(self) -> int:
-        """How many runs of the script are in hand now."""
-        return len(self._due)
+        """The number of scripts that are running."""
+        return len(self._executor.running)
 
     def overdue(self) -> list[int]:
-        """The runs that go on though nothing lets a script live so long: their workers hang, in code of ours."""
-        now = self._clock()
-        return [run for run, due in self._due.copy().items() if due < now]
+        """Return the ids of runs that exceeded their time limit although their scripts were killed."""
+        return self._executor.overdue
 
-    # -- what workers do --------------------------------------------------------------------------------------------
+    # -- inside; the methods from here to run_due are called with the lock --------------------------------------------
 
-    def step(self, repository: str, trigger: str) -> bool:
-        """Do one run of `repository` if one is due; returns whether the matter is settled."""
-        with self._slots.one() as granted:
-            if not granted or self._stopping.is_set():
-                return True  # the journal remembers
-            claim = self._begin(repository, trigger)
-            return self._run(claim)[1] if claim else True
-
-    def _begin(self, repository: str, trigger: str) -> Claim | None:
-        """Begin a run, however long the journal takes to be writable; None where none is due, or at the end.
-
-        The place is kept meanwhile, for nobody else can begin one either.
-        """
-        while True:
-            try:
-                return self._journal.start(repository, trigger, if_pending=trigger == "push")
-            except JournalError:
-                if self._stopping.wait(_JOURNAL_WAIT):
-                    return None
-
-    def run_now(self, repository: str, trigger: str) -> Run:
-        """Run `repository` in the caller's thread, as soon as there is a place; returns how it ended.
-
-        For a process that has no workers; between processes the script's lock keeps runs apart.
-        Raises `JournalError` where the run cannot be begun.
-        """
-        with self._slots.one():
-            claim = self._journal.start(repository, trigger)
-            assert claim
-            return self._run(claim, ENDED_WITH_COMMAND)[0]
-
-    def _run(self, claim: Claim, ended_by: str = ENDED_BY_US) -> tuple[Run, bool]:
-        """Do a run that has begun; returns how it ended, and whether that settles the matter.
-
-        `ended_by` is what is said of it if `terminate` ends it.
-        """
-        run, newest = claim.run, claim.newest
-        task = Task(
-            repository=newest.repository if newest else run.repository,
-            run=run.id,
-            ref=newest.ref if newest else "",
-            after=newest.after if newest else "",
-            event=newest.event if newest else run.trigger,
-            delivery=newest.guid if newest else "",
-            deliveries=claim.deliveries,
+    def _enter_line(self, repository: str) -> Worker:
+        delay = self._delays.pop(repository.lower(), None)
+        worker = Worker(
+            repository,
+            self._executor,
+            failures=delay.failures if delay else 0,
+            released=self._release,
+            ended=self._end,
         )
-        _tell_beginning(claim)
-        self._notify_observers(lambda observer: observer.began(claim, task))
-        try:
-            result = self._execute(task, run)
-        except OSError as error:
-            result = Result("interrupted", None, message=f"The script could not be started: {error}")
-        except Exception:
-            log.exception("a run met a fault of our own", repository=run.repository, run=run.id)
-            result = Result("interrupted", None, message="A fault of the daemon's own; its log has the traceback.")
-        # A script may answer TERM with a status of its own. That is not how it would have ended.
-        if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=ended_by)
-        ended = run._replace(ended=self._journal.now(), **result._asdict())
-        settled = settles(ended.outcome)
-        went_well = severity_of(ended.outcome) in (GOOD, REST)
-        if not went_well:
-            self.failure = ended
-        self._record(ended, settled=settled)
-        _tell_end(ended, claim, "" if went_well else last_lines(self._journal.log_path(run.id)))
-        if settled:
-            _tell_sharers(claim, ended)
-        self._notify_observers(lambda observer: observer.ended(ended, claim, task))
-        return ended, settled
+        self._line[repository.lower()] = worker
+        return worker
 
-    def _notify_observers(self, tell: Callable[[RunObserver], None]) -> None:
-        """A fault of one is logged, and is neither the run's nor the other observers'."""
-        for observer in self._observers:
+    def _fill_slots(self) -> None:
+        """Start the workers that have waited longest, as far as slots are free."""
+        while self._line and not self._stopping and self._has_free_slot():
+            key, worker = next(iter(self._line.items()))
+            worker.has_slot = True
             try:
-                tell(observer)
-            except Exception:
-                log.exception("a observer of runs met a fault", observer=type(observer).__name__)
+                worker.start()
+            except RuntimeError as error:  # the next notification or `reconcile` tries again
+                worker.has_slot = False
+                log.error("no worker thread can be started", repository=worker.repository, reason=error)
+                return
+            self._active[key] = self._line.pop(key)
 
-    def _execute(self, task: Task, run: Run) -> Result:
-        """Run the script, under the limit that the checkout sets, or with leave to clone one."""
-        checkout = self._checkouts.find(run.repository)
-        limit = self._limit(checkout)
-        if not checkout and may_clone(run.repository, self._clone):
-            task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
-        self._due[run.id] = self._clock() + limit + GRACE + _OVERDUE
+    def _has_free_slot(self) -> bool:
+        slots = sum(worker.has_slot for worker in self._active.values())
+        return slots < self._max_syncs and len(self._active) < self._max_syncs + _SPARE
+
+    def _delay(self, repository: str, seconds: float, failures: int, ignores: frozenset[str] = frozenset()) -> None:
+        self._delays[repository.lower()] = Delay(repository, self._clock() + seconds, failures, ignores)
+        self._changed.notify_all()
+
+    def _enter_due(self) -> float | None:
+        """Put every due checkout in line, and return the seconds until the next is due."""
+        now = self._clock()
+        for delay in [delay for delay in self._delays.values() if delay.due <= now]:
+            self._enter_line(delay.repository).queue.put(WakeUp("retry"))
+        self._fill_slots()
+        return min((delay.due - now for delay in self._delays.values()), default=None)
+
+    # -- inside; without the lock -----------------------------------------------------------------------------------
+
+    def run_due(self) -> float | None:
+        """Run every delayed checkout that is due, and return the seconds until the next; None if there is none."""
+        with self._changed:
+            return self._enter_due()
+
+    def _schedule(self) -> None:
+        with self._changed:
+            while not self._stopping:
+                self._changed.wait(self._enter_due())
+
+    def _release(self, worker: Worker) -> None:
+        """Take the slot from a worker that needs it no longer."""
+        with self._changed:
+            worker.has_slot = False
+            self._fill_slots()
+
+    def _release_overdue(self) -> None:
+        """Take the slots from workers that hang in code of ours, so that other checkouts go on."""
+        overdue = set(self._executor.overdue)
+        with self._changed:
+            for worker in self._active.values():
+                worker.has_slot = worker.has_slot and worker.run not in overdue
+            self._fill_slots()
+
+    def _end(self, worker: Worker) -> None:
+        """Remove a worker whose run is over, or put it at the end of the line if more is asked of it."""
+        key = worker.repository.lower()
+        with self._changed:
+            self._active.pop(key, None)
+            worker.has_slot = False
+            if not self._stopping and not worker.queue.empty():
+                self._line[key] = worker
+            elif not self._stopping and worker.failures:
+                self._delay(worker.repository, backoff.RUNS.delay(worker.failures, self._jitter), worker.failures)
+            self._fill_slots()
+            self._changed.notify_all()
+
+    def _is_known(self, repository: str) -> bool:
+        """Return True if a run of `repository` is under way, in line or scheduled."""
+        key = repository.lower()
+        return key in self._line or key in self._active or key in self._delays or key in self._fed
+
+    def _delay_after_restarts(self, repository: str) -> bool:
+        """Delay `repository` if the daemon's shutdown ended at least its last two runs, and return whether it did."""
         try:
-            return self._runner.run(task, self._journal.log_path(run.id), limit)
-        finally:
-            del self._due[run.id]
-
-    def _limit(self, checkout: Checkout | None) -> int:
-        """How long a run may take, in seconds."""
-        own = checkout.settings.get("timeout", "") if checkout else ""
-        return int(own) if _TIMEOUT.fullmatch(own) else self._sync_timeout
-
-    def _is_abandoned(self, run: Run) -> bool:
-        """Whether a run in hand is none of ours, and older than any of its kind: a command's, which was killed."""
-        if run.id in self._due:
-            return False
-        try:
-            limit = self._limit(self._checkouts.find(run.repository))
-        except OSError:  # no process to be had; the next look will tell
-            return False
-        return self._journal.now() - run.started > limit + GRACE + _OVERDUE
-
-    def _record(self, run: Run, *, settled: bool) -> None:
-        """Write down how a run ended, however long the journal takes to be writable again."""
-        while True:
-            try:
-                return self._journal.finish(run, settled=settled)
-            except JournalError:
-                if self._stopping.wait(_JOURNAL_WAIT):
-                    return None  # unrecorded, it counts as interrupted at the next start, and is done again
-
-    def _restarts_us(self, repository: str) -> bool:
-        """Whether the last runs of `repository` were all ended by the daemon's shutdown; what they owe is given up.
-
-        A push that came since is another matter, and perhaps the remedy: while one is owed, it has its run.
-        """
-        try:
-            last = self._journal.runs(repository, _RESTART_LOOP)
-            if len(last) < _RESTART_LOOP or not all(run.message == ENDED_BY_US for run in last):
-                return False
-            if self._journal.settle(repository):
-                return False
+            runs = self._journal.runs(repository, _RESTARTS_COUNTED)
         except JournalError:
-            return False  # then nothing can be run either; whoever tries comes back to it
-        if self._loops.get(repository.lower()) != last[0].id:  # said once, however often it is asked
-            self._loops[repository.lower()] = last[0].id
-            log.error(
-                "its runs end only by the daemon's shutdown, so it waits for a push; a deploy that restarts the daemon"
-                " must not wait for it: systemctl --no-block restart gitops-hook",
-                repository=repository,
-            )
+            return False  # then no run can start either
+        ended = [run.cause == "shutdown" for run in runs]
+        count = ended.index(False) if False in ended else len(ended)
+        if count < 2:
+            return False
+        seconds = backoff.RESTARTS.delay(count - 1, self._jitter)
+        with self._changed:
+            if not self._stopping and not self._is_known(repository):
+                self._delay(repository, seconds, 0, frozenset({"sweep", "recovery"}))
+                log.error(
+                    "the daemon's shutdown ended the last runs, so the next is delayed; a deploy that restarts the"
+                    " daemon must not wait for it: systemctl --no-block restart gitops-hook",
+                    repository=repository,
+                    runs=count,
+                    seconds=round(seconds),
+                )
         return True
 
-    def _feed(self, repositories: Iterable[str], trigger: str, lanes: int) -> None:
-        """WakeUp `repositories` one after another, never more than `lanes` of them unfinished.
-
-        A lane ends where no worker is to be had: `reconcile` comes back to what is owed, the next sweep to the rest.
-        """
-        rest = iter(repositories)
-        lock = (
-            threading.Lock()
-        )  # guards `rest`, which several workers come to, and which may have to ask git for a name
+    def _feed(self, repositories: Iterable[str], lanes: int) -> None:
+        """Sweep `repositories` one after another, at most `lanes` of them at the same time."""
+        names = list(repositories)
+        rest = iter(names)
+        with self._changed:
+            self._fed.update(name.lower() for name in names)
+        lock = threading.Lock()  # guards `rest`, which workers advance, and which may start git to read a name
 
         def next_one() -> None:
             while True:
@@ -420,72 +404,11 @@ class Dispatcher:
                     repository = next(rest, None)
                 if not repository:
                     return
-                if not self._restarts_us(repository):
-                    self.notify(repository, trigger, next_one)
+                with self._changed:
+                    self._fed.discard(repository.lower())
+                if not self._delay_after_restarts(repository):
+                    self.notify(repository, "sweep", next_one)
                     return
 
         for _ in range(lanes):
             next_one()
-
-    def _retire(self, worker: Worker) -> bool:
-        """Let an idle worker go, unless it was woken in this moment."""
-        with self._lock:
-            if worker.queue.empty():
-                del self._workers[worker.repository.lower()]
-                return True
-            return False
-
-
-def _tell_beginning(claim: Claim) -> None:
-    run, newest = claim.run, claim.newest
-    log.info(
-        "run started",
-        repository=run.repository,
-        run=run.id,
-        trigger=run.trigger,
-        delivery=newest.guid if newest else None,
-        deliveries=claim.deliveries or None,
-    )
-    _tell_sharers(claim)
-
-
-def _tell_end(run: Run, claim: Claim, output: str = "") -> None:
-    """Tell how a run ended: what is done again by itself needs an eye, any other failure a person."""
-    tell = log.info if severity_of(run.outcome) in (GOOD, REST) else log.error if settles(run.outcome) else log.warning
-    newest = claim.newest
-    assert run.ended
-    tell(
-        f"run {run.outcome}",
-        repository=run.repository,
-        run=run.id,
-        outcome=run.outcome,
-        trigger=run.trigger,
-        delivery=newest.guid if newest else None,
-        deliveries=claim.deliveries or None,
-        commit=run.after or None,
-        exit=run.exit or None,
-        ms=round((run.ended - run.started) * 1000),
-        reason=run.message or None,
-        output=output or None,
-    )
-
-
-def _tell_sharers(claim: Claim, ended: Run | None = None) -> None:
-    """Name the deliveries that share a run with the newest, whose lines are the run's own: as it starts, as it settles.
-
-    A line each, so that whoever looks for a GUID finds its story; and only by the first run that serves it and by the
-    one that settles it, so that a thousand which wait for a remote are not told again at every try.
-    """
-    for delivery in claim.served[:-1]:
-        if ended and ended.ended:
-            log.info(
-                "delivery settled",
-                repository=ended.repository,
-                run=ended.id,
-                outcome=ended.outcome,
-                delivery=delivery.guid,
-                commit=ended.after or None,
-                ms=round((ended.ended - delivery.received) * 1000),
-            )
-        elif not delivery.run:
-            log.info("delivery taken up", repository=claim.run.repository, run=claim.run.id, delivery=delivery.guid)

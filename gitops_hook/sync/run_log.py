@@ -1,4 +1,13 @@
-"""TODO."""
+"""The output of a run: a file that keeps the beginning and the end, and readers of it.
+
+Rules:
+
+1. Output flows through a pipe into a file of bounded size. If there is more, the middle is dropped while the run goes
+   on, and a note in its place says how much.
+2. The file can be read at any time: it is replaced in one step, so a reader sees a complete file.
+3. No credential in a URL reaches the file.
+4. A fault of the disk loses output, and never stops the script.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +23,37 @@ from typing import NamedTuple
 from gitops_hook.log import log
 from gitops_hook.text import redacted
 
-#: What is kept of a run's output. A failure shows at the end, its cause often at the beginning.
+#: The bytes that are kept of the beginning and of the end. A failure shows at the end, its cause often at the start.
 HEAD_BYTES = 256 << 10
 TAIL_BYTES = 1 << 20
-#: How much is read at once: the size of a pipe.
+#: The bytes of one read: the size of a pipe.
 _CHUNK = 64 << 10
-#: What is still read of a pipe after the script has ended: all that it can hold, and no more, for a process that a
-#: deploy left behind may go on writing for ever.
-_AFTERMATH = 1 << 20
-#: What a failure's own log entry shows of the output: enough for a compiler's last words, and little enough that the
-#: whole line, unless most of it is beyond ASCII, stays below the 4 KiB that a pipe takes at once.
+#: The bytes that are still read after the script has ended: as much as a pipe can hold. A process that a deploy left
+#: behind may write for ever.
+_MAX_AFTER_END = 1 << 20
+#: The part of the output that the log line of a failure shows: enough for the last errors of a compiler, and so little
+#: that the line normally stays below the 4 KiB that a pipe takes in one piece.
 _LAST_LINES = 10
 _LAST_BYTES = 1500
-#: The beginning of a URL at the end of what has been read, which may go on with a credential. Beyond 4 KiB it does not.
-_UNFINISHED = re.compile(rb"""(?i:\b(?:h|ht|htt|https?)|(?:\bhttps?)?(?::|:/|://[^\x00-\x20/"'<>]{0,4096}))\Z""")
-#: What paints a terminal or moves its cursor (ECMA-48: control sequences), and what else is not to be read.
-_PAINT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+#: The start of a URL at the end of the data, which may continue with a credential of at most 4 KiB.
+_UNFINISHED_URL = re.compile(rb"""(?i:\b(?:h|ht|htt|https?)|(?:\bhttps?)?(?::|:/|://[^\x00-\x20/"'<>]{0,4096}))\Z""")
+#: Control sequences of a terminal (ECMA-48), and other control characters except the line feed.
+_CONTROLS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class LogPart(NamedTuple):
-    """A part of a run's output. `offset` counts the bytes of all that was printed, up to the end of this part."""
+    """A part of a run's output. `offset` is the position of its end among all bytes that were printed."""
 
     content: bytes
     offset: int
 
 
 def last_lines(path: Path) -> str:
-    """The last lines of a run's output, without colours and controls: `_LAST_LINES` or `_LAST_BYTES` at most."""
+    """Return the last lines of a run's output, at most 10 lines or 1,500 bytes, without control characters."""
     try:
         with path.open("rb") as file:
             file.seek(-min(file.seek(0, os.SEEK_END), 4 * _LAST_BYTES), os.SEEK_END)
-            text = _PAINT.sub("", file.read().decode("utf-8", "replace"))
+            text = _CONTROLS.sub("", file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
     lines = [line.rstrip() for line in text.split("\n") if line.strip()]
@@ -52,11 +61,10 @@ def last_lines(path: Path) -> str:
 
 
 class BoundedLog:
-    """A pipe to write to, and a file that keeps the first and the last of what was written.
+    """A pipe to write to, and a file that keeps the first and the last bytes that were written.
 
-    The file grows to head plus twice the tail, then is written anew without the middle and moved into place. So
-    whoever reads it sees whole files only, and neither disk nor memory is ever asked for more than a few times the
-    bound. The reader keeps the writers waiting rather than the disk growing: that is what a pipe does.
+    The file grows to the head plus twice the tail. Then it is written again without the middle and moved into place.
+    If the disk is slow, the writers wait, as usual with a pipe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,16 +75,16 @@ class BoundedLog:
         self._fault: OSError | None = None
 
     def __enter__(self) -> BoundedLog:
-        """Begin the file, and read from `pipe` until the block ends. Raises OSError, and leaves nothing open then."""
+        """Create the file, and read from `pipe` until the block ends. Raises OSError, and leaves nothing open then."""
         with ExitStack() as opened:
             self._file = self._path.open("w+b", buffering=0)
-            opened.callback(lambda: self._file.close())  # noqa: PLW0108 - whichever it is then, see _drop_middle
+            opened.callback(lambda: self._file.close())  # noqa: PLW0108 - _drop_middle replaces the file
             self._output, self.pipe = _pipe(opened)
             self._over, self._end = _pipe(opened)
             self._reader = threading.Thread(target=self._read, name=f"log of run {self._path.stem}", daemon=True)
             try:
                 self._reader.start()
-            except RuntimeError as error:  # that is how Python reports EAGAIN
+            except RuntimeError as error:  # Python reports EAGAIN like this
                 raise OSError(errno.EAGAIN, str(error)) from error
             self._opened = opened.pop_all()
         return self
@@ -89,36 +97,36 @@ class BoundedLog:
             log.warning("output of a run is lost", run=self._path.stem, file=self._path, reason=self._fault)
 
     def _read(self) -> None:
-        """Keep what comes until nobody can write any more, or until the run is over and the pipe is empty."""
+        """Keep the output until no writer is left, or until the run is over and the pipe is empty."""
         poll = select.poll()
         poll.register(self._output, select.POLLIN)
-        poll.register(self._over, select.POLLIN)  # when the run is over
-        aftermath = 0
+        poll.register(self._over, select.POLLIN)  # readable when the run is over
+        after_end = 0
         while True:
             ready = dict(poll.poll())
             if self._output in ready:
                 chunk = os.read(self._output, _CHUNK)
                 if not chunk:
                     return self._keep(redacted(self._held))
-                self._keep(self._fit(chunk))
-                aftermath += len(chunk) if self._over in ready else 0
-            if self._over in ready and (self._output not in ready or aftermath > _AFTERMATH):
+                self._keep(self._redact(chunk))
+                after_end += len(chunk) if self._over in ready else 0
+            if self._over in ready and (self._output not in ready or after_end > _MAX_AFTER_END):
                 return self._keep(redacted(self._held))
 
-    def _fit(self, chunk: bytes) -> bytes:
-        """What of the output so far is fit to be kept: a URL that is cut in two is held back until its rest comes."""
+    def _redact(self, chunk: bytes) -> bytes:
+        """Return the output so far without credentials. The start of a URL is held back until its rest arrives."""
         output = self._held + chunk
-        unfinished = _UNFINISHED.search(output, max(0, len(output) - 5000))
+        unfinished = _UNFINISHED_URL.search(output, max(0, len(output) - 5000))
         end = unfinished.start() if unfinished else len(output)
         self._held = output[end:]
         return redacted(output[:end])
 
     def _keep(self, chunk: bytes) -> None:
         if self._fault:
-            return  # the pipe is read all the same, or the script would wait for ever
+            return  # the pipe is still read, or the script would block
         try:
             self._size += len(chunk)
-            while chunk:  # a disk that fills takes a part, and refuses the rest
+            while chunk:  # a disk that becomes full accepts a part, and rejects the rest
                 chunk = chunk[self._file.write(chunk) :]
             if self._size > HEAD_BYTES + 2 * TAIL_BYTES:
                 self._drop_middle()
@@ -130,7 +138,7 @@ class BoundedLog:
         head = self._file.read(HEAD_BYTES)
         self._file.seek(-TAIL_BYTES, os.SEEK_END)
         tail = self._file.read(TAIL_BYTES)
-        # From the second time on, the note of the last time is among what goes.
+        # From the second time on, the previous note is in the middle too.
         self._dropped += self._size - len(head) - len(tail) - (len(_note(self._dropped)) if self._dropped else 0)
         note = _note(self._dropped)
         new = self._path.with_suffix(".new")
@@ -139,7 +147,7 @@ class BoundedLog:
                 file.writelines((head, note, tail))
             new.replace(self._path)
         except OSError:
-            new.unlink(missing_ok=True)  # it would take what a full disk has left
+            new.unlink(missing_ok=True)  # it would occupy the rest of a full disk
             raise
         self._file.close()
         self._file = self._path.open("r+b", buffering=0)
@@ -148,10 +156,10 @@ class BoundedLog:
 
 
 def read_log(path: Path, offset: int, size: int) -> LogPart:
-    """What a run printed from `offset` on, some `size` bytes at most; nothing where its log is not there (any more).
+    """Return about `size` bytes of a run's output from `offset` on; nothing if its log does not exist (any more).
 
-    An offset counts the bytes that were printed, kept or not, so who follows a log sees none of them twice. Where the
-    middle was dropped meanwhile, he gets the line that says so, and what comes behind it.
+    An offset counts the bytes that were printed, kept or not, so a reader that follows a log sees no byte twice. If the
+    middle was dropped in the meantime, the reader gets the note, and the output after it.
     """
     try:
         with path.open("rb") as file:
@@ -171,7 +179,7 @@ def read_log(path: Path, offset: int, size: int) -> LogPart:
 
 
 def _pipe(opened: ExitStack) -> tuple[int, int]:
-    """A pipe whose ends `opened` closes."""
+    """Return the two ends of a pipe, which `opened` closes."""
     ends = os.pipe()
     for descriptor in ends:
         opened.callback(os.close, descriptor)
@@ -179,7 +187,7 @@ def _pipe(opened: ExitStack) -> tuple[int, int]:
 
 
 def _note(dropped: int) -> bytes:
-    """The line that stands where the middle was."""
+    """Return the line that replaces the middle."""
     return b"\n[gitops-hook left out %d bytes here]\n" % dropped
 
 

@@ -1,21 +1,26 @@
-"""One run of the sync script: its arguments, its environment, its output, and what came of it.
+"""One execution of the sync script: arguments, environment, process group, limits, result.
 
 Rules:
 
-1. The script runs in a process group of its own, under a limit: ``timeout(1)`` ends the whole group, ``setpriv(1)``
-   has that done when the daemon dies, however it dies. A run that did not end by itself leaves nothing of its group.
-2. It inherits nothing by accident: an environment of named variables only, no descriptor but its output, standard
-   input from /dev/null. The webhook's secret is in none of them.
-3. The exit status is the classify_exit; the result file may only refine what the status allows (`classify_exit`).
-4. Output flows through a pipe into a file that never grows beyond its bound: the beginning and the end are kept,
-   the middle is dropped while it runs (`BoundedLog`). Reading the file is always possible, and tells what is missing.
-5. No credential in a URL gets into that file, nor into a message: both are shown to people, and copied to others.
+1. The script runs in a process group of its own, under a time limit. ``timeout(1)`` ends the whole group;
+   ``setpriv(1)`` ends it when the daemon dies, in whatever way. A deploy can stop its whole group, ``timeout(1)``
+   included, so the daemon kills the group itself soon after the limit. A run that did not end by itself leaves nothing
+   of its group behind.
+2. The script inherits named environment variables, its output and ``/dev/null`` as standard input, and nothing else.
+   The webhook's secret is in none of them.
+3. The exit status decides the outcome. The result file only chooses among the outcomes of that status.
+4. A run is identified by a random token in its environment. After a lost journal, two runs can have the same number.
+5. A deploy cannot start the last `RESERVED_PROCESSES` processes of the daemon's user or control group. One that forks
+   without end leaves the daemon able to answer. The kernel does not apply this limit to root.
+6. Messages and logs contain no credentials of URLs, because people read them and copy them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import resource
+import secrets
 import signal
 import subprocess
 import threading
@@ -29,26 +34,30 @@ from gitops_hook.outcomes import BY_SCRIPT
 from gitops_hook.sync.run_log import BoundedLog
 from gitops_hook.text import escape, redact
 
-#: The steps of a run whose ends the script tells, in their order.
+#: The steps of a run whose end times the script reports, in their order.
 STEPS = ("fetched", "deployed", "healthy")
-_MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
-#: What a script and its deploy commands may see of the daemon's environment: who and where they are, how to reach
-#: the network, and what git and ssh were told. Names, not patterns of secrets to hide, for those are never complete.
-_INHERITED = (
+_TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+#: The variables of the daemon's environment that a script and its deploy commands inherit. A list of permitted names
+#: is complete; a list of secrets to remove never is.
+INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "TZ", "TMPDIR",
     "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
     "GIT_SSH", "GIT_SSH_COMMAND", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM",
 )  # fmt: skip
-#: Seconds between TERM and KILL for a group that has to go.
+#: Seconds between SIGTERM and SIGKILL for a process group that must end.
 GRACE = 10
-#: Ends what it starts with its parent: timeout(1) with the daemon, and the script with timeout(1), which forgets its
-#: child where it is told to end in the moment of its fork.
-_MORTAL = ("setpriv", "--pdeathsig", "TERM")
+#: Seconds beyond the limit and the grace period after which the daemon kills a group whose timeout(1) did not.
+_KILL_MARGIN = 2.0
+#: The processes and threads that are left to the daemon and its git commands.
+RESERVED_PROCESSES = 256
+#: Sends SIGTERM to a command when its parent dies: to timeout(1) when the daemon dies, and to the script when
+#: timeout(1) dies, which does not know its child yet if a signal ends it during its fork.
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")
 
 
 class Task(NamedTuple):
-    """What the script is told. All of it but `repository` is hints."""
+    """The input of a run. Everything except `repository` is a hint."""
 
     repository: str
     run: int
@@ -56,113 +65,142 @@ class Task(NamedTuple):
     after: str = ""
     event: str = ""
     delivery: str = ""
-    #: How many deliveries the run serves; the hints above are the newest one's.
+    #: The number of deliveries that the run claimed; the hints above are those of the newest.
     deliveries: int = 0
     clone_url: str = ""
+    #: Whether to deploy even a commit that is deployed already or was rolled back.
+    force: bool = False
 
 
 class Result(NamedTuple):
-    """What came of a run; `exit` is negative for the signal that ended it, None where nothing was started."""
+    """The result of a run. `exit` is negative for a signal, and None if the script could not be started."""
 
     outcome: str
     exit: int | None
     before: str = ""
     after: str = ""
     message: str = ""
-    #: When steps were over, those that came to pass, in seconds since the epoch.
+    #: The end times of the steps that were done, in seconds since the epoch.
     fetched: float | None = None
     deployed: float | None = None
     healthy: float | None = None
+    #: Why it did not end by itself, a key of `outcomes.CAUSES`.
+    cause: str | None = None
 
 
 class Runner:
-    """Runs one script for repositories under one root. Threads may share it."""
+    """Executes one script for checkouts under one root. Threads may share it."""
 
     def __init__(self, script: Path, root: Path, environ: Mapping[str, str]) -> None:
         self._script = script
         self._environment = inherited(environ, root)
-        # The threads with a run in hand, by their ids in the kernel. Guarded by _lock, which nobody holds for long.
-        self._threads: set[int] = set()
+        # The kernel ids of the threads that execute a script, by run. Guarded by _lock, which `run` takes at its start
+        # and end, and `terminate` while it sends signals.
+        self._threads: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def run(self, task: Task, log_path: Path, limit: int) -> Result:
-        """Run the script for `task`, `limit` seconds at most, its output in `log_path`; it blocks until the end.
+        """Execute the script for at most `limit` seconds, with its output in `log_path`, and wait for its end.
 
-        Raises OSError where it could not be started at all, for want of descriptors, processes or disk.
+        Raises OSError if it cannot be started, for want of descriptors, processes or disk space.
         """
         result_file = log_path.with_suffix(".result")
-        command = [str(self._script), task.repository.rpartition("/")[2]]
-        environment = {**self._environment, **_context(task, result_file)}
+        command = [str(self._script), *(["--force"] if task.force else []), task.repository.rpartition("/")[2]]
+        environment = {**self._environment, **_contract(task, result_file, limit)}
         began, started = time.time(), time.monotonic()
-        with self._running():
+        with self._registered(task.run):
             status = run_limited(command, environment, log_path, limit)
         timed_out = time.monotonic() - started >= limit
-        said = _read_result(result_file)
+        fields = _read_result(result_file)
         with suppress(OSError):
             result_file.unlink()
-        result = classify_exit(status, said, timed_out=timed_out)
+        result = classify_exit(status, fields, timed_out=timed_out)
         if result.outcome in ("timed-out", "interrupted"):
-            _end_remains({name: environment[name] for name in ("GITOPS_ROOT", "GITOPS_RUN")})
-        moments = _moments(said, began, time.time())
+            _kill_remains(environment["GITOPS_RUN_TOKEN"])
+        times = _step_times(fields, began, time.time())
         return result._replace(
-            fetched=moments.get("fetched"), deployed=moments.get("deployed"), healthy=moments.get("healthy")
+            fetched=times.get("fetched"), deployed=times.get("deployed"), healthy=times.get("healthy")
         )
 
-    def terminate(self) -> None:
-        """End every run in hand: TERM for its whole group, KILL after a grace. It does not wait for them."""
+    def terminate(self, run: int | None = None) -> None:
+        """End the script of a run, or of all: SIGTERM for its group, SIGKILL after the grace period. Do not wait."""
         with self._lock:
-            for thread in self._threads:
+            for thread in [thread for number, thread in self._threads.items() if run in (None, number)]:
                 for child in _children(thread):
-                    # timeout(1) hands it on to its group, but not while it forks: then it would leave the script.
-                    for end in (os.killpg, os.kill):
+                    # timeout(1) forwards a signal to its group, except during its fork.
+                    for send in (os.killpg, os.kill):
                         with suppress(ProcessLookupError):
-                            end(child, signal.SIGTERM)
+                            send(child, signal.SIGTERM)
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Let `terminate` know, while this lasts, that this thread has a run in hand."""
-        thread = threading.get_native_id()
+    def _registered(self, run: int) -> Iterator[None]:
+        """Make the current thread known to `terminate`."""
         with self._lock:
-            self._threads.add(thread)
+            self._threads[run] = threading.get_native_id()
         try:
             yield
         finally:
             with self._lock:
-                self._threads.discard(thread)
+                del self._threads[run]
 
 
 def run_limited(
     command: Sequence[str], environment: Mapping[str, str], log_path: Path, limit: int, stdin: int = subprocess.DEVNULL
 ) -> int:
-    """Run `command` in a process group of its own, `limit` seconds at most, its output in `log_path`.
+    """Run `command` in a process group of its own for at most `limit` seconds, with its output in `log_path`.
 
-    Returns its exit status, that of timeout(1) where the limit ended it, or less than 0 for a signal. Raises OSError
-    where it could not be started at all.
+    Return its exit status, that of timeout(1) if the limit ended it, or the negative number of a signal. Raises OSError
+    if it cannot be started.
     """
+    timeout = ["timeout", f"--kill-after={GRACE}", str(limit)]
     with BoundedLog(log_path) as output:
-        return subprocess.run(
-            [*_MORTAL, "timeout", f"--kill-after={GRACE}", str(limit), *_MORTAL, *command],
-            env=environment,
-            stdin=stdin,
-            stdout=output.pipe,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+        try:
+            return subprocess.run(
+                [*_DIE_WITH_PARENT, *timeout, *_DIE_WITH_PARENT, *_limit_processes(), *command],
+                env=environment,
+                stdin=stdin,
+                stdout=output.pipe,
+                stderr=subprocess.STDOUT,
+                timeout=limit + GRACE + _KILL_MARGIN,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:  # only timeout(1) is dead; the caller kills what is left of its group
+            return -signal.SIGKILL
+
+
+def _limit_processes() -> list[str]:
+    """Return the command that starts another with fewer processes than the daemon may have, if those are bounded."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    bounds = [bound for bound in (soft, hard, _cgroup_limit()) if bound not in (None, resource.RLIM_INFINITY)]
+    if not bounds:
+        return []
+    bound = min(int(bound) for bound in bounds if bound is not None)
+    return ["prlimit", f"--nproc={max(bound - RESERVED_PROCESSES, bound // 2)}"]
+
+
+def _cgroup_limit() -> int | None:
+    """Return the maximal number of tasks in the daemon's control group (cgroups(7), version 2), or None."""
+    try:
+        path = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+        text = Path(f"/sys/fs/cgroup{path}/pids.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
 
 
 def inherited(environ: Mapping[str, str], root: Path) -> dict[str, str]:
-    """What of `environ` a script may see, and the root that it is to work under."""
-    return {**{name: environ[name] for name in _INHERITED if name in environ}, "GITOPS_ROOT": str(root)}
+    """Return the part of `environ` that a script inherits, with the root that it works under."""
+    return {**{name: environ[name] for name in INHERITED if name in environ}, "GITOPS_ROOT": str(root)}
 
 
-def classify_exit(status: int, said: Mapping[str, str], *, timed_out: bool = False) -> Result:
-    """What a run came to, from its exit `status` (negative for a signal) and from what it `said` in its result file.
+def classify_exit(status: int, fields: Mapping[str, str], *, timed_out: bool = False) -> Result:
+    """Return the result of a script that ended with `status`, negative for a signal, and wrote `fields`.
 
-    `timed_out` says that the limit had passed; then timeout(1) was the one who ended it.
+    `timed_out` says that the time limit had passed, so that timeout(1) was the one that ended it.
     """
     if status in BY_SCRIPT:
         allowed = BY_SCRIPT[status]
-        outcome = said.get("outcome", "")
+        outcome = fields.get("outcome", "")
         outcome = outcome if outcome in allowed else allowed[0]
     elif timed_out and (status in (124, 137, 143) or status < 0):
         outcome = "timed-out"
@@ -170,23 +208,24 @@ def classify_exit(status: int, said: Mapping[str, str], *, timed_out: bool = Fal
         outcome = "interrupted"
     else:
         outcome = "failed"
-    before, after, message = (escape(redact(said.get(key, "")))[:1000] for key in ("before", "after", "message"))
-    return Result(outcome, status, before, after, message)
+    before, after, message = (escape(redact(fields.get(key, "")))[:1000] for key in ("before", "after", "message"))
+    cause = "limit" if outcome == "timed-out" else None
+    return Result(outcome, status, before, after, message, cause=cause)
 
 
-def _moments(said: Mapping[str, str], began: float, ended: float) -> dict[str, float]:
-    """When steps were over, by the script's word, as far as that can be: within the run, or at most its second off.
+def _step_times(fields: Mapping[str, str], began: float, ended: float) -> dict[str, float]:
+    """Return the end times of the steps that the script reports, as far as they are plausible.
 
-    An old bash tells whole seconds, which may lie before the beginning.
+    A time is plausible if it is within the run, or at most a second away: an old bash reports whole seconds, which may
+    lie before the start.
     """
-    told = {step: said[step] for step in STEPS if _MOMENT.fullmatch(said.get(step, ""))}
-    moments = {step: float(moment) for step, moment in told.items()}
-    return {step: min(max(at, began), ended) for step, at in moments.items() if began - 1 <= at <= ended + 1}
+    reported = {step: float(fields[step]) for step in STEPS if _TIME.fullmatch(fields.get(step, ""))}
+    return {step: min(max(at, began), ended) for step, at in reported.items() if began - 1 <= at <= ended + 1}
 
 
-def _context(task: Task, result_file: Path) -> dict[str, str]:
-    """The contract with the script, as environment; what is not known is not set."""
-    context = {
+def _contract(task: Task, result_file: Path, limit: int) -> dict[str, str]:
+    """Return the variables that the script's contract defines; one without a value is not set."""
+    variables = {
         "GITOPS_REPOSITORY": task.repository if "/" in task.repository else "",
         "GITOPS_REF": task.ref,
         "GITOPS_AFTER": task.after,
@@ -194,42 +233,44 @@ def _context(task: Task, result_file: Path) -> dict[str, str]:
         "GITOPS_DELIVERY": task.delivery,
         "GITOPS_DELIVERIES": str(task.deliveries or ""),
         "GITOPS_RUN": str(task.run),
+        "GITOPS_RUN_TOKEN": secrets.token_hex(16),
+        "GITOPS_TIMEOUT": str(limit),
         "GITOPS_RESULT": str(result_file),
         "GITOPS_CLONE_URL": task.clone_url,
     }
-    return {name: value for name, value in context.items() if value}
+    return {name: value for name, value in variables.items() if value}
 
 
 def _read_result(path: Path) -> dict[str, str]:
-    """The ``key=value`` lines that the script left, or nothing. 64 KiB bound what a broken script can make of it."""
+    """Return the ``key=value`` lines that the script wrote, at most 64 KiB; none if there is no regular file."""
     try:
         if not path.is_file():
-            return {}  # to open a FIFO would wait for ever
+            return {}  # opening a FIFO would block for ever
         with path.open("rb") as file:
             text = file.read(64 << 10).decode("utf-8", "replace")
     except OSError:
         return {}
-    # Not splitlines(), for which a form feed in the middle of a message would begin another line.
+    # Not splitlines(), which takes a form feed in a message for the end of a line.
     return {key: value for key, equals, value in (line.partition("=") for line in text.split("\n")) if equals}
 
 
 def _children(thread: int) -> list[int]:
-    """The processes that the thread of this kernel id has started and not yet reaped (proc(5))."""
+    """Return the processes that the thread with this kernel id has started and not yet reaped (proc(5))."""
     try:
         return [int(pid) for pid in Path(f"/proc/self/task/{thread}/children").read_text().split()]
     except OSError:
         return []
 
 
-def _end_remains(environment: Mapping[str, str]) -> None:
-    """Kill what is left of a run's group when its leader, timeout(1), is gone: it goes on without the script's lock.
+def _kill_remains(token: str) -> None:
+    """Kill the rest of a run's process group whose leader, timeout(1), is gone; it no longer has the script's lock.
 
-    Its processes are known by what they have of the run's `environment`. One in a group of its own was meant to stay.
+    Its processes are identified by the run's token in their environment. A process in another group was meant to stay.
     """
-    ours = {f"{name}={value}".encode() for name, value in environment.items()}
+    variable = f"GITOPS_RUN_TOKEN={token}".encode()
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile, or is another user's
-            if ours <= set((process / "environ").read_bytes().split(b"\0")):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if variable in (process / "environ").read_bytes().split(b"\0"):
                 group = os.getpgid(int(process.name))
                 if not Path(f"/proc/{group}").exists():
                     os.killpg(group, signal.SIGKILL)

@@ -1,4 +1,11 @@
-"""TODO."""
+"""The worker of one checkout: a queue of wake-ups, and the thread that does the run that they ask for.
+
+Rules:
+
+1. A worker exists while its checkout runs or waits for a slot. It has a thread only while it runs.
+2. A wake-up carries no work: the journal has the deliveries. All wake-ups in the queue ask for one run.
+3. A worker outlives every exception: its checkout would be blocked until the next start.
+"""
 
 from __future__ import annotations
 
@@ -6,80 +13,78 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gitops_hook.log import log
-
-if TYPE_CHECKING:
-    from gitops_hook.sync.dispatcher import Dispatcher
-
-#: Seconds that a worker waits for more work before it goes: a thread is cheap to start, and a sweep needs many.
-_IDLE = 1.0
-#: The first and the longest wait before another try, in seconds. The longest is what a polling timer would take.
-_FIRST_WAIT = 5.0
-_LONGEST_WAIT = 900.0
+from gitops_hook.model import Claim
+from gitops_hook.sync.executor import Executor
 
 
 class WakeUp(NamedTuple):
-    """What a queue carries: why to look, and whom to tell when that has been done."""
+    """The reason to look at a checkout, and a function to call when that has been done."""
 
     trigger: str
     done: Callable[[], None] | None = None
 
 
 class Worker:
-    """The thread that runs one repository."""
+    """Does the runs of one checkout, one after another."""
 
-    def __init__(self, dispatcher: Dispatcher, repository: str) -> None:
+    def __init__(
+        self,
+        repository: str,
+        executor: Executor,
+        *,
+        failures: int = 0,
+        released: Callable[[Worker], None],
+        ended: Callable[[Worker], None],
+    ) -> None:
+        """`released` is called when a run gives back its slot, `ended` when the worker has finished with it."""
         self.repository = repository
         self.queue: queue.Queue[WakeUp] = queue.Queue()
-        self.thread = threading.Thread(target=self._work, name=f"worker {repository}", daemon=True)
-        self._dispatcher = dispatcher
-        #: How many tries in a row have settled nothing.
-        self._failures = 0
-        #: When the next try is due, or when this worker has been idle for long enough, on the dispatcher's clock.
-        self.due = dispatcher._clock() + self._next_timeout()
+        self.thread: threading.Thread | None = None
+        self._executor = executor
+        self._released = released
+        self._ended = ended
+        #: The number of runs in a row that settled nothing.
+        self.failures = failures
+        #: Whether this worker occupies a slot. Guarded by the dispatcher's lock.
+        self.has_slot = False
+        #: The id of the current run; 0 before its start.
+        self.run = 0
 
-    def _work(self) -> None:
-        while self.run_once():
-            pass
+    def start(self) -> None:
+        """Start a thread for one run. Raises RuntimeError if no thread can be started."""
+        self.thread = threading.Thread(target=self.run_once, name=f"worker {self.repository}", daemon=True)
+        self.thread.start()
 
-    def run_once(self) -> bool:
-        """Wait for a wake-up, or until a try is due, and act on it; returns whether there is to be another turn."""
-        wakes = self._wait()
-        if any(wake.trigger == "stop" for wake in wakes):
-            return False
-        if not wakes and not self._failures:
-            return not self._dispatcher._retire(self)
-        # A push alone runs only what is owed; whatever else was asked for, or a try that is due, runs anyway.
-        triggers = [wake.trigger for wake in wakes] or ["retry"]
-        trigger = next((trigger for trigger in triggers if trigger != "push"), "push")
-        settled = False
+    def run_once(self) -> None:
+        """Do the run that the wake-ups in the queue ask for."""
+        wakes = self._take_wakes()
+        # A push asks for a run only if deliveries are pending. Any other trigger asks for a run in any case.
+        trigger = next((wake.trigger for wake in wakes if wake.trigger != "push"), "push")
         try:
             try:
-                settled = self._dispatcher.step(self.repository, trigger)
+                ended = self._executor.execute(
+                    self.repository, trigger, started=self._note_start, released=lambda: self._released(self)
+                )
             finally:
                 for wake in wakes:
                     if wake.done:
                         wake.done()
+            self.failures = self.failures + 1 if ended and not ended.settled else 0
         except Exception:
-            log.exception("a worker met a fault of our own", repository=self.repository)
-        self._failures = 0 if settled else self._failures + 1
-        self.due = self._dispatcher._clock() + self._next_timeout()
-        return True
+            log.exception("internal error in a worker", repository=self.repository)
+            self.failures += 1
+        finally:
+            self._ended(self)
 
-    def _next_timeout(self) -> float:
-        """How long to wait for a wake-up: until the next try is due, or until this worker is idle."""
-        if not self._failures:
-            return _IDLE
-        wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(self._failures - 1, 10))
-        return wait * (0.75 + self._dispatcher._jitter() / 2)
+    def _note_start(self, claim: Claim) -> None:
+        self.run = claim.run.id
 
-    def _wait(self) -> list[WakeUp]:
-        """Every wake-up in the queue once there is one; none if there was none until it is due to look."""
+    def _take_wakes(self) -> list[WakeUp]:
         wakes = []
         with suppress(queue.Empty):
-            wakes.append(self.queue.get(timeout=max(0.0, self.due - self._dispatcher._clock())))
             while True:
                 wakes.append(self.queue.get_nowait())
         return wakes

@@ -59,7 +59,7 @@ def api(tmp_path: Path) -> Iterator[TestApp]:
             message="acme/site: main is at aaaaaaaaaa",
         )  # fmt: skip
         journal.finish(ended, settled=True)
-        journal.remember(done.run.id, [Commit("a" * 40, "Ada", "Say hello", 4.0)], 1)
+        journal.save_commits(done.run.id, [Commit("a" * 40, "Ada", "Say hello", 4.0)], 1)
         journal.log_path(done.run.id).write_bytes(b"\x1b[31mred\xff\n")
         failed = journal.start("acme/gone", "sweep")
         assert failed

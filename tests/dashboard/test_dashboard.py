@@ -15,7 +15,7 @@ from scratch import Upstream
 from webtest import TestApp
 
 from gitops_hook.dashboard.app import Dashboard
-from gitops_hook.journal.writer import Journal, _Work
+from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Commit, Delivery
 from gitops_hook.sync.checkouts import Checkouts
 
@@ -88,9 +88,9 @@ def rows(text: str) -> list[str]:
 
 def test_rows_are_searched_sorted_and_picked_by_state(page, journal):
     run = finished(journal, "acme/shop", "updated", after="b" * 40)
-    journal.remember(run, [Commit("b" * 40, "Grace Hopper", "Fix the Total", 9.0)], 1)
+    journal.save_commits(run, [Commit("b" * 40, "Grace Hopper", "Fix the Total", 9.0)], 1)
     run = finished(journal, "acme/blog", "dirty", after="a" * 40)
-    journal.remember(run, [Commit("a" * 40, "Ada", "Say hello", 10.0)], 1)
+    journal.save_commits(run, [Commit("a" * 40, "Ada", "Say hello", 10.0)], 1)
     finished(journal, "infra/dns", "updated")
     assert rows(page.get("/").text) == ["acme/blog", "acme/shop", "infra/dns"]
     assert rows(page.get("/?sort=-repository").text) == ["infra/dns", "acme/shop", "acme/blog"]
@@ -111,7 +111,7 @@ def test_rows_are_searched_sorted_and_picked_by_state(page, journal):
 @pytest.mark.parametrize("moment", [999_999_999_999.0, 1e300, -1e12])
 def test_a_date_beyond_every_calendar_spoils_no_answer(page, journal, moment):
     run = finished(journal, "acme/site", "updated", before="b" * 40, after="a" * 40)
-    journal.remember(run, [Commit("a" * 40, "Ada", "Say hello", moment)], 1)
+    journal.save_commits(run, [Commit("a" * 40, "Ada", "Say hello", moment)], 1)
     year = "9999-12-31" if moment > 0 else "1970-01-01"
     for path in ("/", "/repositories/acme/site", f"/runs/{run}"):
         assert year in page.get(path).text
@@ -183,7 +183,7 @@ def test_the_time_line_of_a_run_from_its_delivery_to_its_end(page, journal):
         after="a" * 40,
     )
     journal.finish(ended, settled=True)
-    journal._submit(_Work(lambda connection: connection.execute("UPDATE runs SET started = 1000.25")))
+    journal._call(lambda connection: connection.execute("UPDATE runs SET started = 1000.25"))
     shown = page.get("/runs/1").text
     line = within("ol", shown)
     assert re.findall(r"<b>(\w+)</b>", line) == ["Received", "Queued", "Fetched", "Deployed", "Healthy", "Done"]
@@ -221,7 +221,7 @@ def test_a_repository_is_shown_with_its_settings_and_what_each_run_brought(page,
     commits = [Commit(f"{number:040}", "Ada <a@b>", f"Say <hello> {number}", 9.0) for number in range(50)]
     for brought in (0, 1, 3, 1000):
         run = finished(journal, "acme/site", "updated", after=commits[0].id)
-        journal.remember(run, commits[: max(brought, 1)], brought)
+        journal.save_commits(run, commits[: max(brought, 1)], brought)
     shown = page.get("/repositories/ACME/site").text
     assert "<code>gitops.deploy</code></th><td><code>echo &#x27;&lt;b&gt;&#x27;</code></td>" in shown
     assert f"<td>{tmp_path}/root/acme/site/.git/config</td>" in shown
@@ -261,9 +261,9 @@ def test_what_became_of_a_delivery(page, journal):
     assert re.search(r"unreachable run 1 ended 3\.\d s after it was received, and is tried again\.no answer", told("g"))
     again = journal.start("acme/site", "retry")
     journal.finish(again.run._replace(ended=time.time(), outcome="updated", after="a" * 40), settled=True)
-    journal.remember(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
+    journal.save_commits(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
     assert re.search(r"updated run 2 ended 1\.\d s after it was received\.aaaaaaaaaa Say hello", told("g"))
-    journal._submit(_Work(lambda connection: connection.execute("DELETE FROM runs")))
+    journal._call(lambda connection: connection.execute("DELETE FROM runs"))
     assert "Its run is not remembered any more." in told("g")
 
 

@@ -130,9 +130,9 @@ def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
     sender = CommitStatusSender(settings, journal, Checkouts(settings.root), clock=clock)
     sender._stopping.wait = clock.sleep  # type: ignore[method-assign]
     for state in ("pending", "success"):
-        journal.report(CommitStatus("acme/site", "a" * 40, 7, state, "updated in 1.2 s", changed=clock.now))
+        journal.save_statuses(CommitStatus("acme/site", "a" * 40, 7, state, "updated in 1.2 s", changed=clock.now))
         sender.step()
-        assert journal.next_report() is None
+        assert journal.next_status_due() is None
     journal.close()
     assert capfd.readouterr().err == ""  # or it would say that one was not wanted
 

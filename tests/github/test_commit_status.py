@@ -117,7 +117,7 @@ def test_a_run_that_nobody_pushed_for_is_told_where_it_changed_something():
 def test_an_end_that_the_last_daemon_could_not_tell_any_more_is_told_by_the_next(journal):
     for repository, outcome in (("acme/site", "updated"), ("acme/blog", None), ("acme/paused", "paused")):
         claim = journal.start(repository, "push")
-        journal.report(report()._replace(repository=repository, run=claim.run.id))
+        journal.save_statuses(report()._replace(repository=repository, run=claim.run.id))
         if outcome:
             journal.finish(
                 claim.run._replace(ended=claim.run.started + 2, outcome=outcome, exit=0, after=A), settled=True
@@ -126,7 +126,7 @@ def test_an_end_that_the_last_daemon_could_not_tell_any_more_is_told_by_the_next
     answers.catch_up()
     answers.catch_up()
     journal.probe()  # which waits for all that was handed in before
-    assert sorted((row.repository, row.state) for row in journal.reports_due(2e9)) == [
+    assert sorted((row.repository, row.state) for row in journal.statuses_due(2e9)) == [
         ("acme/blog", "pending"),
         ("acme/paused", "pending"),
         ("acme/site", "success"),
@@ -146,18 +146,18 @@ def test_a_newer_state_takes_the_place_of_one_that_was_not_sent(journal):
     answers.began(claim, task)
     answers.ended(run("updated"), claim, task)
     journal.probe()  # which waits for all that was handed in before
-    ((row,),) = [journal.reports_due(time.time() + 1)]
+    ((row,),) = [journal.statuses_due(time.time() + 1)]
     assert (row.state, row.version) == ("success", 2)
     answers.began(claim, Task("acme/site", 8))  # no push asked for it
     journal.probe()
-    assert len(journal.reports_due(time.time() + 1)) == 1
+    assert len(journal.statuses_due(time.time() + 1)) == 1
 
 
 # -- sent ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_status_is_told_with_all_that_belongs_to_it(forge, journal, make_sender):
-    journal.report(report(state="success", description="updated in 1.2 s"))
+    journal.save_statuses(report(state="success", description="updated in 1.2 s"))
     assert make_sender(GITOPS_PUBLIC_URL="https://page.example.org/").step() > 0
     assert forge.statuses == [
         (
@@ -171,7 +171,7 @@ def test_a_status_is_told_with_all_that_belongs_to_it(forge, journal, make_sende
             },
         )
     ]
-    assert journal.next_report() is None
+    assert journal.next_status_due() is None
     make_sender().step()
     assert len(forge.statuses) == 1
 
@@ -180,7 +180,7 @@ def test_a_deployment_is_made_once_and_told_each_state(forge, journal, make_send
     git("config", "gitops.environment", "staging", cwd=checkout)
     sender = make_sender("deployment", GITOPS_PUBLIC_URL="https://page.example.org")
     for state in ("pending", "failure"):
-        journal.report(report(state=state))
+        journal.save_statuses(report(state=state))
         sender.step()
     (made,) = forge.deployments
     assert (made["ref"], made["environment"], made["auto_merge"], made["required_contexts"]) == (
@@ -193,9 +193,9 @@ def test_a_deployment_is_made_once_and_told_each_state(forge, journal, make_send
         ("in_progress", "staging", "https://page.example.org/runs/7"),
         ("failure", "staging", "https://page.example.org/runs/7"),
     ]
-    assert journal._query("SELECT * FROM reports") == []
+    assert journal._query("SELECT * FROM commit_statuses") == []
     git("config", "--unset", "gitops.environment", cwd=checkout)
-    journal.report(report(B, "success"))
+    journal.save_statuses(report(B, "success"))
     sender.step()
     assert forge.deployments[1]["environment"] == HOST
 
@@ -203,7 +203,7 @@ def test_a_deployment_is_made_once_and_told_each_state(forge, journal, make_send
 def test_a_deployment_whose_status_failed_is_not_made_twice(forge, journal, make_sender, clock):
     forge.faults.append(Fault(r"/deployments/\d+/statuses", 502))
     sender = make_sender("deployment")
-    journal.report(report(state="success"))
+    journal.save_statuses(report(state="success"))
     sender.step()
     clock.now += 60
     sender.step()
@@ -214,34 +214,34 @@ def test_a_deployment_whose_status_failed_is_not_made_twice(forge, journal, make
 def test_a_fault_is_tried_again_later_each_time(forge, journal, make_sender, clock, capfd):
     forge.faults += [Fault("", 502, times=3), Fault("", 200, manner="close"), Fault("", 200, manner="cut")]
     sender = make_sender()
-    journal.report(report(state="success"))
+    journal.save_statuses(report(state="success"))
     waits = []
     while not forge.statuses:
         waits.append(sender.step())
-        clock.now = max(clock.now, journal.next_report() or 0)
+        clock.now = max(clock.now, journal.next_status_due() or 0)
     assert waits[:3] == [5, 10, 20]
     assert len(waits) == 6
-    assert journal.next_report() is None
+    assert journal.next_status_due() is None
     assert capfd.readouterr().err.count("GitHub cannot be told of runs now") == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 410, 422])
 def test_what_the_forge_does_not_want_is_dropped_with_one_line(forge, journal, make_sender, capfd, status):
     forge.faults.append(Fault("", status, body={"message": "No commit found for SHA"}))
-    journal.report(report(state="success"), report(B, "success"))
+    journal.save_statuses(report(state="success"), report(B, "success"))
     make_sender().step()
     assert [sha for _, sha, _ in forge.statuses] == [B]
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "is dropped repository=acme/site" in lines[0]
     assert "No commit found for SHA" in lines[0]
-    assert journal._query("SELECT * FROM reports") == []
+    assert journal._query("SELECT * FROM commit_statuses") == []
 
 
 def test_a_limit_holds_for_all_until_it_has_passed(forge, journal, make_sender, clock):
     forge.faults.append(Fault("", 403, {"Retry-After": "600"}))
     sender = make_sender()
-    journal.report(report(state="success"), report(B, "success"))
+    journal.save_statuses(report(state="success"), report(B, "success"))
     sender.step()
     clock.now += 500
     sender.step()
@@ -253,29 +253,29 @@ def test_a_limit_holds_for_all_until_it_has_passed(forge, journal, make_sender, 
 
 def test_what_comes_while_it_is_sent_is_not_lost(forge, journal, make_sender, monkeypatch):
     sender = make_sender()
-    journal.report(report())
+    journal.save_statuses(report())
     tell = sender._tell_status
     # A moment of ours in the middle of the request: the run ends while its beginning is told.
-    monkeypatch.setattr(sender, "_tell_status", lambda *a: (journal.report(report(state="success")), tell(*a)))
+    monkeypatch.setattr(sender, "_tell_status", lambda *a: (journal.save_statuses(report(state="success")), tell(*a)))
     sender.step()
     monkeypatch.undo()
     sender.step()
     assert [state for _, state, _ in statuses(forge)] == ["pending", "success"]
-    assert journal._query("SELECT * FROM reports") == []
+    assert journal._query("SELECT * FROM commit_statuses") == []
 
 
 def test_what_is_not_at_that_forge_is_told_nobody(forge, journal, make_sender, checkout, tmp_path):
     git("remote", "set-url", "origin", "https://gitea.example.org/acme/site.git", cwd=checkout)
-    journal.report(report(state="success"), report(state="success")._replace(repository="acme/none"))
+    journal.save_statuses(report(state="success"), report(state="success")._replace(repository="acme/none"))
     make_sender().step()
     assert forge.asked == []
-    assert journal.next_report() is None
+    assert journal.next_status_due() is None
 
 
 def test_a_checkout_without_an_owner_is_called_as_its_origin_is(forge, journal, make_sender, checkout, tmp_path):
     sender = make_sender()
     checkout.rename(tmp_path / "root/site")
-    journal.report(report(state="success")._replace(repository="site"))
+    journal.save_statuses(report(state="success")._replace(repository="site"))
     sender.step()
     assert forge.statuses[0][0] == "acme/site"
 
@@ -283,7 +283,7 @@ def test_a_checkout_without_an_owner_is_called_as_its_origin_is(forge, journal, 
 def test_without_a_token_it_waits_and_says_so_once(forge, journal, make_sender, token_file, capfd):
     token_file.write_text("\n")
     sender = make_sender()
-    journal.report(report(state="success"))
+    journal.save_statuses(report(state="success"))
     sender.step()
     sender.step()
     assert capfd.readouterr().err.count("there is no token") == 1
@@ -293,9 +293,9 @@ def test_without_a_token_it_waits_and_says_so_once(forge, journal, make_sender, 
 
 
 def test_old_reports_go(journal):
-    journal.report(report(changed=time.time() - 4 * 86400), report(B, changed=time.time()))
+    journal.save_statuses(report(changed=time.time() - 4 * 86400), report(B, changed=time.time()))
     journal.prune()
-    assert [row.commit for row in journal.reports_due(time.time() + 1)] == [B]
+    assert [row.commit for row in journal.statuses_due(time.time() + 1)] == [B]
 
 
 # -- with a daemon -------------------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def test_reports_survive_a_kill_and_a_forge_that_is_down(tmp_path, forge, start_
     after = upstream.commit({"a": "b"})
     daemon.deliver(push("acme/site", after))
     daemon.wait_for("run updated ")
-    while daemon.query("SELECT state FROM reports") != [("success",)]:
+    while daemon.query("SELECT state FROM commit_statuses") != [("success",)]:
         time.sleep(0.01)
     daemon.kill()
     forge.faults.clear()

@@ -238,9 +238,9 @@ class TestFinding:
 
     def test_names_that_are_made_up_for_a_checkout_take_no_memory_without_end(self, checkouts: Checkouts, monkeypatch):
         make(checkouts.root / "site")
-        monkeypatch.setattr(repository, "_MOST_KNOWN", 3)
+        monkeypatch.setattr(repository, "MAX_CACHED", 3)
         assert {self.path(checkouts, f"owner{number}/site") for number in range(10)} == {"site"}
-        assert len(checkouts._known) <= 3
+        assert len(checkouts._cache) <= 3
 
     def test_a_git_file_as_in_a_submodule_leads_to_the_settings(self, tmp_path: Path, checkouts: Checkouts):
         for number in (1, 2):
@@ -319,8 +319,44 @@ class TestSettings:
         for branch in ("", "a", "b", ""):
             more.write_text(f"[gitops]\nbranch = {branch}\n" if branch else "# nothing\n")
             settle(more)
-            in_force = branch and how != "includeIf"  # git config --file knows of no gitdir
-            assert self.settings(checkouts) == ({"branch": branch} if in_force else {})
+            assert self.settings(checkouts) == ({"branch": branch} if branch else {})
+
+    def test_a_setting_of_the_worktree_counts_and_wins(self, checkouts: Checkouts):
+        path = make(checkouts.root / "acme" / "site", branch="a")
+        git("config", "extensions.worktreeConfig", "true", cwd=path)
+        settle(path / ".git" / "config")
+        assert self.settings(checkouts) == {"branch": "a"}
+        for branch in ("b", "c"):
+            git("config", "--worktree", "gitops.branch", branch, cwd=path)
+            settle(path / ".git" / "config.worktree")
+            assert self.settings(checkouts) == {"branch": branch}
+
+    def test_an_include_for_a_branch_counts_while_that_branch_is_checked_out(self, checkouts: Checkouts):
+        path = make(checkouts.root / "acme" / "site")
+        git("config", "includeIf.onbranch:production.path", "more", cwd=path)
+        (path / ".git" / "more").write_text("[gitops]\npaused = true\n")
+        for branch, expected in (("main", {}), ("production", {"paused": "true"}), ("main", {})):
+            git("symbolic-ref", "HEAD", f"refs/heads/{branch}", cwd=path)
+            for file in ("config", "more", "HEAD"):
+                settle(path / ".git" / file)
+            assert self.settings(checkouts) == expected
+
+    def test_settings_of_the_user_or_the_host_do_not_count(self, checkouts: Checkouts, tmp_path: Path, monkeypatch):
+        make(checkouts.root / "acme" / "site", branch="a")
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / ".gitconfig").write_text("[gitops]\npaused = true\nbranch = z\n")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "home" / ".gitconfig"))
+        assert self.settings(checkouts) == {"branch": "a"}
+
+    def test_the_checkout_of_another_user_has_its_settings(self, checkouts: Checkouts):
+        if os.geteuid():
+            pytest.skip("only root can give a file to another user")
+        path = make(checkouts.root / "acme" / "site", branch="a")
+        for file in (path, *path.rglob("*")):
+            os.chown(file, 12345, 12345)
+        settle(path / ".git" / "config")
+        assert self.settings(checkouts) == {"branch": "a"}
 
     def test_an_include_of_nobodys_home_stops_nothing(self, checkouts: Checkouts):
         path = make(checkouts.root / "acme" / "site", branch="a")

@@ -1,370 +1,32 @@
-"""From deliveries to runs: a real journal, a real runner, tiny real scripts."""
+"""From deliveries to runs: order, slots, retries, start and stop."""
 
 from __future__ import annotations
 
 import os
-import re
-import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 from harness import until
+from stage import BRIEF, GATED, THREE_AT_ONCE, TWO_AT_ONCE, Stage, most_at_once
 
-from gitops_hook.config import load
-from gitops_hook.journal import writer as journal
-from gitops_hook.journal.writer import Journal
-from gitops_hook.model import DIED, ENDED_BY_US, Claim, Delivery, Run
-from gitops_hook.sync import dispatcher as module
-from gitops_hook.sync import runner
-from gitops_hook.sync.checkouts import Checkouts
-from gitops_hook.sync.dispatcher import Dispatcher, FairSemaphore
-from gitops_hook.sync.runner import Runner, Task
-from gitops_hook.sync.worker import WakeUp, _Worker
-
-#: Notes its beginning and its end, and between them waits for a line to come through the gate.
-GATED = 'echo "+ $1" >>$0.notes; read -r _ <$0.gate; echo "- $1" >>$0.notes'
-#: Notes its beginning and its end, and takes a moment in which others could overlap.
-BRIEF = 'echo "+ $1" >>$0.notes; sleep 0.01; echo "- $1" >>$0.notes'
-#: The same, but the first two, or three, wait for one another.
-TWO_AT_ONCE = BRIEF.replace("sleep 0.01", "until (($(grep -c ^+ $0.notes) >= 2)); do sleep 0.01; done")
-THREE_AT_ONCE = TWO_AT_ONCE.replace(">= 2", ">= 3")
-
-
-#: As they are when no test shortens them.
-IDLE, FIRST_WAIT = module._IDLE, module._FIRST_WAIT
-#: Reports the outcome that its repository is called by.
-REPORTS = 'echo "outcome=$1" >"$GITOPS_RESULT"; echo after=abc >>"$GITOPS_RESULT"; sleep 0.1'
-
-
-class Stage:
-    """A dispatcher with everything around it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.root = folder / "root"
-        self.root.mkdir()
-        self.script = folder / "script"
-        self.notes_file = folder / "script.notes"
-        self.notes_file.touch()
-        os.mkfifo(folder / "script.gate")
-        self.gate = os.open(folder / "script.gate", os.O_RDWR)
-        self.journal = Journal(folder / "state")
-        self.dispatchers: list[Dispatcher] = []
-
-    def dispatcher(self, script: str, max_syncs: int = 4, **more: object) -> Dispatcher:
-        self.write(script)
-        made = Dispatcher(
-            self.journal,
-            Checkouts(self.root),
-            Runner(self.script, self.root, os.environ),
-            max_syncs=max_syncs,
-            sync_timeout=60,
-            jitter=lambda: 0.5,
-            **more,  # type: ignore[arg-type]
-        )
-        self.dispatchers.append(made)
-        return made
-
-    def write(self, script: str) -> None:
-        new = self.folder / "new"
-        new.write_text(f"#!/bin/bash\n{script}\n")
-        new.chmod(0o755)
-        new.rename(self.script)
-
-    def record(self, repository: str = "acme/site", guid: str = "g") -> None:
-        self.journal.record(Delivery(guid, "push", time.time(), repository, "refs/heads/main", "", guid))
-
-    def push(self, dispatcher: Dispatcher, repository: str = "acme/site", guid: str = "g") -> None:
-        self.record(repository, guid)
-        dispatcher.notify(repository)
-
-    def checkouts(self, *repositories: str) -> None:
-        for repository in repositories:
-            (self.root / repository / ".git").mkdir(parents=True)
-            (self.root / repository / ".git" / "config").touch()
-
-    def open_gate(self, count: int = 1) -> None:
-        os.write(self.gate, b"\n" * count)
-
-    def notes(self) -> list[str]:
-        return self.notes_file.read_text().splitlines()
-
-    def runs(self) -> list[Run]:
-        return self.journal.runs(limit=10_000)[::-1]
-
-    def wait_for_runs(self, count: int) -> list[Run]:
-        until(lambda: sum(run.outcome is not None for run in self.runs()) >= count, f"no {count} runs: {self.runs()}")
-        return self.runs()
-
-    def began(self, count: int) -> None:
-        until(lambda: sum(note[0] == "+" for note in self.notes()) >= count, f"no {count} began: {self.notes()}")
-
-    def close(self) -> None:
-        for dispatcher in self.dispatchers:
-            dispatcher.stop()
-            dispatcher.terminate()
-            assert dispatcher.join(20)
-        self.journal.close()
-        os.close(self.gate)
-
-
-def most_at_once(notes: list[str], only: str | None = None) -> int:
-    now = most = 0
-    for sign, name in (note.split() for note in notes):
-        if only in (None, name):
-            now += 1 if sign == "+" else -1
-            most = max(most, now)
-    return most
-
-
-@pytest.fixture(autouse=True)
-def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_IDLE", 0.1)
-    monkeypatch.setattr(module, "_FIRST_WAIT", 0.02)
-    monkeypatch.setattr(module, "_JOURNAL_WAIT", 0.02)
-    monkeypatch.setattr(runner, "GRACE", 2)  # bash keeps a TERM that comes just before it reads until it has read
+from gitops_hook.errors import JournalError
+from gitops_hook.model import Claim, Run
+from gitops_hook.sync import backoff
+from gitops_hook.sync.backoff import Backoff
+from gitops_hook.sync.runner import Task
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    threads = set(threading.enumerate())
-    made = Stage(tmp_path)
-    yield made
-    made.close()
-    until(lambda: set(threading.enumerate()) <= threads, "a thread is left")
-
-
-class TestPlaces:
-    def test_a_place_is_given_back_whatever_happens(self):
-        places = FairSemaphore(1)
-        for _ in range(3):
-            with suppress(KeyError), places.one() as granted:
-                assert granted
-                raise KeyError
-
-    def test_they_go_to_whoever_has_waited_longest(self):
-        places, order = FairSemaphore(1), []
-
-        def take(name: int) -> None:
-            with places.one() as granted:
-                order.append((name, granted))
-
-        with places.one():
-            threads = []
-            for name in range(10):
-                threads.append(threading.Thread(target=take, args=(name,)))
-                threads[-1].start()
-                until(lambda name=name: len(places._line) == name + 1)
-        for thread in threads:
-            thread.join()
-        assert order == [(name, True) for name in range(10)]
-
-    def test_who_gives_back_and_asks_again_comes_last(self):
-        places, order = FairSemaphore(1), []
-
-        def take(name: str) -> None:
-            with places.one():
-                order.append(name)
-
-        first = places.one()
-        first.__enter__()
-        thread = threading.Thread(target=take, args=("patient",))
-        thread.start()
-        until(lambda: places._line)
-        first.__exit__(None, None, None)
-        take("busy")
-        thread.join()
-        assert order == ["patient", "busy"]
-
-    def test_closing_sends_everyone_home_and_gives_no_more(self):
-        places, granted = FairSemaphore(1), []
-
-        def take() -> None:
-            with places.one() as place:
-                granted.append(place)
-
-        with places.one() as held:
-            threads = [threading.Thread(target=take) for _ in range(5)]
-            for thread in threads:
-                thread.start()
-            until(lambda: len(places._line) == 5)
-            places.close()
-            for thread in threads:
-                thread.join(10)
-            assert held
-            take()
-        take()
-        assert granted == [False] * 7
-
-
-class TestStep:
-    """Without any thread."""
-
-    def test_a_push_runs_only_what_is_owed(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0")
-        assert dispatcher.step("acme/site", "push") is True
-        assert stage.runs() == []
-        stage.record()
-        assert dispatcher.step("acme/site", "push") is True
-        assert dispatcher.step("acme/site", "push") is True
-        assert [(run.outcome, run.trigger) for run in stage.runs()] == [("updated", "push")]
-
-    def test_any_other_trigger_runs_anyway(self, stage: Stage):
-        stage.dispatcher("exit 0").step("acme/site", "sweep")
-        assert [(run.outcome, run.trigger) for run in stage.runs()] == [("updated", "sweep")]
-
-    def test_the_script_is_told_of_the_newest_delivery(self, stage: Stage):
-        stage.record(guid="old")
-        stage.record("Acme/Site", guid="new")
-        stage.dispatcher('echo "$1 $GITOPS_REPOSITORY $GITOPS_AFTER $GITOPS_DELIVERY"').step("acme/site", "push")
-        assert stage.journal.log_path(1).read_text() == "Site Acme/Site new new\n"
-
-    @pytest.mark.parametrize(("status", "settled"), [(0, True), (70, True), (65, True), (1, True), (75, False)])
-    def test_whether_a_status_settles_the_matter(self, stage: Stage, status: int, settled: bool):
-        stage.record()
-        assert stage.dispatcher(f"exit {status}").step("acme/site", "push") is settled
-        assert stage.journal.pending() == ([] if settled else ["acme/site"])
-
-    @pytest.mark.parametrize("signal", ["KILL", "TERM", "INT"])
-    def test_a_script_that_was_killed_owes_still(self, stage: Stage, signal: str):
-        stage.record()
-        assert stage.dispatcher(f"kill -{signal} $$").step("acme/site", "push") is False
-        assert [run.outcome for run in stage.runs()] == ["interrupted"]
-        assert stage.journal.pending() == ["acme/site"]
-
-    def test_what_cannot_start_is_owed_and_says_why(self, stage: Stage):
-        stage.record()
-        stage.journal.log_path(1).mkdir()
-        assert stage.dispatcher("exit 0").step("acme/site", "push") is False
-        (run,) = stage.runs()
-        assert (run.outcome, run.exit) == ("interrupted", None)
-        assert run.message and "Is a directory" in run.message
-        assert stage.journal.pending() == ["acme/site"]
-
-    def test_a_fault_of_our_own_leaves_no_run_in_hand(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
-        stage.record("acme/new")
-        dispatcher = stage.dispatcher("exit 0", clone=["acme/*"], clone_url="{no such field}")
-        assert dispatcher.step("acme/new", "push") is False
-        assert [run.outcome for run in stage.runs()] == ["interrupted"]
-        assert stage.journal.pending() == ["acme/new"]
-        assert " error a run met a fault of our own repository=acme/new run=1 traceback=" in capfd.readouterr().err
-
-    def test_leave_to_clone_is_given_only_where_there_is_no_checkout(self, stage: Stage):
-        stage.checkouts("acme/here")
-        dispatcher = stage.dispatcher("echo $GITOPS_CLONE_URL", clone=["acme/*"], clone_url="https://x/{repository}")
-        for repository in ("acme/here", "acme/new", "evil/new"):
-            dispatcher.step(repository, "sweep")
-        logs = [stage.journal.log_path(run).read_text().strip() for run in (1, 2, 3)]
-        assert logs == ["", "https://x/acme/new", ""]
-
-    @pytest.mark.parametrize(
-        ("own", "limit"), [("7", "7"), ("0", "60"), ("-1", "60"), ("x", "60"), ("", "60"), ("9" * 5000, "60")]
-    )
-    def test_a_checkout_may_set_its_own_limit(self, stage: Stage, own: str, limit: str):
-        stage.checkouts("acme/site")
-        (stage.root / "acme/site/.git/config").write_text(f'[gitops]\ntimeout = "{own}"\n')
-        stage.dispatcher(r"tr '\0' ' ' </proc/$PPID/cmdline").step("acme/site", "sweep")
-        assert stage.journal.log_path(1).read_text().split()[2] == limit
-
-    @pytest.mark.parametrize("outcome", ["updated", "unchanged", "cloned", "paused"])
-    def test_an_end_that_is_good_is_told_and_no_failure(self, stage: Stage, outcome: str, capfd):
-        dispatcher = stage.dispatcher(REPORTS)
-        assert dispatcher.failure is None
-        dispatcher.step(outcome, "sweep")
-        assert dispatcher.failure is None
-        (line,) = (line for line in capfd.readouterr().err.splitlines() if f" run {outcome} " in line)
-        assert " info run " in line and " commit=abc " in f"{line} " and " exit=" not in line
-        assert 100 <= int(line.partition(" ms=")[2].split()[0]) < 1_000_000
-
-    @pytest.mark.parametrize(
-        ("script", "level", "outcome"), [("exit 75", "warning", "unreachable"), ("exit 70", "error", "deploy-failed")]
-    )
-    def test_an_end_that_is_not_is_the_last_failure(self, stage: Stage, script: str, level: str, outcome: str, capfd):
-        dispatcher = stage.dispatcher(script)
-        run = dispatcher.run_now("acme/site", "manual")
-        assert (run.outcome, dispatcher.failure) == (outcome, run)
-        (line,) = (line for line in capfd.readouterr().err.splitlines() if f" {level} run {outcome} " in line)
-        assert f" exit={script[5:]} " in line
-
-    def test_the_lines_of_a_run_tell_its_story(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
-        stage.record(guid="first")
-        stage.record(guid="second")
-        stage.dispatcher('echo why; echo message=broken >"$GITOPS_RESULT"; sleep 0.1; exit 70').step(
-            "acme/site", "push"
-        )
-        stage.record(guid="third")
-        stage.record(guid="fourth")
-        stage.dispatcher(f"echo quiet; {REPORTS}").step("acme/site", "push")
-        error = capfd.readouterr().err
-        assert " info run started repository=acme/site run=1 trigger=push delivery=second deliveries=2" in error
-        assert " reason=broken output=why" in error and "quiet" not in error and "XX" not in error
-        settled = [line for line in error.splitlines() if " info delivery settled " in line]
-        assert " delivery=first " in settled[0] and " delivery=third commit=abc " in settled[1]
-        for line in settled:
-            assert 100 <= int(line.partition(" ms=")[2]) < 1_000_000
-
-    def test_what_settings_say_is_run(self, stage: Stage, tmp_path: Path):
-        stage.write("exit 0")
-        given = {"GITHUB_WEBHOOK_SECRET": "s", "GITOPS_ROOT": str(stage.root), "GITOPS_SYNC_SCRIPT": str(stage.script)}
-        made = Dispatcher.from_settings(load(given, {}), os.environ, stage.journal, Checkouts(stage.root))
-        assert made.run_now("acme/site", "manual").outcome == "updated"
-
-    def test_without_a_delivery_there_are_no_hints(self, stage: Stage):
-        stage.dispatcher('echo "${GITOPS_REF-} ${GITOPS_AFTER-} ${GITOPS_DELIVERY-}."').step("acme/site", "sweep")
-        assert stage.journal.log_path(1).read_text() == "  .\n"
-
-    def test_what_could_not_be_done_is_told_in_a_sentence(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0", clone=["acme/*"], clone_url="{no such field}")
-        assert (
-            dispatcher.run_now("acme/new", "manual").message
-            == "A fault of the daemon's own; its log has the traceback."
-        )
-        stage.journal.log_path(2).mkdir()
-        message = dispatcher.run_now("other/site", "manual").message
-        assert message and message.startswith("The script could not be started: ")
-
-    def test_once_it_is_to_stop_no_step_runs_anything(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0")
-        dispatcher._stopping.set()
-        assert dispatcher.step("acme/site", "sweep") is True
-        dispatcher._slots.close()
-        assert dispatcher.step("acme/site", "sweep") is True
-        assert stage.runs() == []
-
-    def test_a_journal_that_cannot_be_read_says_nothing_of_restarts(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0")
-        stage.journal.close()
-        (stage.journal.log_path(1).parents[1] / "journal.db").write_bytes(b"noise" * 1000)
-        assert dispatcher._restarts_us("acme/site") is False
-
-    def test_a_run_is_overdue_when_its_limit_and_all_graces_are_past(self, stage: Stage):
-        now = [1000.0]
-        dispatcher = stage.dispatcher(GATED, clock=lambda: now[0])
-        running = threading.Thread(target=dispatcher.step, args=("acme/site", "sweep"))
-        running.start()
-        stage.began(1)
-        assert dispatcher.running == 1
-        found = []
-        for now[0] in (1000.0, 1100.0, 1100.5):  # 60 s, 10 s to end its group, 30 s to record it
-            found.append(dispatcher.overdue())
-        stage.open_gate()
-        running.join()
-        assert found == [[], [], [1]]
-
-    def test_places_that_are_given_back_are_as_many_as_were_taken(self):
-        places = FairSemaphore(2)
-        with places.one(), places.one():
-            assert places._free == 0
-        assert places._free == 2
+def long_delays(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    monkeypatch.setattr(backoff, "RUNS", Backoff(3600.0, 3600.0))
+    monkeypatch.setattr(backoff, "RESTARTS", Backoff(3600.0, 3600.0))
 
 
 class TestOrder:
-    def test_no_repository_overlaps_itself_and_the_cap_holds(self, stage: Stage):
+    def test_no_checkout_overlaps_itself_and_the_bound_holds(self, stage: Stage):
         dispatcher = stage.dispatcher(THREE_AT_ONCE, max_syncs=3)
         names = [f"acme/r{number}" for number in range(6)]
         for round_ in range(8):
@@ -372,49 +34,42 @@ class TestOrder:
                 stage.push(dispatcher, name, f"{name} {round_}")
                 dispatcher.notify(name.upper(), "asked")
         until(lambda: not stage.journal.pending() and not dispatcher.workers)
-        notes = stage.notes()
-        assert most_at_once([note.lower() for note in notes]) == 3
-        assert {most_at_once([note.lower() for note in notes], f"r{number}") for number in range(6)} == {1}
+        notes = [note.lower() for note in stage.notes()]
+        assert most_at_once(notes) == 3
+        assert {most_at_once(notes, f"r{number}") for number in range(6)} == {1}
 
-    def test_a_busy_repository_keeps_nobody_out(self, stage: Stage):
+    def test_the_checkout_that_has_waited_longest_is_next(self, stage: Stage):
         dispatcher = stage.dispatcher(GATED, max_syncs=1)
         stage.push(dispatcher, "acme/busy", "1")
         stage.began(1)
         stage.push(dispatcher, "acme/other", "2")
-        until(lambda: dispatcher._slots._line)
         stage.push(dispatcher, "acme/busy", "3")
-        stage.open_gate(3)
-        assert [run.repository for run in stage.wait_for_runs(3)] == ["acme/busy", "acme/other", "acme/busy"]
+        stage.push(dispatcher, "acme/third", "4")
+        stage.push(dispatcher, "acme/other", "5")
+        stage.open_gate(4)
+        order = [run.repository for run in stage.wait_for_runs(4)]
+        assert order == ["acme/busy", "acme/other", "acme/third", "acme/busy"]
 
-    def test_pushes_during_a_run_collapse_into_one_more(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
+    def test_pushes_during_a_run_share_the_next(self, stage: Stage):
         dispatcher = stage.dispatcher(GATED)
         stage.push(dispatcher, guid="first")
         stage.began(1)
         for number in range(50):
             stage.push(dispatcher, guid=str(number))
         stage.open_gate(2)
-        first, second = stage.wait_for_runs(2)
+        stage.wait_for_runs(2)
         until(lambda: not dispatcher.workers)
         assert len(stage.runs()) == 2
-        assert [stage.journal.deliveries(guid)[0].run for guid in ("first", "0", "49")] == [
-            first.id,
-            second.id,
-            second.id,
-        ]
-        lines = [line for line in capfd.readouterr().err.splitlines() if "run=2" in line]
-        (start,) = [line for line in lines if "run started" in line]
-        (end,) = [line for line in lines if "run updated" in line]
-        for fact in ("repository=acme/site", "trigger=push", "delivery=49", "deliveries=50"):
-            assert fact in start and fact in end
-        assert "outcome=updated" in end
-        for guid in map(str, range(49)):  # the others, a line each as it starts and as it settles
-            about = [
-                re.sub(r".* info (delivery [a-z ]+) \w+=.*", r"\1", line)
-                for line in lines
-                if f"delivery={guid} " in f"{line} "
-            ]
-            assert about == ["delivery taken up", "delivery settled"]
-        assert len(lines) == 2 + 2 * 49
+        assert [stage.journal.deliveries(guid)[0].run for guid in ("first", "0", "49")] == [1, 2, 2]
+
+    def test_of_several_wake_ups_one_that_is_no_push_decides(self, stage: Stage):
+        dispatcher = stage.dispatcher(GATED, max_syncs=1)
+        dispatcher.notify("acme/first", "sweep")
+        stage.began(1)
+        for trigger in ("push", "manual", "push"):
+            dispatcher.notify("acme/site", trigger)
+        stage.open_gate(2)
+        assert [run.trigger for run in stage.wait_for_runs(2)] == ["sweep", "manual"]
 
     def test_names_that_differ_in_case_share_a_worker(self, stage: Stage):
         dispatcher = stage.dispatcher(GATED)
@@ -426,127 +81,36 @@ class TestOrder:
         stage.wait_for_runs(2)
 
 
-class TestRetry:
-    def test_what_is_out_of_reach_is_tried_until_it_is_not(self, stage: Stage):
-        dispatcher = stage.dispatcher("echo >>$0.tries; [ $(wc -l <$0.tries) = 4 ] || exit 75")
-        stage.push(dispatcher)
-        runs = stage.wait_for_runs(4)
-        assert [(run.outcome, run.trigger) for run in runs] == [
-            ("unreachable", "push"), *2 * [("unreachable", "retry")], ("updated", "retry"),
-        ]  # fmt: skip
-        gaps = [after.started - before.started for before, after in zip(runs, runs[1:])]
-        assert gaps[0] >= 0.02 and gaps[1] >= 0.04 and gaps[2] >= 0.08
+class TestThreads:
+    def test_three_thousand_names_need_few_threads(self, stage: Stage):
+        dispatcher = stage.dispatcher(GATED, max_syncs=4)
+        before = threading.active_count()
+        for number in range(3000):
+            dispatcher.notify(f"acme/r{number}", "manual")
+        stage.began(4)
+        # A run has a worker and a reader of its output.
+        assert threading.active_count() - before <= 2 * 4
+        assert dispatcher.workers == 3000
+
+    def test_a_thousand_checkouts_leave_nothing_pending(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 0", max_syncs=4)
+        for number in range(200):
+            stage.push(dispatcher, f"acme/r{number}")
+        until(lambda: not stage.journal.pending(), timeout=60)
+        assert set(Counter(run.repository for run in stage.runs()).values()) == {1}
+        assert len(stage.runs()) == 200
         until(lambda: not dispatcher.workers)
-        assert len(stage.runs()) == 4
 
-    def test_the_wait_doubles_up_to_its_bound_and_is_spread(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_FIRST_WAIT", 5.0)
-        jitter = [0.0, 1.0]
-        dispatcher = stage.dispatcher("exit 75", max_syncs=1)
-        dispatcher._jitter = lambda: jitter[0]
-        worker, waits = _Worker(dispatcher, "acme/site"), []
-        for failures in (1, 2, 3, 8, 9, 5000):
-            worker._failures = failures
-            waits.append(worker._next_timeout())
-        assert waits == [wait * 0.75 for wait in (5, 10, 20, 640, 900, 900)]
-        jitter.reverse()
-        assert worker._next_timeout() == 900 * 1.25
-
-    def test_a_push_cuts_the_wait_short(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
+    def test_a_checkout_in_backoff_has_no_thread(self, stage: Stage, long_delays: None):
         dispatcher = stage.dispatcher("exit 75")
-        stage.push(dispatcher, guid="a")
-        stage.wait_for_runs(1)
-        stage.write("exit 0")
-        stage.push(dispatcher, guid="b")
-        assert [run.outcome for run in stage.wait_for_runs(2)] == ["unreachable", "updated"]
-        assert stage.journal.pending() == []
+        before = threading.active_count()
+        for number in range(20):
+            stage.push(dispatcher, f"acme/r{number}")
+        stage.wait_for_runs(20)
+        until(lambda: not dispatcher.workers and threading.active_count() <= before)
+        assert len(stage.journal.pending()) == 20
 
-    def test_a_delivery_s_lines_do_not_grow_with_the_tries(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
-        dispatcher = stage.dispatcher("exit 75")
-        for guid in ("one", "two"):
-            stage.record(guid=guid)
-        for _ in range(3):
-            assert dispatcher.step("acme/site", "retry") is False
-        stage.write("exit 0")
-        assert dispatcher.step("acme/site", "retry") is True
-        lines = [line for line in capfd.readouterr().err.splitlines() if "delivery=one" in line]
-        assert [re.findall(r" info (.*?) \w+=|run=(\d)", line) for line in lines] == [
-            [("delivery taken up", ""), ("", "1")],
-            [("delivery settled", ""), ("", "4")],
-        ]
-
-    def test_what_failed_for_good_is_not_tried_again(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 65")
-        stage.push(dispatcher)
-        until(lambda: stage.wait_for_runs(1) and not dispatcher.workers)
-        assert [run.outcome for run in stage.runs()] == ["diverged"]
-        assert stage.journal.pending() == []
-
-    def test_what_could_not_start_is_tried_again(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0")
-        logs = stage.journal.log_path(1).parent
-        logs.rename(logs.with_name("elsewhere"))
-        stage.push(dispatcher)
-        stage.wait_for_runs(2)
-        assert stage.journal.pending() == ["acme/site"]
-        logs.mkdir()
-        until(lambda: not stage.journal.pending())
-        assert stage.runs()[-1].outcome == "updated"
-
-    def test_what_a_journal_that_fails_holds_up_runs_once_it_heals(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
-        monkeypatch.setattr(module, "_JOURNAL_WAIT", 0.01)
-        monkeypatch.setattr(journal, "_BUSY_MS", 20)
-        stage.journal.close()
-        stage.journal = Journal(stage.folder / "state")
-        dispatcher = stage.dispatcher("exit 0")
-        stage.record()
-        with closing(sqlite3.connect(stage.folder / "state/journal.db", isolation_level=None)) as neighbour:
-            neighbour.execute("BEGIN IMMEDIATE")
-            dispatcher.notify("acme/site")
-            until(lambda: stage.journal.fault)
-        assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
-
-    def test_a_journal_that_fails_while_a_run_ends_has_it_once_it_heals(
-        self, tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
-    ):
-        stage.journal.close()
-        monkeypatch.setattr(journal, "_BUSY_MS", 20)
-        stage.journal = Journal(tmp_path / "state")
-        dispatcher = stage.dispatcher(GATED)
-        stage.push(dispatcher)
-        stage.began(1)
-        with closing(sqlite3.connect(tmp_path / "state/journal.db", isolation_level=None)) as neighbour:
-            neighbour.execute("BEGIN IMMEDIATE")
-            stage.open_gate()
-            until(lambda: stage.journal.fault)
-            assert [run.outcome for run in stage.runs()] == [None]
-        assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
-        assert stage.journal.pending() == []
-        assert len(stage.notes()) == 2
-
-
-class TestWorkers:
-    def test_they_go_when_idle_and_come_when_needed(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0")
-        for number in range(3):
-            stage.push(dispatcher)
-            stage.wait_for_runs(number + 1)
-            until(lambda: not dispatcher.workers)
-
-    def test_a_wake_up_as_a_worker_goes_is_not_lost(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_IDLE", 0.0005)
-        dispatcher = stage.dispatcher("exit 0")
-        dispatcher.step = lambda repository, trigger: True  # type: ignore[method-assign]
-        for number in range(2000):
-            done = threading.Event()
-            dispatcher.notify("acme/site", "asked", done.set)
-            assert done.wait(10), number
-            if number % 3:
-                time.sleep(0.0005)  # about when it goes
-
-    def test_an_exception_does_not_end_a_worker(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
+    def test_an_exception_does_not_end_the_service_of_a_checkout(self, stage: Stage, capfd):
         dispatcher = stage.dispatcher("exit 0")
         done = threading.Event()
 
@@ -560,7 +124,7 @@ class TestWorkers:
         until(lambda: not stage.journal.pending())
         assert "ZeroDivisionError" in capfd.readouterr().err
 
-    def test_one_that_cannot_start_is_made_good_by_a_reminder(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    def test_a_thread_that_cannot_start_is_started_later(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
         dispatcher = stage.dispatcher("exit 0")
 
         def no_thread(self: threading.Thread) -> None:
@@ -569,131 +133,178 @@ class TestWorkers:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
             stage.push(dispatcher)
-        assert dispatcher.workers == 0
+            assert stage.runs() == []
         dispatcher.reconcile()
         stage.wait_for_runs(1)
 
-    def test_a_turn_is_one_wait_and_what_it_asks_for(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 75")
-        worker = _Worker(dispatcher, "acme/site")
-        dispatcher._workers["acme/site"] = worker
-        stage.record()
-        dispatcher.notify("acme/site")
-        assert worker.run_once() is True
-        stage.write("exit 0")
-        assert worker.run_once() is True
-        assert worker.run_once() is False
-        assert [(run.trigger, run.outcome) for run in stage.runs()] == [("push", "unreachable"), ("retry", "updated")]
-        assert dispatcher.workers == 0
-
-    def test_of_several_wake_ups_one_that_is_no_push_has_its_way(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0")
-        worker = dispatcher._workers["acme/site"] = _Worker(dispatcher, "acme/site")
-        for trigger, waiting in (("push", 1), ("push", 1), ("sync", 2), ("push", 2)):
-            dispatcher.notify("acme/site", trigger)
-            assert worker.queue.qsize() == waiting
-        assert worker.run_once() is True
-        assert worker.queue.empty()
-        assert [run.trigger for run in stage.runs()] == ["sync"]
-        del dispatcher._workers["acme/site"]  # it has no thread to wait for
-
-    def test_each_try_that_settles_nothing_counts_once(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_IDLE", IDLE)
-        monkeypatch.setattr(module, "_FIRST_WAIT", FIRST_WAIT)
-        dispatcher = stage.dispatcher("exit 75", clock=lambda: 1000.0)
-        worker = dispatcher._workers["acme/site"] = _Worker(dispatcher, "acme/site")
-        dues = [worker.due]
-        for trigger in ("sync", "sync", "sync"):
-            worker.queue.put(WakeUp(trigger))
-            worker.run_once()
-            dues.append(worker.due)
-        assert dues == [1001.0, 1005.0, 1010.0, 1020.0]
-        monkeypatch.setattr(dispatcher, "step", None)  # a fault of our own
-        worker.queue.put(WakeUp("sync"))
-        worker.run_once()
-        assert worker._failures == 4
-        del dispatcher._workers["acme/site"]
-
-    def test_its_thread_tells_whose_it_is_and_keeps_no_process_alive(self, stage: Stage):
-        thread = _Worker(stage.dispatcher("exit 0"), "acme/site").thread
-        assert (thread.name, thread.daemon) == ("worker acme/site", True)
-
-    def test_a_reminder_where_nothing_is_amiss_asks_for_nothing(self, stage: Stage):
-        stage.checkouts("acme/site")
-        dispatcher = stage.dispatcher("exit 0")
-        dispatcher.reconcile()
-        assert dispatcher.workers == 0
-
-    def test_a_sweep_takes_one_place_of_two(self, stage: Stage):
-        stage.checkouts("acme/a", "acme/b", "acme/c")
-        dispatcher = stage.dispatcher(GATED, max_syncs=2)
-        dispatcher.sweep()
+    def test_an_overdue_run_releases_its_slot(self, stage: Stage):
+        now = [1000.0]
+        dispatcher = stage.dispatcher(GATED, max_syncs=1, clock=lambda: now[0])
+        stage.push(dispatcher, "acme/hangs", "1")
         stage.began(1)
-        assert dispatcher.workers == 1
+        stage.push(dispatcher, "acme/other", "2")
+        now[0] += 10_000
+        assert dispatcher.overdue() == [1]
+        dispatcher.reconcile()
+        stage.began(2)
+        stage.push(dispatcher, "acme/hangs", "3")
+        stage.open_gate(3)
+        stage.wait_for_runs(3)
+        assert most_at_once(stage.notes(), "hangs") == 1
 
-    def test_a_thousand_repositories_leave_no_thread_and_owe_nothing(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0", max_syncs=4)
-        dispatcher._runner._script = Path("/bin/true")
-        for number in range(1000):
-            stage.push(dispatcher, f"acme/r{number}")
-        until(lambda: not stage.journal.pending())
-        assert set(Counter(run.repository for run in stage.runs()).values()) == {1}
-        assert len(stage.runs()) == 1000
+    def test_observers_hold_no_slot(self, stage: Stage):
+        blocked, entered = threading.Event(), threading.Event()
+
+        class Slow:
+            def began(self, claim: Claim, task: Task) -> None:
+                pass
+
+            def ended(self, run: Run, claim: Claim, task: Task) -> None:
+                if run.repository == "acme/slow":
+                    entered.set()
+                    assert blocked.wait(20)
+
+        dispatcher = stage.dispatcher(BRIEF, max_syncs=1, observers=[Slow()])
+        stage.push(dispatcher, "acme/slow", "1")
+        assert entered.wait(20)
+        stage.push(dispatcher, "acme/quick", "2")
+        assert [run.repository for run in stage.wait_for_runs(2)] == ["acme/slow", "acme/quick"]
+        blocked.set()
+
+
+class TestRetry:
+    def test_an_unreachable_remote_is_tried_with_growing_delays(self, stage: Stage):
+        dispatcher = stage.dispatcher("echo >>$0.tries; [ $(wc -l <$0.tries) = 4 ] || exit 75")
+        stage.push(dispatcher)
+        runs = stage.wait_for_runs(4)
+        assert [(run.outcome, run.trigger) for run in runs] == [
+            ("unreachable", "push"), *2 * [("unreachable", "retry")], ("updated", "retry"),
+        ]  # fmt: skip
+        gaps = [after.started - before.started for before, after in zip(runs, runs[1:])]
+        assert gaps[0] >= 0.02 and gaps[1] >= 0.04 and gaps[2] >= 0.08
         until(lambda: not dispatcher.workers)
+        assert len(stage.runs()) == 4
+        assert dispatcher.run_due() is None
+
+    def test_each_run_that_settles_nothing_counts_once(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(backoff, "RUNS", Backoff(5.0, 900.0))
+        dispatcher = stage.dispatcher("exit 75", scheduled=False, clock=lambda: 1000.0)
+        dues = []
+        for number in range(3):
+            dispatcher.notify("acme/site", "manual")
+            stage.wait_for_runs(number + 1)
+            until(lambda: not dispatcher.workers)
+            dues.append(dispatcher.run_due())
+        assert dues == [5.0, 10.0, 20.0]
+
+    def test_a_push_cuts_the_delay_short(self, stage: Stage, long_delays: None):
+        dispatcher = stage.dispatcher("exit 75")
+        stage.push(dispatcher, guid="a")
+        stage.wait_for_runs(1)
+        stage.write("exit 0")
+        stage.push(dispatcher, guid="b")
+        assert [run.outcome for run in stage.wait_for_runs(2)] == ["unreachable", "updated"]
+        assert stage.journal.pending() == []
+
+    def test_a_permanent_failure_is_not_retried(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 65")
+        stage.push(dispatcher)
+        until(lambda: stage.wait_for_runs(1) and not dispatcher.workers)
+        assert [run.outcome for run in stage.runs()] == ["diverged"]
+        assert stage.journal.pending() == []
+        assert dispatcher.run_due() is None
+
+    def test_a_script_that_could_not_start_is_retried(self, stage: Stage):
+        dispatcher = stage.dispatcher("exit 0")
+        logs = stage.journal.log_path(1).parent
+        logs.rename(logs.with_name("elsewhere"))
+        stage.push(dispatcher)
+        stage.wait_for_runs(2)
+        assert stage.journal.pending() == ["acme/site"]
+        logs.mkdir()
+        until(lambda: not stage.journal.pending())
+        assert stage.runs()[-1].outcome == "updated"
 
 
 class TestStart:
-    def test_it_takes_up_what_an_earlier_daemon_left(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
-        stage.record("acme/owed")
-        assert stage.journal.start("acme/owed", "push")
+    def test_it_resumes_what_an_earlier_daemon_left(self, stage: Stage, capfd: pytest.CaptureFixture[str]):
+        stage.record("acme/pending")
+        assert stage.journal.start("acme/pending", "push")
         stage.checkouts("acme/swept")
-        stage.dispatcher("exit 0").start()
+        stage.dispatcher("exit 0", scheduled=False).start()
         runs = stage.wait_for_runs(3)
         assert {(run.repository, run.trigger, run.outcome) for run in runs} == {
-            ("acme/owed", "push", "interrupted"),
-            ("acme/owed", "recovery", "updated"),
+            ("acme/pending", "push", "interrupted"),
+            ("acme/pending", "recovery", "updated"),
             ("acme/swept", "sweep", "updated"),
         }
         assert stage.journal.pending() == []
-        err = capfd.readouterr().err
-        assert "run interrupted repository=acme/owed run=1 outcome=interrupted" in err and "deliveries are owed" in err
+        assert "run interrupted repository=acme/pending run=1 outcome=interrupted" in capfd.readouterr().err
 
-    def test_a_sweep_covers_every_checkout_on_half_the_places(self, stage: Stage):
+    def test_a_sweep_covers_every_checkout_on_half_of_the_slots(self, stage: Stage):
         names = [f"acme/r{number}" for number in range(12)] + ["flat"]
         stage.checkouts(*names)
         stage.dispatcher(TWO_AT_ONCE, max_syncs=4).sweep()
         assert sorted(run.repository for run in stage.wait_for_runs(13)) == sorted(names)
         assert most_at_once(stage.notes()) == 2
 
-    def test_a_sweep_passes_over_checkouts_that_fail(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
+    def test_a_sweep_goes_on_after_checkouts_that_fail(self, stage: Stage, long_delays: None):
         stage.checkouts(*(f"acme/r{number}" for number in range(6)))
         stage.dispatcher("exit 75", max_syncs=1).sweep()
         assert len(stage.wait_for_runs(6)) == 6
 
-    def test_a_reminder_repairs_a_wake_up_that_was_lost(self, stage: Stage):
+
+class TestReconciliation:
+    def test_without_a_problem_it_starts_nothing(self, stage: Stage):
+        stage.checkouts("acme/site")
+        dispatcher = stage.dispatcher("exit 0")
+        dispatcher.reconcile()
+        assert dispatcher.workers == 0
+
+    def test_it_repairs_a_lost_wake_up(self, stage: Stage):
         dispatcher = stage.dispatcher("exit 0")
         stage.record()
         dispatcher.reconcile()
         assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
 
     @pytest.mark.parametrize("script", ["exit 75", "kill -KILL $$"])
-    def test_a_reminder_tries_again_what_a_command_left_unsettled(self, stage: Stage, script: str):
+    def test_it_retries_what_a_command_left_unsettled(self, stage: Stage, script: str):
         stage.dispatcher(script).run_now("acme/left", "sweep")
         dispatcher = stage.dispatcher("exit 0")
         dispatcher.run_now("acme/fine", "sweep")
         dispatcher.reconcile()
-        assert dispatcher.workers == 0, "whoever did it may do it again himself"
+        assert dispatcher.workers == 0, "the user may repeat the command"
         stage.journal.now = lambda: time.time() + 61
         dispatcher.reconcile()
         last = stage.wait_for_runs(3)[-1]
         assert (last.repository, last.trigger, last.outcome) == ("acme/left", "retry", "updated")
+
+    def test_it_leaves_delayed_checkouts_alone(self, stage: Stage, long_delays: None):
+        dispatcher = stage.dispatcher("exit 75")
+        stage.push(dispatcher, "acme/waits")
+        stage.wait_for_runs(1)
         until(lambda: not dispatcher.workers)
-        stage.journal.now = lambda: time.time() + 3600
+        stage.journal.now = lambda: time.time() + 61
         dispatcher.reconcile()
         assert dispatcher.workers == 0
 
-    def test_a_reminder_ends_no_run_whose_limit_cannot_be_looked_up(self, stage: Stage, monkeypatch):
+    def test_it_ends_the_runs_of_commands_that_were_killed(self, stage: Stage):
+        stage.checkouts("acme/patient")
+        (stage.root / "acme/patient/.git/config").write_text("[gitops]\ntimeout = 120\n")
+        dispatcher = stage.dispatcher("exit 0")  # 60 s, 10 s to end its group, 30 s to record it
+        stage.record("acme/dead")
+        for repository, ago in (("acme/dead", 103), ("acme/lives", 91), ("acme/patient", 103)):
+            stage.journal.now = lambda ago=ago: time.time() - ago
+            assert stage.journal.start(repository, "manual")
+        stage.journal.now = time.time
+        dispatcher.reconcile()
+        dead, *others = stage.wait_for_runs(2)
+        assert (dead.outcome, dead.cause) == ("interrupted", "killed")
+        assert [(run.repository, run.outcome) for run in others] == [
+            ("acme/lives", None), ("acme/patient", None), ("acme/dead", "updated"),
+        ]  # fmt: skip
+
+    def test_it_ends_no_run_whose_limit_is_unknown(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
         stage.checkouts("acme/site")
         claim = stage.journal.start("acme/site", "manual")
         assert claim
@@ -704,53 +315,17 @@ class TestStart:
         assert stage.runs() == [claim.run]
         monkeypatch.undo()
         dispatcher.reconcile()
-        assert [run.outcome for run in stage.runs()] == ["interrupted"]
+        assert stage.runs()[0].outcome == "interrupted"
 
-    def test_a_reminder_leaves_alone_what_has_a_worker_and_what_was_given_up(self, stage: Stage, monkeypatch):
-        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
-        dispatcher = stage.dispatcher("exit 75")
-        dispatcher.notify("acme/waits", "sweep")
-        stage.wait_for_runs(1)
-        for _ in range(3):
-            claim = stage.journal.start("acme/restarts", "sweep")
-            assert claim
-            ended = claim.run._replace(ended=time.time(), outcome="interrupted", message=ENDED_BY_US)
-            stage.journal.finish(ended, settled=False)
-        stage.journal.now = lambda: time.time() + 61
-        dispatcher.reconcile()
-        assert [*dispatcher._workers] == ["acme/waits"]
-        assert dispatcher._workers["acme/waits"].queue.empty()
-
-    def test_a_reminder_ends_the_runs_of_commands_that_were_killed(self, stage: Stage, capfd):
-        stage.checkouts("acme/patient")
-        (stage.root / "acme/patient/.git/config").write_text("[gitops]\ntimeout = 120\n")
-        dispatcher = stage.dispatcher("exit 0")  # 60 s, 10 s to end its group, 30 s to record it
-        stage.record("acme/dead")
-        for repository, ago in (("acme/dead", 103), ("acme/lives", 91), ("acme/patient", 103), ("acme/ours", 999)):
-            stage.journal.now = lambda ago=ago: time.time() - ago
-            claim = stage.journal.start(repository, "manual")
-        assert claim
-        dispatcher._due[claim.run.id] = 0.0
-        stage.journal.now = time.time
-        dispatcher.reconcile()
-        dead, *others = stage.wait_for_runs(2)
-        assert (dead.outcome, dead.message) == ("interrupted", DIED)
-        assert [(run.repository, run.outcome) for run in others] == [
-            ("acme/lives", None), ("acme/patient", None), ("acme/ours", None), ("acme/dead", "updated"),
-        ]  # fmt: skip
-        assert "run interrupted repository=acme/dead run=1 outcome=interrupted" in capfd.readouterr().err
-        stage.journal.finish(dead._replace(outcome="updated", message="it lived"), settled=True)
-        assert stage.runs()[0].message == "it lived"
-
-    def test_after_a_damaged_journal_every_checkout_is_looked_at(self, stage: Stage):
+    def test_after_a_damaged_journal_it_sweeps_once(self, stage: Stage):
         stage.checkouts("acme/a", "acme/b")
         dispatcher = stage.dispatcher("exit 0")
         stage.record("acme/lost")
         (stage.folder / "state/journal.db").write_bytes(b"noise" * 5000)
         os.truncate(stage.folder / "state/journal.db-wal", 0)
-        with suppress(module.JournalError):
+        with suppress(JournalError):
             dispatcher.reconcile()
-        assert stage.journal.renewals == 1
+        assert stage.journal.replacements == 1
         dispatcher.reconcile()
         stage.wait_for_runs(2)
         dispatcher.reconcile()
@@ -759,22 +334,20 @@ class TestStart:
 
 
 class TestStop:
-    def test_nothing_more_starts_and_the_rest_stays_owed(self, stage: Stage):
+    def test_nothing_more_starts_and_the_rest_stays_pending(self, stage: Stage):
         dispatcher = stage.dispatcher(GATED, max_syncs=1)
-        stage.push(dispatcher, "acme/in-hand")
+        stage.push(dispatcher, "acme/running")
         stage.began(1)
         stage.push(dispatcher, "acme/in-line")
-        until(lambda: dispatcher._slots._line)
         dispatcher.stop()
         stage.push(dispatcher, "acme/late")
         assert dispatcher.join(0.01) is False
         stage.open_gate()
         assert dispatcher.join(20) is True
-        assert [(run.repository, run.outcome) for run in stage.runs()] == [("acme/in-hand", "updated")]
+        assert [(run.repository, run.outcome) for run in stage.runs()] == [("acme/running", "updated")]
         assert sorted(stage.journal.pending()) == ["acme/in-line", "acme/late"]
 
-    def test_a_retry_that_waits_does_not_hold_it_up(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_FIRST_WAIT", 3600.0)
+    def test_a_delayed_checkout_does_not_hold_it_up(self, stage: Stage, long_delays: None):
         dispatcher = stage.dispatcher("exit 75")
         stage.push(dispatcher)
         stage.wait_for_runs(1)
@@ -782,18 +355,18 @@ class TestStop:
         assert dispatcher.join(20) is True
 
     @pytest.mark.parametrize("answer", ["", "trap 'exit 70' TERM;", "trap 'exit 75' TERM;"])
-    def test_a_run_that_it_ends_stays_owed_whatever_the_script_answers(self, stage: Stage, answer: str):
+    def test_a_run_that_it_ends_stays_pending_whatever_its_status(self, stage: Stage, answer: str):
         dispatcher = stage.dispatcher(answer + GATED)
         stage.push(dispatcher)
         stage.began(1)
         dispatcher.stop()
         dispatcher.terminate()
         assert dispatcher.join(20) is True
-        assert [(run.outcome, run.message) for run in stage.runs()] == [("interrupted", ENDED_BY_US)]
+        assert [(run.outcome, run.cause) for run in stage.runs()] == [("interrupted", "shutdown")]
         assert stage.journal.pending() == ["acme/site"]
 
-    def test_a_run_that_ends_well_in_spite_of_it_is_done(self, stage: Stage):
-        # The moment is for timeout(1), which itself ends at a TERM that meets it between fork and wait.
+    def test_a_run_that_succeeds_in_spite_of_it_is_done(self, stage: Stage):
+        # The pause is for timeout(1), which ends if SIGTERM arrives between its fork and its wait.
         dispatcher = stage.dispatcher("trap '' TERM; sleep 0.2; " + GATED)
         stage.push(dispatcher)
         stage.began(1)
@@ -805,97 +378,76 @@ class TestStop:
         assert stage.journal.pending() == []
 
     @pytest.mark.parametrize(
-        ("end", "outcome", "message"),
-        [
-            (
-                "kill -KILL $$",
-                "interrupted",
-                "The daemon's shutdown ended this run; it is done again at the next start.",
-            ),
-            ("exit 70", "deploy-failed", ""),
-        ],
+        ("end", "outcome", "cause"),
+        [("kill -KILL $$", "interrupted", "shutdown"), ("exit 70", "deploy-failed", None)],
     )
-    def test_a_run_that_fails_while_it_waits_is_judged_by_how(self, stage: Stage, end: str, outcome: str, message: str):
+    def test_a_run_that_fails_during_the_wait_has_its_own_outcome(
+        self, stage: Stage, end: str, outcome: str, cause: str | None
+    ):
         dispatcher = stage.dispatcher(f"{GATED}; {end}")
         stage.push(dispatcher)
         stage.began(1)
         dispatcher.stop()
         stage.open_gate()
         assert dispatcher.join(20) is True
-        assert [(run.outcome, run.message) for run in stage.runs()] == [(outcome, message)]
+        assert [(run.outcome, run.cause) for run in stage.runs()] == [(outcome, cause)]
 
-    def test_every_worker_is_told(self, stage: Stage):
-        dispatcher = stage.dispatcher("exit 0")
-        worker = _Worker(dispatcher, "acme/site")
-        dispatcher._workers["acme/site"] = worker
-        dispatcher.stop()
-        assert worker.queue.queue[0] == WakeUp("stop")
-        assert worker.run_once() is False
-        del dispatcher._workers["acme/site"]  # it has no thread to wait for
 
-    def end_three_times(self, stage: Stage) -> None:
+class TestRestarts:
+    """A deploy that restarts the daemon and waits for it."""
+
+    def end_by_shutdown(self, stage: Stage, times: int) -> None:
         stage.record(guid="first")
-        for number in range(3):
+        for number in range(times):
             dispatcher = stage.dispatcher(GATED)
-            dispatcher.start()
+            dispatcher.notify("acme/site", "recovery")
             stage.began(number + 1)
             dispatcher.stop()
             dispatcher.terminate()
             assert dispatcher.join(20)
         assert stage.journal.pending() == ["acme/site"]
 
-    def test_a_deploy_that_restarts_the_daemon_is_given_up_loudly(self, stage: Stage, capfd):
-        self.end_three_times(stage)
+    def test_a_run_that_was_ended_once_is_repeated_at_once(self, stage: Stage, long_delays: None):
+        self.end_by_shutdown(stage, 1)
+        stage.dispatcher("exit 0").recover()
+        assert stage.wait_for_runs(2)[-1].outcome == "updated"
+
+    def test_from_the_second_time_on_it_is_repeated_with_a_growing_delay(self, stage: Stage):
+        self.end_by_shutdown(stage, 2)
+        stage.checkouts("acme/site")
+        delays = []
+        for number in (3, 4):
+            dispatcher = stage.dispatcher(GATED, scheduled=False, clock=lambda: 1000.0)
+            dispatcher.recover()
+            dispatcher.sweep()
+            assert dispatcher.workers == 0
+            delays.append(dispatcher.run_due())
+            dispatcher.notify("acme/site", "manual")
+            stage.began(number)
+            dispatcher.stop()
+            dispatcher.terminate()
+            assert dispatcher.join(20)
+        assert delays == [30.0, 60.0]
+        assert stage.journal.pending() == ["acme/site"], "an accepted push is never dropped"
+
+    def test_a_sweep_does_not_cut_that_delay_short_but_a_push_does(self, stage: Stage, long_delays: None, capfd):
+        self.end_by_shutdown(stage, 3)
         stage.checkouts("acme/site")
         dispatcher = stage.dispatcher("exit 0")
-        dispatcher.start()
-        assert stage.journal.pending() == []
-        said = (
-            " error \"its runs end only by the daemon's shutdown, so it waits for a push; a deploy that restarts the daemon"
-            ' must not wait for it: systemctl --no-block restart gitops-hook" '
-        )
-        assert capfd.readouterr().err.replace('"', "").count(said.replace('"', "")) == 1
-        assert dispatcher._restarts_us("acme/site") is True
-        stage.push(dispatcher, guid="remedy")
-        assert [run.outcome for run in stage.wait_for_runs(4)] == 3 * ["interrupted"] + ["updated"]
-        assert stage.runs()[-1].trigger == "push", "no sweep in between"
-
-    def test_a_push_that_came_since_has_its_run(self, stage: Stage):
-        self.end_three_times(stage)
-        stage.record(guid="remedy")
-        stage.dispatcher("exit 0").start()
+        dispatcher.recover()
+        dispatcher.sweep()
+        dispatcher.reconcile()
+        assert dispatcher.workers == 0
+        assert capfd.readouterr().err.count("--no-block restart") == 1
+        stage.push(dispatcher, guid="fix")
         assert stage.wait_for_runs(4)[-1].outcome == "updated"
         assert stage.journal.pending() == []
 
 
-class Noting:
-    """A observer that keeps what it was told, and may have a fault of its own."""
-
-    def __init__(self, journal: Journal, fault: bool = False) -> None:
-        self.journal = journal
-        self.fault = fault
-        self.told: list[tuple[str, int, str | None]] = []
-
-    def began(self, claim: Claim, task: Task) -> None:
-        self.note("began", claim.run.id)
-
-    def ended(self, run: Run, claim: Claim, task: Task) -> None:
-        assert (run.id, task.run) == (claim.run.id, claim.run.id)
-        self.note("ended", run.id)
-
-    def note(self, what: str, run: int) -> None:
-        known = self.journal.run(run)
-        self.told.append((what, run, known.outcome if known else "not in the journal"))
-        if self.fault:
-            raise ValueError("a observer of the test")
-
-
-def test_witnesses_are_told_of_each_run_and_their_faults_harm_nothing(stage: Stage, capfd: pytest.CaptureFixture):
-    observers = [Noting(stage.journal, fault=True), Noting(stage.journal)]
-    dispatcher = stage.dispatcher("exit 0", observers=observers)
-    stage.push(dispatcher)
-    until(lambda: len(observers[1].told) == 2)
-    (run,) = stage.runs()
-    expected = [("began", run.id, None), ("ended", run.id, "updated")]
-    assert [observer.told for observer in observers] == [expected, expected]
-    assert capfd.readouterr().err.count(" error a observer of runs met a fault observer=") == 2
+def test_a_worker_thread_keeps_no_process_alive(stage: Stage):
+    dispatcher = stage.dispatcher(GATED)
+    dispatcher.notify("acme/site", "manual")
+    stage.began(1)
+    ours = [thread for thread in threading.enumerate() if "acme/site" in thread.name]
+    assert [thread.daemon for thread in ours] == [True]
+    stage.open_gate()

@@ -121,7 +121,7 @@ class TestJudging:
 
 class TestEnvironment:
     def test_it_is_the_contract_and_the_allowlist_and_nothing_else(self, bench: Bench):
-        inherited = {name: "C" if name[:2] in ("LC", "LA") else f"value of {name}" for name in module._INHERITED}
+        inherited = {name: "C" if name[:2] in ("LC", "LA") else f"value of {name}" for name in module.INHERITED}
         inherited["PATH"] = ENVIRON["PATH"]
         strangers = (
             "GITHUB_WEBHOOK_SECRET", "GITHUB_WEBHOOK_SECRET_FILE", "CREDENTIALS_DIRECTORY", "GIT_DIR", "GIT_WORK_TREE",
@@ -147,7 +147,10 @@ class TestEnvironment:
             "GITOPS_RUN": "7",
             "GITOPS_RESULT": str(bench.log.with_suffix(".result")),
             "GITOPS_CLONE_URL": "https://clone",
+            "GITOPS_TIMEOUT": "60",
+            "GITOPS_RUN_TOKEN": seen["GITOPS_RUN_TOKEN"],
         }
+        assert re.fullmatch("[0-9a-f]{32}", seen["GITOPS_RUN_TOKEN"])
         assert "very secret" not in bench.printed()
 
     @pytest.mark.parametrize(
@@ -172,7 +175,9 @@ class TestEnvironment:
 
     def test_what_is_not_known_is_not_set(self, bench: Bench):
         bench.run("compgen -e | grep ^GITOPS_", Task("site", 1))
-        assert bench.printed().split() == ["GITOPS_RESULT", "GITOPS_ROOT", "GITOPS_RUN"]
+        assert bench.printed().split() == [
+            "GITOPS_RESULT", "GITOPS_ROOT", "GITOPS_RUN", "GITOPS_RUN_TOKEN", "GITOPS_TIMEOUT",
+        ]  # fmt: skip
 
     @pytest.mark.parametrize(
         "value", ["$(touch pwned)", "`touch pwned`", "a b\tc", "--help", "'\"\\", "*", "a\nb", "é"]
@@ -203,11 +208,26 @@ class TestEnds:
         assert (result.outcome, result.exit) == ("timed-out", -signal.SIGKILL)
         assert fifo() == b""
 
+    def test_a_deploy_that_stops_its_whole_group_is_killed_by_the_daemon(
+        self, bench: Bench, fifo: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "GRACE", 0.2)
+        result = bench.run("exec 9>$0.fifo; sleep 60 & kill -STOP 0; echo late >&9", limit=1)
+        assert (result.outcome, result.exit) == ("timed-out", -signal.SIGKILL)
+        assert fifo() == b""
+
     @pytest.mark.parametrize("who", ["$$", "$PPID"], ids=["the script", "timeout"])
     def test_a_run_that_was_killed_leaves_nothing_of_its_group(self, bench: Bench, fifo: Callable[[], bytes], who: str):
         result = bench.run(f"exec 9>$0.fifo; (trap '' TERM; sleep 3; echo late >&9) & kill -KILL {who}; sleep 60")
         assert (result.outcome, result.exit) == ("interrupted", -signal.SIGKILL)
         assert fifo() == b""
+
+    def test_a_service_that_an_earlier_run_of_that_number_started_lives_on(self, bench: Bench):
+        """After a lost journal, numbers are used again."""
+        bench.run("setsid --fork bash -c 'sleep 60 & echo $! >$0.pid' $0; until [ -s $0.pid ]; do :; done")
+        service = int((bench.folder / "script.pid").read_text())
+        assert bench.run("kill -KILL $$").outcome == "interrupted"
+        os.kill(service, signal.SIGKILL)
 
     def test_past_its_limit_nothing_of_a_group_is_left_that_ignores_term(self, bench: Bench, fifo: Callable[[], bytes]):
         result = bench.run("exec 9>$0.fifo; (trap '' TERM; sleep 5; echo late >&9) & sleep 60", limit=1)
@@ -221,7 +241,7 @@ class TestEnds:
     def daemon(self, bench: Bench) -> subprocess.Popen[bytes]:
         """A process that has a run in hand, to be killed."""
         code = (
-            "import sys, pathlib as p; from gitops_hook.runner import Runner, Task\n"
+            "import sys, pathlib as p; from gitops_hook.sync.runner import Runner, Task\n"
             "script = p.Path(sys.argv[1]); import os\n"
             "Runner(script, script.parent, os.environ).run(Task('site', 1), script.with_name('1.log'), 600)"
         )
@@ -238,7 +258,7 @@ class TestEnds:
         assert fifo() == b""
 
     def test_a_script_does_not_outlive_a_timeout_that_could_not_end_it(self, bench: Bench, fifo: Callable[[], bytes]):
-        # NoticeState to in the moment of its fork, it forgets its child; and a daemon that is dead cannot look after it.
+        # If it is signalled in the moment of its fork, it forgets its child; and a daemon that is dead cannot look after it.
         bench.write("exec 9>$0.fifo; echo $PPID >$0.pid; mv $0.pid $0.started; sleep 5 9>&-; echo late >&9")
         daemon = self.daemon(bench)
         started(bench.folder / "script.started")
@@ -280,6 +300,12 @@ class TestEnds:
         result = bench.run("setsid yes & echo $! >$0.pid; echo done")
         os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
         assert result.outcome == "updated"
+
+    @pytest.mark.parametrize(("bound", "own"), [(1000, 744), (300, 150)])
+    def test_a_deploy_may_start_fewer_processes_than_the_daemon(self, bench: Bench, monkeypatch, bound: int, own: int):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (bound, resource.RLIM_INFINITY))
+        bench.run("ulimit -u")
+        assert bench.printed() == f"{own}\n"
 
     def test_a_script_that_cannot_be_executed_has_failed_and_says_so(self, bench: Bench):
         result = bench.runner().run(TASK, bench.log, 60)

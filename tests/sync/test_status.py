@@ -1,4 +1,4 @@
-"""Where repositories stand, and how it is told."""
+"""The states of repositories, and the settings in force."""
 
 from __future__ import annotations
 
@@ -11,40 +11,13 @@ from harness import SOURCE
 from scratch import Upstream, git
 
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import DIED, ENDED_BY_US, Delivery
-from gitops_hook.outcomes import BY_SCRIPT as OUTCOMES
-from gitops_hook.sync import status as overview
+from gitops_hook.model import Delivery
 from gitops_hook.sync.checkouts import Checkouts
-from gitops_hook.sync.status import SETTINGS, STATES, repository_statuses, settings_in_force, tone
-from gitops_hook.text import span
+from gitops_hook.sync.settings import SETTINGS, check_setting
+from gitops_hook.sync.status import repository_statuses, settings_in_force
 
 
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [(-1, "0 ms"), (0.2604, "260 ms"), (0.9996, "1.0 s"), (9.96, "10 s"), (119.4, "119 s"), (120, "2 min"), (7199, "119 min"),
-     (7200, "2 h"), (172799, "47 h"), (172800, "2 d")],
-)  # fmt: skip
-def test_a_span_is_told_in_one_unit(seconds, told):
-    assert span(seconds) == told
-
-
-def test_an_age_is_told_in_whole_units(monkeypatch):
-    monkeypatch.setattr(overview.time, "time", lambda: 1000.0)
-    assert [overview.age(moment) for moment in (None, 1000.5, 996.1, 100)] == ["never", "0 s", "3 s", "15 min"]
-
-
-def test_every_word_has_a_tone():
-    words = {outcome for outcomes in OUTCOMES.values() for outcome in outcomes} | {"failed", "timed-out", "interrupted"}
-    tones = {word: tone(word) for word in words | set(STATES)}
-    assert {word for word, told in tones.items() if told == "wait"} == {
-        "waiting to retry", "running", "queued", "unreachable", "interrupted"}  # fmt: skip
-    assert {word for word, told in tones.items() if told == "rest"} == {"paused", "never synced"}
-    assert {"dirty", "deploy-failed", "rolled-back", "action needed", "rolled back"} <= {
-        word for word, told in tones.items() if told == "bad"}  # fmt: skip
-    assert tone(None) == "wait"
-
-
-def test_standings_are_of_checkouts_and_of_what_ran(tmp_path: Path, upstream: Upstream):
+def test_there_is_a_status_for_each_checkout_and_for_all_that_ran(tmp_path: Path, upstream: Upstream):
     upstream.checkout(tmp_path / "root", paused="true")
     Upstream(tmp_path / "forge", "acme/new").checkout(tmp_path / "root")
     with closing(Journal(tmp_path / "state")) as journal:
@@ -61,7 +34,7 @@ def test_standings_are_of_checkouts_and_of_what_ran(tmp_path: Path, upstream: Up
         ran("acme/now", None)
         journal.record(Delivery("g", "push", 1.0, "acme/new", "refs/heads/main"))
         found = repository_statuses(journal, Checkouts(tmp_path / "root"))
-        assert [(standing.repository, standing.state) for standing in found] == [
+        assert [(status.repository, status.state) for status in found] == [
             ("acme/gone", "action needed"),
             ("acme/now", "running"),
             ("acme/new", "queued"),
@@ -76,20 +49,29 @@ def test_standings_are_of_checkouts_and_of_what_ran(tmp_path: Path, upstream: Up
         assert (unknown.path, unknown.run) == (None, None)
 
 
-def test_what_settled_nothing_waits_to_be_tried_again_unless_the_daemon_s_end_was_its_end(tmp_path: Path):
+@pytest.mark.parametrize("pending", [True, False])
+@pytest.mark.parametrize(
+    ("outcome", "state", "with_pending"),
+    [
+        ("unreachable", "waiting to retry", "waiting to retry"),
+        ("interrupted", "waiting to retry", "waiting to retry"),
+        ("rolled-back", "rolled back", "rolled back"),
+        ("dirty", "action needed", "queued"),
+        ("updated", "in sync", "queued"),
+    ],
+)
+def test_the_state_follows_from_the_newest_run(tmp_path: Path, outcome, state, with_pending, pending):
     with closing(Journal(tmp_path / "state")) as journal:
-        for name, outcome, message in (
-            ("away", "unreachable", ""), ("killed", "interrupted", ""), ("died", "interrupted", DIED),
-            ("ours", "interrupted", ENDED_BY_US),
-        ):  # fmt: skip
-            claim = journal.start(name, "sweep")
-            assert claim
-            journal.finish(claim.run._replace(ended=9.0, outcome=outcome, message=message), settled=False)
-        found = {standing.repository: standing.state for standing in repository_statuses(journal, Checkouts(tmp_path))}
-    assert found == {**dict.fromkeys(("away", "killed", "died"), "waiting to retry"), "ours": "action needed"}
+        claim = journal.start("acme/site", "sweep")
+        assert claim
+        journal.finish(claim.run._replace(ended=9.0, outcome=outcome), settled=False)
+        if pending:
+            journal.record(Delivery("g", "push", 1.0, "acme/site", "refs/heads/main"))
+        (status,) = repository_statuses(journal, Checkouts(tmp_path))
+    assert status.state == (with_pending if pending else state)
 
 
-def test_settings_tell_what_is_in_force_and_where_it_comes_from(tmp_path: Path, upstream: Upstream):
+def test_the_settings_in_force_name_their_source(tmp_path: Path, upstream: Upstream):
     path = upstream.checkout(
         tmp_path / "root", branch="main", healthTimeout="5", brnach="x", deploy="curl https://a:b@c/d"
     )
@@ -138,5 +120,41 @@ def test_the_settings_and_their_defaults_are_those_of_the_document():
     beside = re.findall(r"the daemon's alone: `gitops\.(\w+)`", document)  # the script knows nothing of it
     assert {name for name, _ in rows} | set(beside) == set(SETTINGS)
     for name, default in rows:
-        value, _ = SETTINGS[name]
-        assert value is None or value == default
+        assert SETTINGS[name].default in (None, default)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "valid"),
+    [
+        ("branch", "release/1.x", True),
+        ("branch", "a..b", False),
+        ("branch", "-x", False),
+        ("branch", "a.lock", False),
+        ("branch", "a/", False),
+        ("branch", "a b", False),
+        ("branch", "", False),
+        ("healthtimeout", "0", True),
+        ("timeout", "0", False),
+        ("timeout", "999999", True),
+        ("timeout", "1000000", False),
+        ("paused", "ON", True),
+        ("paused", "maybe", False),
+        ("diverged", "reset", True),
+        ("diverged", "stash", False),
+        ("deploy", "make\nmake install", True),
+        ("deploy", "", False),
+        ("brnach", "main", False),
+    ],
+)
+def test_a_value_is_checked_against_the_format_of_its_setting(name: str, value: str, valid: bool):
+    if valid:
+        check_setting(name, value)
+    else:
+        with pytest.raises(ValueError, match=rf"(?i)gitops\.{name}"):
+            check_setting(name, value)
+
+
+def test_every_default_has_the_format_of_its_setting():
+    for setting in SETTINGS.values():
+        if setting.default is not None:
+            check_setting(setting.name, setting.default)

@@ -158,7 +158,7 @@ def test_a_push_signed_with_another_secret_is_refused(machine, upstream):
 
 def test_a_reload_is_taken_and_the_status_line_tells_of_the_new_repository(machine):
     machine.run("systemctl reload gitops-hook")
-    wait_for(lambda: machine.show("StatusText").startswith("repositories: 1, runs in hand: 0"), "it does not")
+    wait_for(lambda: machine.show("StatusText").startswith("checkouts: 1, running: 0"), "it does not")
 
 
 def test_the_private_page_is_served_from_a_socket_of_its_own_unless_that_is_masked(machine):
@@ -249,7 +249,7 @@ def test_hung_it_is_killed_by_the_watchdog_tells_where_and_serves_again(machine,
         wait_for(lambda: restarts(machine) == before + 1, "the watchdog did not bite")
         log = machine.log()
         assert "Watchdog timeout" in log
-        assert "no connection is accepted any more, so the watchdog is not fed" in log
+        assert "a server accepts no connections; the watchdog is not notified" in log
         assert "in hang_once" in log
         assert machine.deliver("acme/site", after, secret=secret) == {"202": 1}
         wait_for(lambda: serves(machine, after), "it does not serve")
@@ -275,7 +275,7 @@ def test_of_2000_deliveries_over_10_restarts_none_is_refused_or_lost(machine, up
             machine.run("sleep 0.7; systemctl restart gitops-hook")
         assert answers() == {"202": 2000}
     assert machine.query("SELECT count(*) FROM deliveries WHERE after = ?", after) == [(2000,)]
-    wait_for(lambda: machine.query("SELECT count(*) FROM deliveries WHERE owed") == [(0,)], "something is owed")
+    wait_for(lambda: machine.query("SELECT count(*) FROM deliveries WHERE pending") == [(0,)], "something is owed")
     assert head(machine) == after
 
 
@@ -333,7 +333,7 @@ def test_a_deploy_that_waits_for_the_daemon_s_restart_is_given_up_after_three_tr
     wait_for(lambda: "its runs end only by the daemon's shutdown" in machine.log(), "it goes on and on")
     last_three = machine.query("SELECT outcome FROM runs ORDER BY id DESC LIMIT 3")
     assert last_three == [("interrupted",)] * 3
-    assert machine.query("SELECT count(*) FROM deliveries WHERE owed") == [(0,)]
+    assert machine.query("SELECT count(*) FROM deliveries WHERE pending") == [(0,)]
     config(machine, 'gitops.deploy "sh deploy.sh"')
     after = push(machine, upstream, secret, "heeds the advice")
     wait_for(lambda: outcomes(machine, after) == ["updated"], "the next push is not served")

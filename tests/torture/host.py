@@ -39,7 +39,7 @@ echo "end $GITOPS_AFTER" >>"$notes"
 #: Outcomes that say that the checkout is where upstream is.
 _GOOD = ("updated", "unchanged", "cloned")
 #: What is owed or in hand.
-_UNDONE = "SELECT (SELECT count(*) FROM deliveries WHERE owed) + (SELECT count(*) FROM runs WHERE outcome IS NULL)"
+_UNDONE = "SELECT (SELECT count(*) FROM deliveries WHERE pending) + (SELECT count(*) FROM runs WHERE outcome IS NULL)"
 _SWEPT = "SELECT DISTINCT repository FROM runs WHERE outcome IS NOT NULL"
 
 
@@ -160,7 +160,7 @@ class Host:
     def is_idle_but_for_the_last(self) -> bool:
         """Whether nothing is owed to any repository but the last, which honest deliveries go to."""
         last = self.repositories[-1]
-        undone = "SELECT repository FROM deliveries WHERE owed UNION SELECT repository FROM runs WHERE outcome IS NULL"
+        undone = "SELECT repository FROM deliveries WHERE pending UNION SELECT repository FROM runs WHERE outcome IS NULL"
         return {name for (name,) in self.daemon.query(undone)} <= {last}
 
     def has_ended(self) -> bool:
@@ -177,7 +177,7 @@ class Host:
 
     def _judge_service(self, clock_moved: bool) -> list[str]:
         rows = self.daemon.query(
-            "SELECT guid, max(outcome NOT IN ('interrupted', 'unreachable') AND NOT owed AND (started >= received OR ?))"
+            "SELECT guid, max(outcome NOT IN ('interrupted', 'unreachable') AND NOT pending AND (started >= received OR ?))"
             " FROM deliveries JOIN runs ON runs.id = run GROUP BY guid",
             clock_moved,
         )

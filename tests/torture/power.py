@@ -119,7 +119,7 @@ def _holds(state: Path, promised: set[str]) -> tuple[bool, str]:
     from gitops_hook.journal.writer import Journal
 
     with closing(Journal(state)) as journal:
-        journal.interrupt()
+        journal.end_unfinished()
     with closing(sqlite3.connect(state / "journal.db")) as connection:
         held = {guid for (guid,) in connection.execute("SELECT guid FROM deliveries")}
     damaged = list(state.glob("*.damaged-*"))

@@ -133,6 +133,6 @@ def everyone(folder: Path, account: Account, seconds: float) -> None:
             second = subprocess.run(
                 [sys.executable, "-m", "gitops_hook", "serve"], env=environ, capture_output=True, text=True, timeout=60
             )
-            refused = "another gitops-hook runs" in second.stderr and second.stderr.count("\n") == 1
+            refused = "another gitops-hook uses" in second.stderr and second.stderr.count("\n") == 1
             line.check(second.returncode == os.EX_UNAVAILABLE and refused, second.stderr)
         account.tell(line)
