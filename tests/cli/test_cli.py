@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from harness import SECRET, processes_of, push
+from harness import SECRET, processes_of, push, until
 from scratch import Upstream, git
 
 from gitops_hook.cli.main import GIT_VARIABLES
@@ -115,37 +115,22 @@ def test_sync_rejects_unknown_repositories(upstream, hook):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_runs_of_sync(tmp_path, upstream, environ, hook, number):
+def test_a_signal_ends_the_command_but_not_the_runs(tmp_path, upstream, environ, hook, number):
+    """Without a daemon, a process of its own performs the runs, and completes them."""
     os.mkfifo(tmp_path / "gate")
-    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; exec sleep 600")
-    Upstream(tmp_path / "forge", "acme/waits").checkout(tmp_path / "root")
-    command = [sys.executable, "-m", "gitops_hook", "sync", "acme/site", "acme/waits"]
-    environ = {**environ, "GITOPS_MAX_SYNCS": "1"}
+    deploy = f"echo begun > {tmp_path}/gate; read -r _ < {tmp_path}/gate; echo done > {tmp_path}/done"
+    upstream.checkout(tmp_path / "root", deploy=deploy)
+    command = [sys.executable, "-m", "gitops_hook", "sync", "acme/site"]
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as typed:
         with (tmp_path / "gate").open() as gate:
             assert gate.read() == "begun\n"
         typed.send_signal(number)
-        typed.send_signal(number)  # a second signal changes nothing
         assert "Traceback" not in typed.communicate(timeout=60)[1]
-    assert typed.returncode == 128 + number
-    (run,) = [json.loads(line) for line in hook("runs", "--json").stdout.splitlines()]
-    assert (run["repository"], run["outcome"]) == ("acme/site", "interrupted")
-    assert "A signal ended the command" in run["message"]
-    assert processes_of(tmp_path / "root") == []
-    assert "begun" not in hook("logs", "-f", str(run["id"])).stdout
-
-
-def test_sync_ignores_a_signal_that_its_parent_ignores(tmp_path, upstream, environ):
-    os.mkfifo(tmp_path / "gate")
-    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; read -r _ < {tmp_path}/gate")
-    command = ["nohup", sys.executable, "-m", "gitops_hook", "sync", "acme/site"]
-    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as typed:
-        with (tmp_path / "gate").open() as gate:
-            assert gate.read() == "begun\n"
-        typed.send_signal(signal.SIGHUP)
-        (tmp_path / "gate").write_text("go on\n")
-        assert "updated" in typed.communicate(timeout=60)[0]
-    assert typed.returncode == 0
+    assert typed.returncode == (130 if number == signal.SIGINT else -number)
+    (tmp_path / "gate").write_text("go on\n")
+    until(lambda: json.loads(hook("runs", "--json").stdout)["outcome"] is not None)
+    assert (tmp_path / "done").exists()
+    until(lambda: processes_of(tmp_path / "root") == [])
 
 
 def test_sync_next_to_the_daemon_does_not_overlap(tmp_path, upstream, hook, start_daemon, script):
