@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from gitops_hook.errors import HTTPError
 from gitops_hook.httpd.body import RequestBody
@@ -18,6 +19,19 @@ from gitops_hook.httpd.stream import Stream
 _MALFORMED = Request({"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1"}, None, False, False)
 
 
+#: The key of a `Peer` in the environ of a request that arrived through a Unix socket.
+PEER = "gitops_hook.peer"
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Peer(NamedTuple):
+    """The process at the other end of a Unix socket, as the kernel knows it (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
 class Connection:
     """Serves the requests of one connection, one after another, in the thread that calls `serve`."""
 
@@ -28,9 +42,12 @@ class Connection:
         self._limits = resources.limits
         self._application = application
         host, port = host_and_port(stream.socket.getsockname())
-        self._environ = {"SERVER_NAME": host, "SERVER_PORT": port, "REMOTE_ADDR": host_and_port(peer)[0]}
+        remote, _ = host_and_port(peer)
+        self._environ: dict[str, Any] = {"SERVER_NAME": host, "SERVER_PORT": port, "REMOTE_ADDR": remote}
         self._wait(self._limits.request)
-        if stream.socket.family != socket.AF_UNIX:
+        if stream.socket.family == socket.AF_UNIX:
+            self._environ[PEER] = Peer(*_CREDENTIALS.unpack(_peer_credentials(stream.socket)))
+        else:
             stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
     def serve(self) -> None:
@@ -103,6 +120,10 @@ class Connection:
             while rest > 0 and self._stream.fill():
                 rest -= len(self._stream.received)
                 self._stream.received.clear()
+
+
+def _peer_credentials(connection: socket.socket) -> bytes:
+    return connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
 
 
 def host_and_port(address: Any) -> tuple[str, str]:
