@@ -62,6 +62,8 @@ announced_branch='' announced_commit='' # GITOPS_REF and GITOPS_AFTER: text from
 
 # The checkout.
 checkout=''                       # its absolute path, which is also the working directory
+created=''                        # "yes" if this run created the directory, for a clone
+lock_directory=''                 # the directory of the lock file
 common_dir=''                     # the repository's directory; differs from GIT_DIR in a linked worktree
 state_refs=''                     # the prefix of the refs `deployed` and `bad`
 move_note=''                      # a file: empty, or "<from> <to> [started]" while a move or deploy is unfinished
@@ -134,12 +136,17 @@ main() {
     read_arguments "$@"
     read_hints
     enter_checkout
-    take_lock
-    complete_interrupted_swap
-    [[ -e .git ]] || clone
-    find_repository
-    check_owner
+    if has_repository; then
+        find_repository
+        check_owner
+        take_lock "$lock_directory" || finish unreachable "'$checkout/.git' is being replaced; tried again later"
+        complete_interrupted_swap
+    else
+        clone
+        find_repository
+    fi
     read_settings || repair_or_fail 'git cannot read its configuration'
+    share_files
     forbid_prompts
     check_origin
     end_if_paused
@@ -183,7 +190,7 @@ end_unchanged() {
 end_updated() {
     local outcome=unchanged
     if [[ $moved || $action ]]; then outcome=updated; fi
-    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${action:+, $action}"
+    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
 }
 
 # conclude OUTCOME MESSAGE [FIX]: end a run that is at the remote's commit. If the remote does not show the announced

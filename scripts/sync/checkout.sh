@@ -81,7 +81,7 @@ find_checkouts() {
 }
 
 # prepare_clone ROOT PLACE: create a directory for a clone if GITOPS_CLONE_URL allows one; else end with `missing`.
-# Sets: checkout.
+# Sets: checkout, created.
 prepare_clone() {
     checkout=$1/$2
     local inside=("$checkout"/*) fix=''
@@ -95,13 +95,14 @@ prepare_clone() {
     elif [[ $2 == */* && -e ${checkout%/*}/.git ]]; then
         finish missing "'${checkout%/*}' is itself a checkout; move it away before a clone can be made inside"
     fi
+    [[ -d $checkout ]] || created=yes
     mkdir -p -- "$checkout" ||
         finish denied "'$checkout' cannot be created by $(user_name)" \
             "$(as_root install -d -o "$(user_name)" "$checkout")"
 }
 
 # Name the repository explicitly, so that git never searches upwards and finds one that contains this directory.
-# Needs: checkout. Sets: GIT_DIR, GIT_WORK_TREE, common_dir, state_refs, move_note.
+# Needs: checkout. Sets: GIT_DIR, GIT_WORK_TREE, lock_directory, common_dir, state_refs, move_note.
 find_repository() {
     export GIT_DIR=$checkout/.git GIT_WORK_TREE=$checkout
     if [[ -f .git ]]; then # a linked worktree, or a submodule
@@ -111,6 +112,8 @@ find_repository() {
             finish missing "'$checkout/.git' points to '$GIT_DIR', which does not exist; if the main checkout was moved, repair \
 its worktrees"
     fi
+    lock_directory=$GIT_DIR
+    [[ -e .git ]] || lock_directory=$checkout/.git:gitops-ready
     common_dir=$GIT_DIR state_refs=refs/gitops move_note=$GIT_DIR/gitops-unfinished
     if [[ -f $GIT_DIR/commondir ]]; then # linked worktrees share refs/gitops, and each has its own deploys
         read -r common_dir <"$GIT_DIR/commondir"
@@ -122,7 +125,7 @@ its worktrees"
 # End with `denied` unless this user owns the checkout (or git's safe.directory permits it) and can write it.
 # The owner decides which commands run here, because .git/config can name any command.
 check_owner() {
-    if [[ ! -O . || ! -O .git ]]; then
+    if [[ ! -O . || ( -e .git && ! -O .git ) ]]; then
         (unset GIT_DIR GIT_WORK_TREE && GIT_CEILING_DIRECTORIES=${PWD%/*} git rev-parse 2>/dev/null) ||
             finish denied "'$checkout' belongs to another user, not to $(user_name)" "$(give_to_user)"
     fi

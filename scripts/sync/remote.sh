@@ -52,20 +52,28 @@ remote_git() {
 # read_remote_error FILE STATUS: forward the error output to the log, without the remote's terminal sequences, and find
 # the line that gives the reason. Sets: remote_messages, remote_error.
 read_remote_error() {
-    local lines=('see the messages above')
+    local lines=('see the messages above') last i indent
     if [[ -s $1 ]]; then mapfile -t lines <"$1"; fi
+    last=${#lines[@]}
+    while ((last > 1)) && is_advice "${lines[last - 1]}"; do last=$((last - 1)); done
     lines=("${lines[@]//$'\e['*([0-9;?])[A-Za-z]/}")
-    lines=("${lines[@]//[[:cntrl:]]/}")
-    if (($2 == TIMED_OUT)); then lines+=("no complete answer within $(remote_limit) s"); fi
+    for ((i = 0; i < ${#lines[@]}; i++)); do
+        indent=''
+        if [[ ${lines[i]} == $'\t'* ]]; then indent=$'\t'; fi # parse_git_errors recognizes file names by it
+        lines[i]=$indent${lines[i]//[[:cntrl:]]/}
+    done
+    if (($2 == TIMED_OUT)); then
+        lines+=("no complete answer within $(remote_limit) s")
+        last=${#lines[@]}
+    fi
     remote_messages=$(printf '%s\n' "${lines[@]}")
-    printf '%s\n' "${lines[@]}" >&2
-    while ((${#lines[@]} > 1)) && is_advice "${lines[-1]}"; do unset 'lines[-1]'; done
-    remote_error=${lines[-1]%.}
+    printf '%s\n' "$remote_messages" >&2
+    remote_error=${lines[last - 1]%.}
 }
 
-# Return true for a line that git prints below the error of ssh, which is more precise.
+# Return true for a line that git prints below an error that is more precise.
 is_advice() {
-    [[ ! $1 || $1 == 'fatal: Could not read from remote repository.' ||
+    [[ ! $1 || $1 == $'\t'* || $1 == 'To add an exception for this directory, call:' || $1 == 'fatal: Could not read from remote repository.' ||
         $1 == 'Please make sure you have the correct access rights' || $1 == 'and the repository exists.' ]]
 }
 
@@ -96,11 +104,11 @@ is_announced_commit_new() {
 }
 
 # Ask the remote for its default branch, and for the commits of that and of the tracked branch, in one connection.
-# Needs: branch. Sets: remote_default, remote_tip. Returns git's status.
+# ask_remote [URL]. Needs: branch. Sets: remote_default, remote_tip. Returns git's status.
 ask_remote() {
     local value ref head_tip=''
     remote_default='' remote_tip=()
-    remote_git ls-remote --symref origin HEAD ${branch:+"refs/heads/$branch"} || return
+    remote_git ls-remote --symref -- "${1:-origin}" HEAD ${branch:+"refs/heads/$branch"} || return
     while IFS=$'\t' read -r value ref; do
         # git compares only the last components: the pattern HEAD also matches refs/heads/HEAD.
         case $ref in
