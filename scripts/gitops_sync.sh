@@ -68,6 +68,7 @@ common_dir=''                     # the repository's directory; differs from GIT
 state_refs=''                     # the prefix of the refs `deployed` and `bad`
 move_note=''                      # a file: empty, or "<from> <to> [started]" while a move or deploy is unfinished
 origin=''                         # the remote's URL without a password, for messages
+paths=()                          # the values of gitops.paths
 declare -A config=()              # git's configuration of all scopes, by key
 declare -A setting_file=()        # the file that contains each setting
 
@@ -94,6 +95,7 @@ deploy_started=''                 # "started" if a deploy of the checked-out com
 moved='' cloned='' action=''      # what the run did: "yes", "cloned", "deployed"
 failure=''                        # the reason of a failed deploy or health check
 git_error='' blocking_paths=()    # the last error line of git, and the files that git refused to overwrite
+filtered_paths=()                 # files that only git's filters changed
 removed_submodules=()             # paths of submodules that the run removed
 notes=''                          # additions to the message, each starting with "; "
 repaired=${GITOPS_REPAIRED:-}     # the repair that started this run, as a sentence
@@ -150,6 +152,7 @@ main() {
     forbid_prompts
     check_origin
     end_if_paused
+    check_paths
     remove_stale_locks
     read_refs
     before=$head
@@ -163,9 +166,11 @@ main() {
     elif is_at_target; then
         [[ $deploy_pending ]] || end_unchanged
         check_signature
+        check_lfs
         [[ ! $dry_run ]] || finish unchanged "would deploy ${head:0:10}"
     else
         check_signature
+        check_lfs
         keep_local_commits
         [[ ! $dry_run ]] || preview_move
         move

@@ -10,7 +10,9 @@ unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OB
 # Hooks and fsmonitor are disabled: core.hooksPath may name a directory of the tree (husky does that), and then a push
 # would run code. protectNTFS forbids names in a tree that start like .git, such as the names of the repositories that
 # clone and repair build beside it.
-GIT=(git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.ext.allow=never -c core.protectNTFS=true)
+# The other settings may be in a user's configuration, and change what our commands do or print.
+GIT=(git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.ext.allow=never -c core.protectNTFS=true
+    -c submodule.recurse=false -c color.ui=false -c color.advice=false -c color.transport=false -c grep.patternType=default)
 
 # Variables that are set for our own git commands, and removed for the operator's commands.
 PRIVATE_VARIABLES=(

@@ -82,8 +82,9 @@ is_advice() {
 # the refs again if anything changed since they were read.
 locate_upstream() {
     branch=${setting[branch]:-$default_branch}
+    if is_adoption; then branch=$head_branch; fi
     if [[ $branch ]]; then previous_tip=${tracking[$branch]:-}; fi
-    if is_announced_commit_new; then
+    if is_announced_commit_new && ! is_adoption; then
         fetch_branch
     else
         ask_remote || end_unreachable "$remote_error"
@@ -95,6 +96,13 @@ locate_upstream() {
         fi
     fi
     is_commit "$target" || finish failed "git fetch brought no commit of $branch"
+}
+
+# Return true if no run has deployed here and the checkout is on another branch than the default one. Then that branch is
+# what the operator wants: it becomes gitops.branch, if the remote has it. (Linked worktrees share the setting.)
+is_adoption() {
+    [[ ! ${setting[branch]} && ! $deployed && ! $bad && $head && $head_branch && $head_branch != "$default_branch" ]] &&
+        [[ $common_dir == "$GIT_DIR" ]]
 }
 
 # Return true if a commit of the tracked branch was announced that is not the last one known: a fetch is needed anyway.
@@ -124,7 +132,15 @@ ask_remote() {
 # Needs: setting, remote_default, remote_tip. Sets: branch, target, previous_tip; if the default branch changed, the
 # refs and refs/remotes/origin/HEAD. Ends with `missing` if the remote has no such branch.
 choose_branch() {
-    if [[ ! ${setting[branch]} && $remote_default ]]; then branch=$remote_default; fi
+    if is_adoption && [[ ${remote_tip[$head_branch]:-} && $head_branch != "$remote_default" ]]; then
+        branch=$head_branch setting[branch]=$head_branch
+        [[ $dry_run ]] || git config gitops.branch "$branch" || finish failed "gitops.branch cannot be set"
+        notes+="; the checkout was on $branch, which is now its gitops.branch"
+        list_refs # with the refs of this branch
+        previous_tip=${tracking[$branch]:-}
+    elif [[ ! ${setting[branch]} && $remote_default ]]; then
+        branch=$remote_default
+    fi
     [[ $branch ]] || finish missing "$origin has no default branch; set gitops.branch"
     target=${remote_tip[$branch]:-}
     [[ $target ]] || finish missing "the branch $branch does not exist at $origin; nothing was changed" \
@@ -156,7 +172,7 @@ fetch_branch() {
 
 # Needs: branch, target in a dry run. Sets: target, the refs. Returns git's status.
 fetch_once() {
-    local options=(--quiet --no-auto-maintenance --no-write-fetch-head)
+    local options=(--quiet --no-auto-maintenance --no-write-fetch-head --no-prune)
     if [[ -t 2 ]]; then options[0]=--progress; fi
     if [[ $dry_run ]]; then
         git cat-file -e "$target^{commit}" 2>/dev/null ||
