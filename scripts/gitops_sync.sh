@@ -20,7 +20,8 @@ usage() {
     cat <<'END'
 usage: gitops_sync.sh [--dry-run] [--force] NAME
 
-Update the checkout of the repository NAME under $GITOPS_ROOT (/srv/gitops) from its remote, and deploy it.
+Update the checkout NAME under $GITOPS_ROOT (/srv/gitops) from its remote, and deploy it.
+NAME is a repository, and with @ENVIRONMENT one of its other checkouts: site, acme/site, acme/site@staging.
 
   --dry-run  report what a run would move, deploy or refuse; change nothing except fetched objects
   --force    deploy even if no deploy is pending, and even a commit whose health check failed before;
@@ -57,7 +58,7 @@ script=${BASH_SOURCE[0]}                # the real path of this file; a repair s
 if [[ $script != /* || -L $script ]]; then script=$(readlink -f -- "$script"); fi
 arguments=("$@")                        # the command line, for that second start
 dry_run='' force=''                     # "yes" if the option was given
-name='' repository=''                   # "site", and "acme/site" if the owner is known
+name='' repository=''                   # "site" or "site@staging", and "acme/site" if the owner is known
 announced_branch='' announced_commit='' # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
 
 # The checkout.

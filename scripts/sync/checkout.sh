@@ -1,7 +1,7 @@
 #!/bin/bash
 # Which checkout: names, its directory below the root, its repository, its owner, its remote.
 
-# Sets: dry_run, force, name, repository. Ends with `usage` if an argument or GITOPS_REPOSITORY is not valid.
+# Sets: dry_run, force, name, repository. Ends with `usage` if an argument is not valid.
 read_arguments() {
     while [[ ${1:-} == --* ]]; do
         case $1 in
@@ -13,14 +13,34 @@ read_arguments() {
         shift
     done
     (($# == 1)) || finish usage "one repository name expected, $# given" "$(quote_command "$script" --help)"
-    is_name "$1" || finish usage "'${1:0:120}' is not a repository name: at most 100 of A-Z a-z 0-9 . _ -"
+    read_name "$1" "${GITOPS_REPOSITORY:-}"
+}
+
+# read_name ARGUMENT REPOSITORY: the argument is [owner/]name[@environment], and REPOSITORY is empty, the same name, or
+# owner/name[@environment]. Sets: name, repository. Ends with `usage` if they are not valid or do not agree.
+read_name() {
+    local owner='' base rest given
     name=$1
-    [[ ${GITOPS_REPOSITORY:-$name} != "$name" ]] || return 0 # the owner is not known
-    local owner=${GITOPS_REPOSITORY%%/*} rest=${GITOPS_REPOSITORY#*/}
-    if [[ $GITOPS_REPOSITORY != */* || ${rest,,} != "${name,,}" ]] || ! is_name "$owner" || ! is_name "$rest"; then
-        finish usage "GITOPS_REPOSITORY must be owner/$name, not '${GITOPS_REPOSITORY:0:220}'"
+    if [[ $name == */* ]]; then owner=${name%%/*} name=${name#*/}; fi
+    base=${name%%@*}
+    if ! is_name "$base" || { [[ $name == *@* ]] && ! is_name "${name#*@}"; } || { [[ $1 == */* ]] && ! is_name "$owner"; }; then
+        name=''
+        finish usage "'${1:0:120}' is not the name of a checkout: [owner/]name[@environment], each at most 100 of A-Z a-z 0-9 . _ -"
     fi
-    repository=$owner/$rest
+    if [[ $2 && $2 != "$base" && $2 != "$name" ]]; then
+        rest=${2#*/}
+        if [[ $2 != */* ]]; then rest=''; fi
+        case ${rest,,} in
+            "${base,,}" | "${name,,}") ;;
+            *) finish usage "GITOPS_REPOSITORY must be owner/$base, not '${2:0:220}'" ;;
+        esac
+        given=${2%%/*}
+        if ! is_name "$given" || [[ $owner && ${owner,,} != "${given,,}" ]]; then
+            finish usage "GITOPS_REPOSITORY must be ${owner:-owner}/$base, not '${2:0:220}'"
+        fi
+        owner=$given base=${rest%%@*}
+    fi
+    if [[ $owner ]]; then repository=$owner/$base; fi
 }
 
 # Sets: announced_branch, announced_commit.
@@ -46,7 +66,7 @@ enter_checkout() {
     ((${#found[@]} < 2)) ||
         finish usage "more than one checkout matches: ${found[*]}; set GITOPS_REPOSITORY=owner/$name"
     if ((${#found[@]} == 0)); then
-        prepare_clone "$root" "${repository:-$name}"
+        prepare_clone "$root" "${repository:+${repository%/*}/}$name"
     else
         checkout=$root/${found[0]}
     fi
@@ -141,7 +161,7 @@ check_owner() {
 # End with `mismatch` unless origin is the repository of this name. The last components of its URL are compared,
 # without regard to case and ".git". Needs: config, name, repository. Sets: origin.
 check_origin() {
-    local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
+    local wanted=${repository:-${name%%@*}} url=${config[remote.origin.url]:-}
     set_origin "$url"
     if [[ ! $url ]]; then
         # In a directory that is not a repository, `git config` succeeds without any local setting.

@@ -6,7 +6,7 @@
 in_checkout() {
     (
         unset "${PRIVATE_VARIABLES[@]}"
-        export GITOPS_REPOSITORY=${repository:-$name} GITOPS_REF=refs/heads/$branch
+        export GITOPS_REPOSITORY=${repository:-${name%%@*}} GITOPS_REF=refs/heads/$branch
         export GITOPS_BEFORE=$before GITOPS_AFTER=$head
         exec "${END_WITH_SCRIPT[@]}" "$@"
     ) 9<&-
