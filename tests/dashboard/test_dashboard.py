@@ -264,7 +264,7 @@ def test_what_became_of_a_delivery(page, journal):
     journal.save_commits(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
     assert re.search(r"updated run 2 ended 1\.\d s after the push\.aaaaaaaaaa Say hello", told("g"))
     journal._call(lambda connection: connection.execute("DELETE FROM runs"))
-    assert "Its run is not remembered any more." in told("g")
+    assert "The run is no longer in the journal." in told("g")
 
 
 def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
