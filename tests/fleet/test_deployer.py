@@ -16,7 +16,7 @@ from gitops_hook.fleet.keys import Decision, dump
 from gitops_hook.fleet.messages import delete, put
 from gitops_hook.fleet.rollout import Plan
 
-SCRIPT = str(Path(__file__).with_name("approving_sync.sh"))
+DEPLOY = f"bash {Path(__file__).with_name('deploy.sh')}"
 SITE = "acme/site"
 
 
@@ -42,13 +42,13 @@ class Stages(Hosts):
     def __init__(self, folder: Path, endpoints: list[str], forge: Upstream) -> None:
         self.deploys_file = folder / "deploys"
         self.deploys_file.touch()
-        super().__init__(folder, endpoints, GITOPS_SYNC_SCRIPT=SCRIPT)
+        super().__init__(folder, endpoints)
         self.forge = forge
 
     def start_all(self, plan: str = "canary:1 web:2 rest:1") -> None:
         self.plan(plan)
         for name, labels in self.LABELS.items():
-            checkout = self.checkout(name, self.forge)
+            checkout = self.checkout(name, self.forge, deploy=DEPLOY)
             git("update-ref", "refs/gitops/deployed", "HEAD", cwd=checkout)
             self.start(name, labels)
         self.wait_until_live(*self.LABELS)
@@ -115,7 +115,8 @@ def test_a_bad_canary_stops_the_fleet_and_a_newer_commit_proceeds(stages: Stages
     bad = stages.push({"bad": "x"})
     until(lambda: stages.value(KEYS.halt(SITE)), "the canary does not halt the commit", 40)
     halt = stages.value(KEYS.halt(SITE))
-    assert (halt["commit"], halt["by"], halt["reason"]) == (bad, "c1", "deploy-failed: the health check failed")
+    assert (halt["commit"], halt["by"]) == (bad, "c1")
+    assert halt["reason"].startswith("deploy-failed: ")
     good = stages.push({"bad": None, "x": "2"})
     stages.wait_for_commit(good, timeout=40)
     assert {deploy.host for deploy in stages.deploys(bad)} == {"c1"}
@@ -123,20 +124,17 @@ def test_a_bad_canary_stops_the_fleet_and_a_newer_commit_proceeds(stages: Stages
 
 def test_a_failure_in_a_stage_stops_the_rest_of_it_until_an_operator_resumes(stages: Stages) -> None:
     stages.start_all("canary:1 web:1 rest:1")
-    spoiled = stages.folder / "w1" / "root" / SITE / ".git" / "approving-sync.lock"
-    spoiled.unlink(missing_ok=True)
-    spoiled.mkdir()  # the script fails on whichever web host comes first
-    for name in ("w2", "w3"):
-        lock = stages.folder / name / "root" / SITE / ".git" / "approving-sync.lock"
-        lock.unlink(missing_ok=True)
-        lock.mkdir()
+    spoiled = [stages.folder / name / "spoiled" for name in ("w1", "w2", "w3")]
+    for file in spoiled:
+        file.touch()
     commit = stages.push({"x": "1"})
     until(lambda: stages.value(KEYS.halt(SITE)), "no web host halts the commit", 40)
     assert stages.value(KEYS.halt(SITE))["by"] in ("w1", "w2", "w3")
     assert stages.passed("canary") == commit
-    for name in ("w1", "w2", "w3"):
-        (stages.folder / name / "root" / SITE / ".git" / "approving-sync.lock").rmdir()
-    assert {deploy.host for deploy in stages.deploys(commit)} == {"c1"}
+    tried = {deploy.host for deploy in stages.deploys(commit)} - {"c1"}
+    assert len(tried) == 1, "other hosts of the stage began after the failure"
+    for file in spoiled:
+        file.unlink()
     stages.client.transact([], [delete(KEYS.halt(SITE))])
     stages.wait_for_commit(commit, timeout=40)
 

@@ -18,7 +18,7 @@ from etcd_cluster import Cluster
 from harness import push, until
 from hosts import KEYS, Hosts
 from scratch import Upstream, git
-from test_deployer import SCRIPT, Deploy
+from test_deployer import DEPLOY, Deploy
 
 from gitops_hook.fleet.messages import put
 from gitops_hook.fleet.rollout import Plan
@@ -53,7 +53,7 @@ class Torture:
         hosts.client.transact([], [put(KEYS.plan(PLANNED), Plan.parse(["canary:1", "rest:2"]).dump())], within=30)
         for name, labels in LABELS.items():
             for forge in self.forges.values():
-                git("update-ref", "refs/gitops/deployed", "HEAD", cwd=hosts.checkout(name, forge))
+                git("update-ref", "refs/gitops/deployed", "HEAD", cwd=hosts.checkout(name, forge, deploy=DEPLOY))
             hosts.start(name, labels)
         hosts.wait_until_live(*LABELS)
         for daemon in hosts.daemons.values():
@@ -199,7 +199,7 @@ class Torture:
 @pytest.mark.slow
 def test_torture(trio: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chance = random.Random(SEED)
-    with Hosts(tmp_path, trio.endpoints, GITOPS_SYNC_SCRIPT=SCRIPT) as hosts:
+    with Hosts(tmp_path, trio.endpoints) as hosts:
         torture = Torture(trio, hosts, tmp_path, chance)
         torture.start()
         faults = [
