@@ -36,8 +36,8 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-interpreter test-slow test-fleet demo-fleet test-github test-systemd test-browser coverage fuzz mutation \
-    torture bench figures lint install uninstall dist deb clean environment environments
+.PHONY: help demo demo-fleet run test test-interpreter test-slow test-fleet test-github test-systemd test-browser \
+    coverage fuzz mutation torture bench figures lint install uninstall dist deb clean environment environments
 
 help:
 	@awk '/^## /{print "\n" substr($$0, 4) ":"} match($$0, /^[a-z-]+:.*## /){split($$0, part, /:.*## /); \
@@ -47,6 +47,10 @@ help:
 
 demo: ## push to a scratch repository and show the deploy; remove everything afterwards
 	@$(PYTHON) tests/demo.py
+
+demo-fleet: ## roll a good and a bad push out to three hosts, with three etcd members; remove everything afterwards
+	@tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || true
+	@PYTHONPATH=.:tests:tests/fleet $(PYTHON) tests/fleet/demo.py
 
 run: ## run the daemon in the foreground, with its state in ./var; print a command that sends a push
 	@mkdir -p var/root
