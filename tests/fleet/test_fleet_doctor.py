@@ -9,7 +9,7 @@ from etcd_cluster import Cluster
 from test_etcd import certificates, openssl  # noqa: F401 - a fixture
 
 from gitops_hook.cli.doctor import fleet
-from gitops_hook.cli.doctor.finding import FAILURE, OK, SKIPPED, WARNING
+from gitops_hook.cli.doctor.finding import FAILURE, OK, WARNING
 from gitops_hook.config import load
 
 
@@ -22,9 +22,9 @@ def levels(results) -> list[str]:
     return [result.level for result in results]
 
 
-def test_a_host_without_a_fleet_is_skipped(tmp_path: Path) -> None:
+def test_a_host_without_a_fleet_has_no_findings(tmp_path: Path) -> None:
     alone = settings(tmp_path, GITOPS_FLEET="")
-    assert levels(fleet.etcd(alone)) == levels(fleet.certificate(alone)) == [SKIPPED]
+    assert levels(fleet.etcd(alone)) == levels(fleet.certificate(alone)) == []
 
 
 def test_members_quorum_and_a_single_member(cluster: Cluster, tmp_path: Path) -> None:
