@@ -13,7 +13,7 @@ from contextlib import closing
 from hashlib import sha256
 from hmac import new as hmac
 
-from gitops_hook.cli.session import EX_CONFIG, EX_NOPERM, EX_UNAVAILABLE
+from gitops_hook.cli.messages import EX_CONFIG, EX_NOPERM, EX_UNAVAILABLE
 from gitops_hook.config import WEBHOOK, Address, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.journal.reader import JournalReader

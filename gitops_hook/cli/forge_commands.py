@@ -8,29 +8,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 
-from gitops_hook import log
 from gitops_hook.cli import render
 from gitops_hook.cli.deliver import newest_secret
-from gitops_hook.cli.parser import Arguments
-from gitops_hook.cli.session import (
+from gitops_hook.cli.messages import (
     EX_CONFIG,
     EX_NOINPUT,
     EX_UNAVAILABLE,
     EX_USAGE,
-    become_owner,
     clear_progress,
-    load_settings,
-    open_reader,
     print_error,
     show_progress,
 )
+from gitops_hook.cli.parser import Arguments
+from gitops_hook.cli.session import become_owner, load_settings, open_reader
+from gitops_hook.cli.writer import requesting_user, requests_to_daemon
 from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.client import ApiError, Client, is_at, read_token, web_url
 from gitops_hook.github.webhooks import Hooks, Listed, Missed, Registration
-from gitops_hook.journal.writer import Journal
 from gitops_hook.names import is_valid, may_clone, name_in_url
 from gitops_hook.sync.checkouts import Checkouts
 
@@ -48,16 +44,16 @@ def register(given: Arguments) -> int:
 
 def unregister(given: Arguments) -> int:
     """Delete our webhook of each target, and forget its ping."""
+    user = requesting_user()
     settings, hooks = _open_hooks(given)
-    log.mute()  # the command prints its own messages
-    with closing(Journal(settings.state, repair=False)) as journal:
 
-        def delete(target: str) -> Registration:
-            done = hooks.unregister(target, dry_run=given.dry_run)
-            if not given.dry_run:  # also if the hook was gone already, so that audit no longer asks about it
-                journal.forget_pings(target, hooks.url)
-            return done
+    def delete(target: str) -> Registration:
+        done = hooks.unregister(target, dry_run=given.dry_run)
+        if not given.dry_run:  # also if the hook was gone already, so that audit no longer asks about it
+            post("/forget-ping", {"target": target, "url": hooks.url, "by": user})
+        return done
 
+    with requests_to_daemon(settings, "gitops-hook unregister") as post:
         return _for_each_target(given, settings, delete)
 
 

@@ -8,9 +8,10 @@ from gitops_hook import daemon, log
 from gitops_hook.cli import doctor as checks
 from gitops_hook.cli import migrate as migration
 from gitops_hook.cli import render, timers
+from gitops_hook.cli.messages import EX_DATAERR
 from gitops_hook.cli.parser import Arguments
-from gitops_hook.cli.session import EX_DATAERR, become_owner, given_flags, load_settings
-from gitops_hook.config import Settings, load, unit_environment
+from gitops_hook.cli.session import become_owner, given_flags, load_settings
+from gitops_hook.config import UNIT_STATE, Settings, load, unit_environment
 from gitops_hook.errors import ConfigError
 
 
@@ -27,14 +28,22 @@ def doctor(given: Arguments) -> int:
     try:
         settings = load(environ, given_flags(given))
     except ConfigError as error:
-        findings = [checks.finding_of_setting(error, os.environ)]
+        other_user = checks.finding_of_user(UNIT_STATE)
+        findings = [other_user or checks.finding_of_setting(error, os.environ)]
     else:
-        findings = checks.run(checks.AS_CALLER, settings)
-        become_owner(settings)
-        findings += checks.run(checks.AS_SERVICE, settings)
-        findings += checks.run_for_checkouts(settings)
+        findings = _check_host(settings)
     render.print_findings(findings, as_json=given.json)
     return checks.EXIT[checks.worst_level(findings)]
+
+
+def _check_host(settings: Settings) -> list[checks.Finding]:
+    other_user = checks.finding_of_user(settings.state)
+    if other_user:
+        return [other_user]
+    findings = checks.run(checks.AS_CALLER, settings)
+    become_owner(settings)
+    findings += checks.run(checks.AS_SERVICE, settings)
+    return findings + checks.run_for_checkouts(settings)
 
 
 def migrate(given: Arguments) -> int:

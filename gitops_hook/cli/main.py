@@ -19,8 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
+from gitops_hook.cli.messages import EX_IOERR, EX_NOPERM, print_error
 from gitops_hook.cli.parser import Arguments, build_parser
-from gitops_hook.cli.session import EX_IOERR, EX_NOPERM, print_error
 from gitops_hook.errors import GitopsError
 
 #: The variables that make git work on another repository, or on another part of it, than the one it is called in

@@ -11,11 +11,13 @@ Rules:
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from gitops_hook import __version__
-from gitops_hook.cli.session import EX_USAGE
+from gitops_hook.cli.messages import EX_USAGE, suggest
 from gitops_hook.config import OPTIONS
 
 Arguments = argparse.Namespace
@@ -24,6 +26,9 @@ Arguments = argparse.Namespace
 TIMER_PREFIX = "gitops-sync@"
 #: The number of digits of the largest number that is accepted: 31 years in seconds, and within SQLite's integers.
 MAX_DIGITS = 9
+
+#: The units of a time span, in seconds.
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 _SERVE_NOTE = (
     "The secret is in GITHUB_WEBHOOK_SECRET or in the file. It is not an option, "
@@ -36,8 +41,14 @@ _DOCTOR_NOTE = "Exits with 0 if all checks pass, 1 if there is a warning, 2 if t
 class Parser(argparse.ArgumentParser):
     """A parser that exits with EX_USAGE for a wrong call, and prints one line about it."""
 
+    #: The names of the commands.
+    commands: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message, and exit."""
+        """Print the usage and the message, with a similar command as suggestion, and exit."""
+        unknown = re.search(r"COMMAND: invalid choice: '([^']*)'", message)
+        if unknown:
+            message = f"there is no command {unknown[1]}{suggest(unknown[1], self.commands)}"
         self.print_usage(sys.stderr)
         self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
@@ -54,8 +65,10 @@ def build_parser() -> Parser:
     _add_daemon(commands)
     _add_views(commands)
     _add_runs(commands)
+    _add_settings(commands)
     _add_host(commands)
     _add_forge(commands)
+    parser.commands = list(commands.names)
     return parser
 
 
@@ -64,11 +77,13 @@ class _Commands:
 
     def __init__(self, parser: Parser) -> None:
         self._parsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True, parser_class=Parser)
+        self.names: list[str] = []
 
     def add(
         self, name: str, run: str, text: str, *, settings: set[str], epilog: str = "", json: bool = False
     ) -> Parser:
         """Add a command that the function `run` executes, with flags for the fields in `settings`."""
+        self.names.append(name)
         parser: Parser = self._parsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog, allow_abbrev=False
         )
@@ -105,12 +120,19 @@ def _add_views(commands: _Commands) -> None:
     runs = commands.add("runs", "view_commands.runs", text, settings=_FOLDERS, json=True)
     runs.add_argument("repository", nargs="?", metavar="REPO")
     runs.add_argument("--delivery", metavar="GUID", help="show the runs that served this delivery of the forge")
-    runs.add_argument("-n", "--number", type=_number, default=20, metavar="COUNT", help="show at most COUNT runs [20]")
+    runs.add_argument("--failed", action="store_true", help="show only runs that need an action")
+    runs.add_argument(
+        "--since", type=_time_span, metavar="SPAN", help="show only runs of the last SPAN: 90min, 12h, 2d"
+    )
+    runs.add_argument(
+        "-n", "--number", type=_number, metavar="COUNT", help="show at most COUNT runs [20; with --since, all]"
+    )
 
     text = "print the output of a run, or of the newest run of a repository"
     logs = commands.add("logs", "view_commands.logs", text, settings=_FOLDERS)
     logs.add_argument("what", metavar="RUN|REPO")
-    logs.add_argument("-f", "--follow", action="store_true", help="continue until the run has ended")
+    follow = "continue until the run has ended; for a repository, continue with its next runs"
+    logs.add_argument("-f", "--follow", action="store_true", help=follow)
 
 
 def _add_runs(commands: _Commands) -> None:
@@ -122,8 +144,7 @@ def _add_runs(commands: _Commands) -> None:
         "--audit", action="store_true", help="then request redelivery of missed pushes from GitHub, if there is a token"
     )
 
-    pause = commands.add("pause", "run_commands.pause", "stop updates of a checkout until resume", settings=_FOLDERS)
-    pause.add_argument("repository", nargs="+", metavar="REPO")
+    sync.add_argument("--cancel", action="store_true", help="end the current runs instead, and settle their deliveries")
 
     resume = commands.add("resume", "run_commands.resume", "end a pause, and sync", settings=_FOLDERS)
     resume.add_argument("repository", nargs="+", metavar="REPO")
@@ -140,6 +161,21 @@ def _add_runs(commands: _Commands) -> None:
     send.add_argument("repository", metavar="REPO")
     send.add_argument("--branch", help="the branch that the push names [the tracked branch]")
     send.add_argument("--timeout", type=_number, default=60, metavar="SECONDS", help="wait at most SECONDS [60]")
+
+
+def _add_settings(commands: _Commands) -> None:
+    text = "show or change the settings of a checkout"
+    config = commands.add("config", "setting_commands.config", text, settings=_FOLDERS, json=True)
+    config.add_argument("repository", metavar="REPO")
+    config.add_argument("name", nargs="?", metavar="NAME", help="the setting, such as branch or deploy [all]")
+    config.add_argument("value", nargs="?", metavar="VALUE", help="the new value")
+    config.add_argument("--unset", action="store_true", help="remove the setting")
+
+    pause = commands.add(
+        "pause", "setting_commands.pause", "stop updates of a checkout until resume", settings=_FOLDERS
+    )
+    pause.add_argument("repository", nargs="+", metavar="REPO")
+    pause.add_argument("--reason", default="", metavar="TEXT", help="the reason, for the log")
 
 
 def _add_host(commands: _Commands) -> None:
@@ -189,3 +225,11 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and text.strip("0") and len(text) <= MAX_DIGITS):
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from 1 to {10**MAX_DIGITS - 1}")
     return int(text)
+
+
+def _time_span(text: str) -> float:
+    """Return the seconds of a span such as ``90min``, ``12h`` or ``2d``."""
+    parts = re.fullmatch(rf"([0-9]{{1,{MAX_DIGITS}}})(s|m|min|h|d|w)", text)
+    if not parts:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a time span such as 90min, 12h or 2d")
+    return float(parts[1]) * _UNITS[parts[2]]

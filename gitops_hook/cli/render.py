@@ -23,7 +23,7 @@ from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Delivery, Run
 from gitops_hook.outcomes import RUNNING, severity_of
 from gitops_hook.sync.run_log import read_log
-from gitops_hook.sync.status import RepositoryStatus
+from gitops_hook.sync.status import InForce, RepositoryStatus
 from gitops_hook.text import age, escape, local, rfc3339, span
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"
@@ -33,6 +33,7 @@ _COLOURS = {
     "rest": _DIM,
     "bad": _RED,
     "ok": _GREEN,
+    "skipped": _DIM,
     "warning": _YELLOW,
     "failure": _RED,
     "right": _GREEN,
@@ -115,6 +116,16 @@ def print_unclaimed(deliveries: Iterable[Delivery], *, as_json: bool) -> None:
             print(escape(f"{guid} was accepted for {name}, and waits for a run."))
 
 
+def print_settings(settings: Sequence[InForce], *, as_json: bool) -> None:
+    """Print a row per setting, with its value and its source."""
+    if as_json:
+        for setting in settings:
+            _print_json({"name": setting.name, "value": setting.value, "source": setting.origin})
+        return
+    rows = [[setting.name, "" if setting.value is None else setting.value, setting.origin] for setting in settings]
+    _print_table(["setting", "value", "source"], rows, coloured=None)
+
+
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """Print a row per finding, and below each problem the command that fixes it."""
     if as_json:
@@ -184,13 +195,6 @@ def print_missed(missed: Sequence[Missed], *, complete: bool, as_json: bool) -> 
         print(f"\n{escape(reason)}")
 
 
-def print_messages(runs: Iterable[Run]) -> None:
-    """Print the messages of the runs that did not succeed."""
-    for run in runs:
-        if run.message and severity_of(run.outcome) != "good":
-            print(f"\n{run.message}")
-
-
 def print_log(journal: JournalReader, run: Run, *, follow: bool) -> None:
     """Print the output of a run; with `follow`, continue until the run has ended."""
     path, offset, pen = journal.log_path(run.id), 0, ""
@@ -232,13 +236,13 @@ def _printable(content: bytes, pen: str, *, more: bool) -> Rendered:
     return Rendered(content.decode("utf-8", "replace"), "", len(content))
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int) -> None:
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int | None) -> None:
     cells = [head, *([escape(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     colours = _has_colours()
     for number, row in enumerate(cells):
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
-        if colours:
+        if colours and coloured is not None:
             word = row[coloured] if number else "rest"
             padded[coloured] = (_COLOURS.get(word) or _COLOURS[severity_of(word)]) + padded[coloured] + _PLAIN
         print("  ".join(padded).rstrip())

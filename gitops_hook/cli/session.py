@@ -1,27 +1,16 @@
-"""The parts that several commands share: settings, the user to run as, lookups, and messages on standard error."""
+"""The parts that several commands share: settings, the user to run as, and lookups."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import pwd
-import sys
 
+from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, suggest
 from gitops_hook.config import OPTIONS, Settings, load, unit_environment
 from gitops_hook.errors import GitopsError
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.sync.checkouts import Checkout, Checkouts
-from gitops_hook.text import escape, redact
-
-#: Exit statuses of sysexits(3).
-EX_USAGE = 64
-EX_DATAERR = 65
-EX_NOINPUT = 66
-EX_UNAVAILABLE = 69
-EX_IOERR = 74
-EX_TEMPFAIL = 75
-EX_NOPERM = 77
-EX_CONFIG = 78
 
 
 def load_settings(given: argparse.Namespace) -> Settings:
@@ -58,10 +47,12 @@ def become_owner(settings: Settings) -> None:
 
 
 def find_checkout(settings: Settings, name: str) -> Checkout:
-    """Return the checkout of a repository. Raises `GitopsError` if there is none."""
-    checkout = Checkouts(settings.root).find(name)
+    """Return the checkout of a repository. Raises `GitopsError` if there is none, with a similar name as suggestion."""
+    checkouts = Checkouts(settings.root)
+    checkout = checkouts.find(name)
     if not checkout:
-        raise GitopsError(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}")
+        hint = suggest(name, checkouts)
+        raise GitopsError(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}{hint}")
     return checkout
 
 
@@ -71,25 +62,12 @@ def canonical_name(settings: Settings, name: str) -> str:
 
 
 def open_reader(settings: Settings) -> JournalReader:
-    """Return the reader of the journal. Raises `GitopsError` if there is no journal."""
+    """Return the reader of the journal. Raises `GitopsError` if there is no journal or this user cannot read it."""
+    if settings.state.exists() and not os.access(settings.state, os.R_OK | os.X_OK):
+        page = f", or read http://{settings.dashboard_listen}/api" if settings.dashboard_listen else ""
+        raise GitopsError(
+            EX_NOPERM, f"only root and {settings.state.owner()} can read {settings.state}: use sudo{page}"
+        )
     if not (settings.state / "journal.db").exists():
         raise GitopsError(EX_NOINPUT, f"there is no journal in {settings.state}: has the daemon run with this state?")
     return JournalReader(settings.state)
-
-
-def print_error(message: str) -> None:
-    """Print a message as one line on standard error, without control characters and without credentials in URLs."""
-    print(f"gitops-hook: {escape(redact(message))}", file=sys.stderr)
-
-
-def show_progress(number: int, total: int, subject: str) -> None:
-    """Replace the progress line on a terminal. The line stays when `number` reaches `total`."""
-    if sys.stderr.isatty():
-        end = "\n" if number == total else ""
-        print(f"\r\033[K{number} of {total}  {escape(subject)}", end=end, file=sys.stderr, flush=True)
-
-
-def clear_progress() -> None:
-    """Remove the progress line, so that a line of output can take its place."""
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)

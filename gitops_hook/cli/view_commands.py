@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from itertools import islice
+
 from gitops_hook.cli import render
+from gitops_hook.cli.messages import EX_NOINPUT, EX_USAGE, suggest
 from gitops_hook.cli.parser import MAX_DIGITS, Arguments
-from gitops_hook.cli.session import EX_NOINPUT, EX_USAGE, canonical_name, load_settings, open_reader
+from gitops_hook.cli.session import canonical_name, load_settings, open_reader
 from gitops_hook.errors import GitopsError
 from gitops_hook.journal.reader import JournalReader
+from gitops_hook.model import Run
+from gitops_hook.outcomes import BAD, severity_of
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.status import repository_statuses
+
+#: The number of runs to print, and to read at once.
+_DEFAULT_NUMBER = 20
+_PAGE = 100
+#: Seconds between two queries for the next run.
+_POLL = 0.5
 
 
 def status(given: Arguments) -> int:
@@ -24,17 +37,35 @@ def status(given: Arguments) -> int:
 
 def runs(given: Arguments) -> int:
     """Print the newest runs, of all repositories or of one, or those that served a delivery."""
-    if given.repository and given.delivery:
-        raise GitopsError(EX_USAGE, "give REPO or --delivery, not both")
+    if given.delivery and (given.repository or given.failed or given.since):
+        raise GitopsError(EX_USAGE, "give --delivery alone, without REPO, --failed and --since")
     settings = load_settings(given)
     journal = open_reader(settings)
     if given.delivery:
         return _print_delivery(journal, given.delivery, as_json=given.json)
-    found = journal.runs(canonical_name(settings, given.repository) if given.repository else None, given.number)
-    if given.repository and not found:
-        raise GitopsError(EX_NOINPUT, f"{given.repository} never ran")
-    render.print_runs(found, as_json=given.json)
+    name = canonical_name(settings, given.repository) if given.repository else None
+    if name and not journal.runs(name, 1):
+        raise GitopsError(EX_NOINPUT, f"{given.repository} never ran{suggest(name, Checkouts(settings.root))}")
+    number = given.number or (None if given.since else _DEFAULT_NUMBER)
+    found = islice(_matching_runs(journal, name, given.since, failed=given.failed), number)
+    render.print_runs(list(found), as_json=given.json)
     return 0
+
+
+def _matching_runs(journal: JournalReader, name: str | None, since: float | None, *, failed: bool) -> Iterator[Run]:
+    """Yield the runs of one repository or of all, newest first; of the last `since` seconds, if given."""
+    start = time.time() - since if since else 0.0
+    before: int | None = None
+    while True:
+        page = journal.runs(name, _PAGE, before)
+        for run in page:
+            if run.started < start:
+                return
+            if not failed or (run.outcome and severity_of(run.outcome) == BAD):
+                yield run
+        if len(page) < _PAGE:
+            return
+        before = page[-1].id
 
 
 def _print_delivery(journal: JournalReader, guid: str, *, as_json: bool) -> int:
@@ -55,11 +86,26 @@ def logs(given: Arguments) -> int:
     journal = open_reader(settings)
     if given.what.isdecimal():
         run = journal.run(int(given.what) if len(given.what) <= MAX_DIGITS else 0)
-        problem = f"there is no run {given.what}"
-    else:
-        run = next(iter(journal.runs(canonical_name(settings, given.what), 1)), None)
-        problem = f"{given.what} never ran"
+        if not run:
+            raise GitopsError(EX_NOINPUT, f"there is no run {given.what}")
+        render.print_log(journal, run, follow=given.follow)
+        return 0
+    name = canonical_name(settings, given.what)
+    run = next(iter(journal.runs(name, 1)), None)
     if not run:
-        raise GitopsError(EX_NOINPUT, problem)
+        raise GitopsError(EX_NOINPUT, f"{given.what} never ran{suggest(name, Checkouts(settings.root))}")
     render.print_log(journal, run, follow=given.follow)
+    while given.follow:
+        run = _next_run(journal, run)
+        print(f"==> run {run.id} of {run.repository} <==", flush=True)
+        render.print_log(journal, run, follow=True)
     return 0
+
+
+def _next_run(journal: JournalReader, run: Run) -> Run:
+    """Wait for the run of the same repository after `run`, and return it."""
+    while True:
+        later = [other for other in journal.runs(run.repository, _PAGE) if other.id > run.id]
+        if later:
+            return later[-1]
+        time.sleep(_POLL)

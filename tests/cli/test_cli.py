@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_a_signal_ends_the_runs_of_sync(tmp_path, upstream, environ, hook, numbe
     assert (run["repository"], run["outcome"]) == ("acme/site", "interrupted")
     assert "A signal ended the command" in run["message"]
     assert processes_of(tmp_path / "root") == []
-    assert "begun" not in hook("logs", "-f", "acme/site").stdout
+    assert "begun" not in hook("logs", "-f", str(run["id"])).stdout
 
 
 def test_sync_ignores_a_signal_that_its_parent_ignores(tmp_path, upstream, environ):
@@ -248,7 +249,33 @@ def test_runs_reports_unknown_repositories(tmp_path, upstream, hook):
     assert hook("runs", "--json").stdout == ""
     hook("sync", "--all")
     assert hook("runs", "nosuch/x", status=66).stderr == "gitops-hook: nosuch/x never ran\n"
-    assert "REPO or --delivery" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
+    assert "--delivery alone" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
+
+
+def test_runs_are_filtered_by_failure_and_time(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root", deploy="false")
+    hook("sync", "acme/site", status=70)
+    git("config", "gitops.deploy", "true", cwd=checkout)
+    hook("sync", "acme/site")
+
+    def outcomes(*words: str) -> list[str]:
+        return [json.loads(line)["outcome"] for line in hook("runs", "--json", *words).stdout.splitlines()]
+
+    assert outcomes() == outcomes("--since", "2d") == outcomes("acme/site", "--since", "90min")
+    assert outcomes("--failed") == outcomes("--failed", "--since", "1h") == ["deploy-failed"]
+    assert len(outcomes("--since", "1h", "-n", "1")) == 1
+    time.sleep(1.1)
+    assert outcomes("--since", "1s") == []
+    for words in (["--since", "soon"], ["--since", "2"], ["--delivery", "x", "--failed"]):
+        hook("runs", *words, status=64)
+
+
+def test_a_typing_error_gets_a_suggestion(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    assert "there is no command stauts; did you mean status?" in hook("stauts", status=64).stderr
+    for words in (["sync", "acme/sit"], ["logs", "acme/sit"], ["runs", "acme/sit"], ["pause", "acme/sit"]):
+        assert "; did you mean acme/site?" in hook(*words, status=66).stderr
 
 
 def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, environ, hook, start_daemon):
@@ -265,8 +292,14 @@ def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, env
         assert follower.stdout.readline() == "first\n"
         (tmp_path / "go").write_text("second\n")
         assert follower.stdout.readline() == "second\n"
-        follower.stdout.read()
-        assert follower.wait(30) == 0
+        # For a repository, it continues with the next run.
+        with ThreadPoolExecutor() as pool:
+            pool.submit(hook, "sync", "acme/site")
+            while follower.stdout.readline() != "==> run 2 of acme/site <==\n":
+                pass
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(30) == 130
+    assert hook("logs", "-f", "1").stdout == hook("logs", "1").stdout
     assert hook("logs", "1").stdout.startswith("first\nsecond\n")
     hook("logs", "77", status=66)
     hook("logs", "acme/none", status=66)
@@ -347,7 +380,7 @@ def test_output_that_cannot_be_written(tmp_path, upstream, environ, hook):
     assert typed("gitops-hook runs >/dev/full") == (74, "", "gitops-hook: No space left on device\n")
     assert typed("gitops-hook pause acme/site acme/none >/dev/full")[::2] == (
         66,
-        f"gitops-hook: there is no checkout of acme/none under {tmp_path}/root\n",
+        f"gitops-hook: there is no checkout of acme/none under {tmp_path}/root; did you mean acme/site?\n",
     )
     assert typed("gitops-hook runs >&-") == (74, "", "gitops-hook: standard output is closed\n")
     assert typed("gitops-hook resume acme/site 2>&-")[0] == 0

@@ -21,8 +21,9 @@ from harness import SECRET
 from scratch import Upstream, git
 
 from gitops_hook.cli import doctor
-from gitops_hook.cli.doctor import FAILURE, OK, WARNING, Finding
+from gitops_hook.cli.doctor import FAILURE, OK, SKIPPED, WARNING, Finding
 from gitops_hook.cli.doctor import checkout as checkout_checks
+from gitops_hook.cli.doctor import host as host_checks
 from gitops_hook.cli.doctor.finding import Results
 from gitops_hook.config import Settings, load
 from gitops_hook.errors import ConfigError
@@ -90,7 +91,7 @@ def only(name: str, settings: Settings, level: str) -> Finding:
     """Return the single finding of a check, which must have this level."""
     (finding,) = of(name, settings)
     assert finding.level == level, finding
-    assert bool(finding.fix) == (level != OK)
+    assert bool(finding.fix) == (level not in (OK, SKIPPED))
     assert SECRET not in str(finding)
     return finding
 
@@ -103,7 +104,9 @@ def test_exit_status_0_if_all_checks_pass(tmp_path, upstream, hook, start_daemon
     upstream.checkout(daemon.root, deploy="true")
     listen = {"GITOPS_LISTEN": f"127.0.0.1:{daemon.port}"}
     rows = [json.loads(line) for line in hook("doctor", "--json", **listen).stdout.splitlines()]
-    assert {row["level"] for row in rows} == {"ok"}
+    assert {row["level"] for row in rows} <= {"ok", "skipped"}
+    # Nothing but the host itself is skipped.
+    assert {row["check"] for row in rows if row["level"] == "skipped"} <= {"timers", "clock"}
     # Where there is no token, nothing is said of one.
     assert {row["check"] for row in rows} == {*doctor.AS_CALLER, *doctor.AS_SERVICE, *doctor.OF_CHECKOUT} - {"token"}
     assert {row["repository"] for row in rows} == {"", "acme/site"}
@@ -224,6 +227,55 @@ def test_the_fix_for_a_world_readable_secret(tmp_path, settings, apply_fix):
     assert (well.level, open_to_all.level) == (OK, FAILURE)
     apply_fix(open_to_all.fix)
     only("secret", here, OK)
+
+
+def test_a_ping_detects_a_daemon_with_an_older_secret(tmp_path, hook, start_daemon, settings):
+    assert "no daemon answers" in only("ping", settings, SKIPPED).message
+    daemon = start_daemon()
+    here = settings._replace(listen=settings.listen._replace(port=daemon.port))
+    only("ping", here, OK)
+    path = tmp_path / "secret"
+    path.write_text("a-newer-secret-of-the-file\n")
+    finding = only("ping", here._replace(webhook_secret="", webhook_secret_file=path), FAILURE)
+    assert "older secrets" in finding.message
+    assert finding.fix == "sudo systemctl restart gitops-hook"
+    assert daemon.query("SELECT * FROM pings") == []  # it is no proof that a forge reaches this host
+
+
+def test_a_check_of_owners_that_could_not_run_is_a_failure(settings, program):
+    program("find", "exit 1")
+    assert "could not be checked" in only("ownership", settings, FAILURE).message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="the other user needs the system's python3")
+def test_an_ordinary_user_gets_one_finding_and_one_line(tmp_path, environ, hook, upstream):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    for folder in tmp_path.parents:
+        if folder.stat().st_mode & 0o5 != 0o5 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o5)
+    tmp_path.chmod(0o755)
+
+    def run_as_nobody(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "/usr/bin/python3",
+            "-m",
+            "gitops_hook",
+        ]
+        environment = {**environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=60)
+
+    done = run_as_nobody("doctor", "--json")
+    (row,) = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, row["check"], row["fix"]) == (2, "user", "sudo gitops-hook doctor")
+    done = run_as_nobody("status")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (77, "", 1)
+    assert "use sudo" in done.stderr
 
 
 # -- folders and disks ---------------------------------------------------------------------------------------------
@@ -373,9 +425,12 @@ def test_another_server_at_the_port_is_a_failure(settings, tmp_path):
     assert finding.fix == f"sudo ss -ltnp 'sport = :{port}'"
 
 
-def test_a_timer_that_polls_is_a_warning(settings, program):
+def test_a_timer_that_polls_is_a_warning(settings, program, tmp_path, monkeypatch):
     program("systemctl", "exit 1")
-    assert "does not answer" in only("timers", settings, OK).message
+    monkeypatch.setattr(host_checks, "SYSTEMD_IS_INIT", tmp_path / "none")
+    assert "not the init system" in only("timers", settings, SKIPPED).message
+    monkeypatch.setattr(host_checks, "SYSTEMD_IS_INIT", tmp_path)
+    assert "does not answer" in only("timers", settings, WARNING).message
     program("systemctl", "true")
     assert only("timers", settings, OK).message == "no timer polls a checkout"
     program(
@@ -390,17 +445,20 @@ def test_a_timer_that_polls_is_a_warning(settings, program):
 
 def test_a_host_without_systemd_has_no_timers(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no systemd" in only("timers", settings, OK).message
+    assert "no systemd" in only("timers", settings, SKIPPED).message
 
 
 def test_a_clock_that_is_not_synchronised_is_a_warning(settings, program):
     program("timedatectl", "echo yes")
     assert only("clock", settings, OK).message == "the clock is synchronised"
+    program("timedatectl", "exit 1")
+    only("clock", settings, SKIPPED)
     program("timedatectl", "echo no")
     assert only("clock", settings, WARNING).fix == "sudo timedatectl set-ntp true"
 
 
-def test_a_time_in_the_future_is_a_warning(settings, apply_fix):
+def test_a_time_in_the_future_is_a_warning(settings, apply_fix, program):
+    program("timedatectl", "echo yes")
     tomorrow = time.time() + 86400
     os.utime(settings.root, (tomorrow, tomorrow))
     odd, _ = of("clock", settings)
@@ -468,7 +526,7 @@ def test_a_current_run_passes(settings):
     ) as holder:  # fmt: skip
         assert holder.stdout
         holder.stdout.readline()
-        assert only("fetch", settings, OK).message == "a run is in progress"
+        assert only("fetch", settings, SKIPPED).message == "a run is in progress"
         holder.communicate(b"\n")
 
 
@@ -487,7 +545,7 @@ def test_a_deploy_program_that_exists_passes(settings, upstream, command):
     (checkout / "deploy.sh").write_text("#!/bin/sh\n")
     (checkout / "deploy.sh").chmod(0o755)
     git("config", "gitops.deploy", command, cwd=checkout)
-    only("deploy", settings, OK)
+    only("deploy", settings, SKIPPED if command[:1] in ("{", "(", '"') else OK)
 
 
 @pytest.mark.parametrize("command", ["no-such-program now", "./no-such-script", "X=1 no-such-program"])

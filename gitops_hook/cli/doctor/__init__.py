@@ -4,7 +4,7 @@ Rules:
 
 1. A check is one function in a table. It yields results: a message each, and with a problem the command that fixes it.
 2. A failure keeps pushes from being deployed. A warning does not. A check that does not apply to this host, such as
-   one that needs systemd, passes with a message that says so.
+   one that needs systemd, is skipped. A check that could not run is a warning or a failure, never ok.
 3. A check changes nothing except fetched objects, waits a bounded time, and shows no secret.
 4. `AS_CALLER` runs with the caller's permissions, because it reads files of root. `AS_SERVICE` and `OF_CHECKOUT` run
    as the service's user, because that user's permissions decide.
@@ -14,6 +14,7 @@ To add a check, write a function in the module of its topic and add it to one of
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +26,11 @@ from gitops_hook.cli.doctor.finding import (
     EXIT,
     FAILURE,
     OK,
+    SKIPPED,
     WARNING,
     Finding,
     Results,
+    current_user,
     quote,
     service_user,
     worst_level,
@@ -38,13 +41,14 @@ from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.text import redact
 
 __all__ = [
-    "AS_CALLER", "AS_SERVICE", "EXIT", "FAILURE", "OF_CHECKOUT", "OK", "WARNING", "Finding", "finding_of_setting",
-    "run", "run_for_checkouts", "worst_level",
+    "AS_CALLER", "AS_SERVICE", "EXIT", "FAILURE", "OF_CHECKOUT", "OK", "SKIPPED", "WARNING", "Finding",
+    "finding_of_setting", "finding_of_user", "run", "run_for_checkouts", "worst_level",
 ]  # fmt: skip
 
 #: The checks by name, in the order of the output.
 AS_CALLER: Mapping[str, Callable[[Settings], Results]] = {
     "secret": credentials.secret,
+    "ping": credentials.ping,
     "token": credentials.token,
     "timers": host.timers,
     "clock": host.clock,
@@ -81,6 +85,17 @@ def finding_of_setting(error: ConfigError, environ: Mapping[str, str]) -> Findin
     else:
         fix = f"sudoedit {ENVIRONMENT_FILE}"
     return Finding("settings", FAILURE, redact(str(error)), fix)
+
+
+def finding_of_user(state: Path) -> Finding | None:
+    """Return the only finding for a user who is neither root nor the owner of `state`, or None for those two.
+
+    Another user can read neither the settings nor the state, so every check would report this user's permissions.
+    """
+    if os.geteuid() == 0 or not state.exists() or state.stat().st_uid == os.geteuid():
+        return None
+    message = f"{current_user()} can read neither the settings nor {state}; run doctor as root"
+    return Finding("user", FAILURE, message, "sudo gitops-hook doctor")
 
 
 def run(checks: Mapping[str, Callable[[Settings], Results]], settings: Settings) -> list[Finding]:

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 
-from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote, warning
+from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote, skipped, warning
 from gitops_hook.config import Settings
 from gitops_hook.names import name_in_url
 from gitops_hook.sync.checkouts import Checkout
@@ -87,7 +87,7 @@ def fetch(settings: Settings, checkout: Checkout) -> Results:
     if done.returncode == 0:
         yield passed(message)
     elif "another run holds" in message:
-        yield passed("a run is in progress")
+        yield skipped("a run is in progress")
     elif fix:
         command = f"sudo -u {current_user()} {fix[1]}" if fix[1].startswith("git ") else fix[1]
         yield failure(message[: fix.start()], command)
@@ -106,7 +106,7 @@ def deploy(settings: Settings, checkout: Checkout) -> Results:
     if not command:
         yield passed("there is no deploy command")
     elif not word:
-        yield passed("gitops.deploy is a shell command that was not checked further")
+        yield skipped("gitops.deploy is a shell command that cannot be checked")
     elif output_of("bash", "-c", 'cd -- "$1" && type -t -- "$2"', "bash", checkout.path, word):
         yield passed(f"gitops.deploy starts {word}, which exists")
     elif (checkout.path / word).is_file() and "/" in word:

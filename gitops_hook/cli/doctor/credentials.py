@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Callable
 from pathlib import Path
 
-from gitops_hook.cli.doctor.finding import Results, failure, passed, quote, warning
+from gitops_hook.cli.deliver import newest_secret, send_event
+from gitops_hook.cli.doctor.finding import Results, failure, passed, quote, skipped, warning
 from gitops_hook.config import ENVIRONMENT_FILE, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.client import ApiError, Client, read_token
@@ -56,6 +58,30 @@ def _lines(secrets: list[bytes], matches: Callable[[bytes], bool]) -> str:
 
 def _create_secret(path: Path) -> str:
     return f"sudo sh -c 'umask 077 && openssl rand -hex 20 > {quote(path)}' && sudo systemctl restart gitops-hook"
+
+
+def ping(settings: Settings) -> Results:
+    """Check that the daemon accepts a ping that is signed with the newest secret.
+
+    A daemon that still uses older secrets answers every delivery of the forge with 401.
+    """
+    try:
+        secret = newest_secret(settings)
+    except GitopsError as error:
+        yield skipped(f"no ping was sent: {error}")
+        return
+    try:
+        _, status, _ = send_event(settings.listen, secret, "ping", {"zen": "gitops-hook doctor"})
+    except GitopsError as error:
+        yield skipped(f"no ping was sent: {error}")
+        return
+    if status == http.client.OK:
+        yield passed("the daemon accepts a ping that is signed with the newest secret")
+    elif status == http.client.UNAUTHORIZED:
+        message = "the daemon rejects a ping that is signed with the newest secret, so it uses older secrets"
+        yield failure(message, "sudo systemctl restart gitops-hook")
+    else:
+        yield failure(f"the daemon answers a ping with status {status}", "sudo journalctl -u gitops-hook -n 50")
 
 
 def token(settings: Settings) -> Results:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-OK, WARNING, FAILURE = "ok", "warning", "failure"
+OK, SKIPPED, WARNING, FAILURE = "ok", "skipped", "warning", "failure"
 #: The exit statuses of monitoring plugins, by the worst level.
-EXIT = {OK: 0, WARNING: 1, FAILURE: 2}
+EXIT = {OK: 0, SKIPPED: 0, WARNING: 1, FAILURE: 2}
 #: Seconds to wait for a program of this host, or for the daemon.
 TIMEOUT = 10
 
@@ -41,6 +41,11 @@ Results = Iterator[Result]
 def passed(message: str) -> Result:
     """Return the result of a check that found no problem."""
     return Result(OK, message)
+
+
+def skipped(message: str) -> Result:
+    """Return the result of a check that does not apply to this host or checkout now."""
+    return Result(SKIPPED, message)
 
 
 def warning(message: str, fix: str) -> Result:

@@ -24,10 +24,13 @@ from gitops_hook.cli.doctor.finding import (
     passed,
     quote,
     service_user,
+    skipped,
     warning,
 )
 from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, Settings
 
+#: Exists if systemd is the init system (sd_booted(3)).
+SYSTEMD_IS_INIT = Path("/run/systemd/system")
 #: Bytes of free space. The log of a run (1.25 MiB) and a fetch may not fit below the first.
 _MIN_FREE = 64 << 20
 _LOW_FREE = 1 << 30
@@ -43,12 +46,15 @@ _PROGRAMS = {"setpriv": "util-linux", "flock": "util-linux", "timeout": "coreuti
 def timers(settings: Settings) -> Results:
     """Check that no timer polls a checkout."""
     if not shutil.which("systemctl"):
-        yield passed("there is no systemd, so there are no timers")
+        yield skipped("there is no systemd, so there are no timers")
         return
     try:
         polling = [timer.unit for timer in systemd_timers.find_timers(settings.root) if timer.polls]
     except systemd_timers.TimerError as error:
-        yield passed(f"not checked, because systemd does not answer ({error})")
+        if SYSTEMD_IS_INIT.exists():
+            yield warning(f"systemd does not answer: {error}", "systemctl list-timers --all")
+        else:
+            yield skipped("systemd is not the init system here, so there are no timers")
         return
     if polling:
         yield warning(f"still polling: {', '.join(polling)}", "sudo gitops-hook migrate")
@@ -66,7 +72,7 @@ def clock(settings: Settings) -> Results:
     if answer == "no":
         yield warning("the clock is not synchronised", "sudo timedatectl set-ntp true")
     else:
-        yield passed("the clock is synchronised" if answer == "yes" else "not checked, because timedatectl fails")
+        yield passed("the clock is synchronised") if answer == "yes" else skipped("timedatectl does not answer here")
 
 
 def user(settings: Settings) -> Results:
