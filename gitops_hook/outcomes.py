@@ -28,7 +28,6 @@ STATES = {
 #: Why a run ended that did not end by itself, with the sentence that people read. Code compares the key.
 CAUSES = {
     "shutdown": "The daemon's shutdown ended this run. The next start repeats it.",
-    "command": "A signal ended the command that did this run. The daemon repeats it in a minute or two.",
     "killed": "The process that did this run was killed. Its deliveries are pending again.",
     "cancelled": "A person cancelled this run.",
     "limit": "The run exceeded its time limit.",

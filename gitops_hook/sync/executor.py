@@ -131,22 +131,6 @@ class Executor:
         started(claim)
         return self._run(claim, "shutdown", released)
 
-    def run_now(self, repository: str, trigger: str) -> Run:
-        """Do one run of `repository` for a command. Raises `JournalError` if the run cannot be started."""
-        claim = self._journal.start(repository, trigger)
-        assert claim
-        return self._run(claim, "command").run
-
-    def is_abandoned(self, run: Run) -> bool:
-        """Return True if another process's run exceeded its time limit."""
-        if run.id in self._deadlines:
-            return False
-        try:
-            limit = self._time_limit(self._checkouts.find(run.repository))
-        except OSError:  # no process can be started; the next check decides
-            return False
-        return self._journal.now() - run.started > limit + GRACE + OVERDUE
-
     def _start(self, repository: str, trigger: str) -> Claim | None:
         """Start a run as soon as the journal can be written; None if none is due, or at the shutdown."""
         while True:
