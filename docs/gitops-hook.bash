@@ -8,7 +8,7 @@ _gitops_hook() {
         [serve]="$settings --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
             --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format"
         [status]="$settings --json"
-        [runs]="$settings --json --delivery --number"
+        [runs]="$settings --json --delivery --failed --since --number"
         [logs]="$settings --follow"
         [sync]="$settings --json --all --audit"
         [pause]=$settings

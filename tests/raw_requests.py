@@ -58,8 +58,8 @@ class Case(NamedTuple):
 
 
 NOT_A_NUMBER = "400 the Content-Length is not a number, closed"
-TWICE = "400 a header that may stand once stands twice, closed"
-BOTH = "400 there is a Content-Length beside a Transfer-Encoding, closed"
+TWICE = "400 a header that must be unique is repeated, closed"
+BOTH = "400 there are both a Content-Length and a Transfer-Encoding, closed"
 BARE_LF = "400 a line does not end in CR LF, closed"
 MALFORMED = "400 a header line is malformed, closed"
 NO_REQUEST_LINE = "400 the request line is malformed, closed"
@@ -136,8 +136,8 @@ CASES = [
     Case("HTTP/1.0", post(first=FIRST[:-1] + "0"), "202, closed", "old, and well formed", "202 / 202", "202 / 202"),
     Case("HTTP/1.0 without `Host`", post(first=FIRST[:-1] + "0", host=None), "202, closed", "it needs none there", "400 / 400", "202 / 202"),
     Case("HTTP/1.2", post(first=FIRST[:-1] + "2"), "202", "as good as 1.1 (RFC 9110, 2.5)", "202 / 202", "202 / 202"),
-    Case("HTTP/2.0", post(first=FIRST[:-3] + "2.0"), "505 only HTTP/1.1 is spoken here, closed", "another language", "505 / none", "505 / none"),
-    Case("HTTP/0.9", post(first=FIRST[:-3] + "0.9"), "505 only HTTP/1.1 is spoken here, closed", "the same", "400 / none", "505 / none"),
+    Case("HTTP/2.0", post(first=FIRST[:-3] + "2.0"), "505 only HTTP/1.1 is supported, closed", "another language", "505 / none", "505 / none"),
+    Case("HTTP/0.9", post(first=FIRST[:-3] + "0.9"), "505 only HTTP/1.1 is supported, closed", "the same", "400 / none", "505 / none"),
     Case("the absolute form", post(first=f"POST http://hooks{WEBHOOK} HTTP/1.1"), "202", "a server must take it (RFC 9112, 3.2.2)", "202 / 202", "202 / 202"),
     Case("the absolute form of another host", post(first=f"POST http://elsewhere{WEBHOOK} HTTP/1.1"), "202", "we have one host, and believe none", "202 / 202", "202 / 202"),
     Case("the absolute form without a host", post(first=f"POST http://{WEBHOOK} HTTP/1.1"), NO_PATH, "no URL", "400 / none", "202 / 202"),

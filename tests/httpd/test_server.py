@@ -21,7 +21,8 @@ from wsgiref.validate import validator
 import pytest
 from harness import SOURCE, until
 
-from gitops_hook.httpd.server import Limits, Server
+from gitops_hook.httpd.limits import Limits
+from gitops_hook.httpd.server import Server
 
 #: So that a test that would hang fails instead.
 PATIENCE = 10.0
@@ -341,7 +342,7 @@ def test_who_is_still_writing_an_unwanted_body_comes_to_read_the_answer() -> Non
 
 
 def test_an_unwanted_body_is_not_thrown_away_for_ever() -> None:
-    with Serving(unwanted=1000) as serving, pytest.raises(ConnectionError):
+    with Serving(discarded=1000) as serving, pytest.raises(ConnectionError):
         serving.connect().send(request("/refuse", bytes(26 << 20)))
 
 
@@ -368,7 +369,7 @@ def test_a_body_that_was_read_ahead_is_no_request_either() -> None:
 
 
 def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
-    with Serving(bodies=1000, spared=0) as serving:
+    with Serving(bodies=1000, uncounted=0) as serving:
         first, second = serving.connect(), serving.connect()
         first.send(request("/halves", bytes(800), length=1000))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)  # 500 bytes at least are in, and it is our turn
@@ -381,19 +382,17 @@ def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
 
 
 def test_who_holds_memory_and_keeps_us_waiting_gives_way() -> None:
-    with Serving(bodies=1000, spared=0) as serving:
+    with Serving(bodies=1000, uncounted=0) as serving:
         slow = serving.connect().send(request("/echo", bytes(800), length=1000))
         until(
-            lambda: (
-                [(peer.held, peer.waiting) for peer in serving.server._connections.values() if peer] == [(800, True)]
-            )
+            lambda: [(peer.held, peer.waiting) for peer in serving.server.resources._streams.values()] == [(800, True)]
         )
         assert serving.connect().send(request("/echo", bytes(900))).answer().status == 200
         assert slow.is_closed()
 
 
 def test_a_usual_body_is_let_in_whoever_holds_the_memory() -> None:
-    with Serving(bodies=1000, spared=100) as serving:
+    with Serving(bodies=1000, uncounted=100) as serving:
         holder = serving.connect().send(request("/halves", bytes(1100), length=1100))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)
         assert serving.connect().send(request("/echo", bytes(100))).answer().status == 200
@@ -402,7 +401,7 @@ def test_a_usual_body_is_let_in_whoever_holds_the_memory() -> None:
 
 
 def test_who_announces_much_and_sends_nothing_keeps_no_memory_from_others() -> None:
-    with Serving(bodies=1000, spared=0) as serving:
+    with Serving(bodies=1000, uncounted=0) as serving:
         for _ in range(4):
             peer = serving.connect().send(request("/echo", b"", EXPECT, length=1000))
             assert peer.line() == b"HTTP/1.1 100 Continue\r\n"
@@ -410,7 +409,7 @@ def test_who_announces_much_and_sends_nothing_keeps_no_memory_from_others() -> N
 
 
 def test_the_memory_of_a_peer_that_went_away_is_given_back() -> None:
-    with Serving(bodies=1000, spared=0) as serving:
+    with Serving(bodies=1000, uncounted=0) as serving:
         for _ in range(3):
             peer = serving.connect().send(request("/echo", bytes(900), length=1000))
             peer.channel.shutdown(socket.SHUT_WR)
@@ -572,7 +571,7 @@ def test_a_connection_that_gets_no_thread_is_closed_and_the_next_one_served() ->
 
 SCARCE = """
 import resource, sys
-from gitops_hook.server import Server
+from gitops_hook.httpd.server import Server
 from test_server import Desk, bind
 
 listening = bind()
@@ -634,7 +633,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 INHERITED = """
 import os
-from gitops_hook.server import Server
+from gitops_hook.httpd.server import Server
 from gitops_hook.systemd import inherited_sockets
 from test_server import Desk
 
