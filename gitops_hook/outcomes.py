@@ -29,7 +29,6 @@ STATES = {
 #: Why a run ended that did not end by itself, with the sentence that people read. Code compares the key.
 CAUSES = {
     "shutdown": "The daemon's shutdown ended this run. The next start repeats it.",
-    "command": "A signal ended the command that did this run. The daemon repeats it in a minute or two.",
     "killed": "The process that did this run was killed. Its deliveries are pending again.",
     "cancelled": "A person cancelled this run.",
     "limit": "The run exceeded its time limit.",
@@ -99,8 +98,6 @@ OUTCOMES = (
 BY_NAME = {outcome.name: outcome for outcome in OUTCOMES}
 #: The names of the outcomes that confirm "in sync", in the order of the table.
 CONFIRMING = tuple(outcome.name for outcome in OUTCOMES if outcome.confirms)
-#: The names of the outcomes that settle nothing.
-RETRIED = tuple(outcome.name for outcome in OUTCOMES if not outcome.settles)
 #: The outcomes that the script may choose, by its exit status; the first is the default.
 BY_SCRIPT = {
     status: tuple(outcome.name for outcome in OUTCOMES if outcome.by_script and outcome.exit == status)

@@ -236,12 +236,6 @@ class DispatcherMachine(OnDisk):
         else:
             getattr(self.dispatcher, chore)()
 
-    @rule(repository=REPOSITORIES, end=st.sampled_from(sorted(ENDS)))
-    def sync_by_hand(self, repository: str, end: str) -> None:
-        self.prepare(end)
-        run = self.dispatcher.run_now(repository, "manual")
-        assert run.outcome
-
     @rule()
     def restart(self) -> None:
         """In order: nothing more starts, and the workers end."""

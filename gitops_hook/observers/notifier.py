@@ -52,7 +52,7 @@ _SAID = {
     "well": "is well again: {}, no more {}",
 }
 #: What is said of runs that tell nothing of their repository: they ended with their process.
-_ENDED_WITH_PROCESS = ("shutdown", "command", "killed")
+_ENDED_WITH_PROCESS = ("shutdown", "killed")
 
 
 class Notice(NamedTuple):

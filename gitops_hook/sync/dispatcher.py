@@ -30,7 +30,6 @@ from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Run
-from gitops_hook.outcomes import RETRIED
 from gitops_hook.sync import backoff
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.executor import Early, Executor, RunObserver, log_end
@@ -44,8 +43,6 @@ __all__ = ["Dispatcher", "RunObserver"]
 _SPARE = 4
 #: The number of runs to look back for those that the daemon's shutdown ended.
 _RESTARTS_COUNTED = 10
-#: Seconds after which the run of a command that settled nothing is retried; the user may repeat the command earlier.
-_COMMAND_RETRY = 60.0
 
 
 #: The triggers that wait for the end of a delay after restarts of the daemon, and of a delay of a loop (`loops`).
@@ -190,7 +187,7 @@ class Dispatcher:
             done()
 
     def reconcile(self) -> None:
-        """Repair what was lost: a wake-up, a thread that could not start, a damaged journal, the runs of commands.
+        """Repair what was lost: a wake-up, a thread that could not start, the slot of a hanging worker, the journal.
 
         The daemon calls this every minute. Raises `JournalError`.
         """
@@ -198,22 +195,9 @@ class Dispatcher:
             self.sweep()
         self._release_overdue()
         self.run_due()
-        abandoned = [run.id for run in self._journal.running() if self._executor.is_abandoned(run)]
-        for died in self._journal.end_unfinished(abandoned) if abandoned else ():
-            log_end(died.run, died)
         for repository in self._journal.pending():
             if not self._is_known(repository):
                 self.notify(repository)
-        for run in self._journal.newest(RETRIED, self._journal.now() - _COMMAND_RETRY):
-            if not self._is_known(run.repository):
-                self.notify(run.repository, "retry")
-
-    def run_now(self, repository: str, trigger: str) -> Run:
-        """Do one run of `repository` in the caller's thread, without a slot, and return it.
-
-        For a command that has no daemon. Raises `JournalError` if the run cannot be started.
-        """
-        return self._executor.run_now(repository, trigger)
 
     def request(self, repositories: Sequence[str], trigger: str) -> None:
         """Run the requests of a command, which are in the journal. A sweep leaves half of the slots to pushes."""

@@ -143,23 +143,7 @@ class Executor:
         if not claim:
             return None
         started(claim)
-        return self._run(claim, "shutdown", early, released)
-
-    def run_now(self, repository: str, trigger: str) -> Run:
-        """Do one run of `repository` for a command. Raises `JournalError` if the run cannot be started."""
-        claim = self._journal.start(repository, trigger)
-        assert claim
-        return self._run(claim, "command").run
-
-    def is_abandoned(self, run: Run) -> bool:
-        """Return True if another process's run exceeded its time limit."""
-        if run.id in self._deadlines:
-            return False
-        try:
-            limit = self._time_limit(self._checkouts.find(run.repository))
-        except OSError:  # no process can be started; the next check decides
-            return False
-        return self._journal.now() - run.started > limit + GRACE + OVERDUE
+        return self._run(claim, early, released)
 
     def _start(self, repository: str, trigger: str) -> Claim | None:
         """Start a run as soon as the journal can be written; None if none is due, or at the shutdown."""
@@ -170,20 +154,14 @@ class Executor:
                 if self._stopping.wait(JOURNAL_WAIT):
                     return None
 
-    def _run(
-        self,
-        claim: Claim,
-        cause: str,
-        early: Early = Early(),  # noqa: B008 - immutable
-        released: Callable[[], None] = lambda: None,
-    ) -> Ended:
+    def _run(self, claim: Claim, early: Early, released: Callable[[], None]) -> Ended:
         task = _task(claim)
         _log_start(claim)
         self._inform_observers(lambda observer: observer.began(claim, task))
         result = self._execute(task, claim.run)
         # A script may answer SIGTERM with a status of its own choice.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=CAUSES[cause], cause=cause)
+            result = result._replace(outcome="interrupted", message=CAUSES["shutdown"], cause="shutdown")
         cancelled = claim.run.id in self._cancelled
         if cancelled and result.exit != 0:
             result = result._replace(outcome="interrupted", message=CAUSES["cancelled"], cause="cancelled")

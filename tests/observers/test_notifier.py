@@ -75,7 +75,7 @@ class TestWhatThereIsToTell:
         due = notice(runs(*ends), told(*known) if known else None, NOW)
         assert (due.kind if due else None) == kind
 
-    @pytest.mark.parametrize("cause", ["shutdown", "command", "killed"])
+    @pytest.mark.parametrize("cause", ["shutdown", "killed"])
     def test_a_run_that_our_shutdown_ended_is_no_failure(self, cause: str):
         assert notice(runs(("interrupted", 5), cause=cause), None, NOW) is None
 

@@ -362,18 +362,6 @@ class TestReconciliation:
         dispatcher.reconcile()
         assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
 
-    @pytest.mark.parametrize("script", ["exit 75", "kill -KILL $$"])
-    def test_it_retries_what_a_command_left_unsettled(self, stage: Stage, script: str):
-        stage.dispatcher(script).run_now("acme/left", "sweep")
-        dispatcher = stage.dispatcher("exit 0")
-        dispatcher.run_now("acme/fine", "sweep")
-        dispatcher.reconcile()
-        assert dispatcher.workers == 0, "the user may repeat the command"
-        stage.journal.now = lambda: time.time() + 61
-        dispatcher.reconcile()
-        last = stage.wait_for_runs(3)[-1]
-        assert (last.repository, last.trigger, last.outcome) == ("acme/left", "retry", "updated")
-
     def test_it_leaves_delayed_checkouts_alone(self, stage: Stage, long_delays: None):
         dispatcher = stage.dispatcher("exit 75")
         stage.push(dispatcher, "acme/waits")
@@ -382,35 +370,6 @@ class TestReconciliation:
         stage.journal.now = lambda: time.time() + 61
         dispatcher.reconcile()
         assert dispatcher.workers == 0
-
-    def test_it_ends_the_runs_of_commands_that_were_killed(self, stage: Stage):
-        stage.checkouts("acme/patient")
-        (stage.root / "acme/patient/.git/config").write_text("[gitops]\ntimeout = 120\n")
-        dispatcher = stage.dispatcher("exit 0")  # 60 s, 10 s to end its group, 30 s to record it
-        stage.record("acme/dead")
-        for repository, ago in (("acme/dead", 103), ("acme/lives", 91), ("acme/patient", 103)):
-            stage.journal.now = lambda ago=ago: time.time() - ago
-            assert stage.journal.start(repository, "manual")
-        stage.journal.now = time.time
-        dispatcher.reconcile()
-        dead, *others = stage.wait_for_runs(2)
-        assert (dead.outcome, dead.cause) == ("interrupted", "killed")
-        assert [(run.repository, run.outcome) for run in others] == [
-            ("acme/lives", None), ("acme/patient", None), ("acme/dead", "updated"),
-        ]  # fmt: skip
-
-    def test_it_ends_no_run_whose_limit_is_unknown(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        stage.checkouts("acme/site")
-        claim = stage.journal.start("acme/site", "manual")
-        assert claim
-        stage.journal.now = lambda: time.time() + 99999
-        dispatcher = stage.dispatcher("exit 0")
-        monkeypatch.setenv("PATH", "/nonexistent")
-        dispatcher.reconcile()
-        assert stage.runs() == [claim.run]
-        monkeypatch.undo()
-        dispatcher.reconcile()
-        assert stage.runs()[0].outcome == "interrupted"
 
     def test_after_a_damaged_journal_it_sweeps_once(self, stage: Stage):
         stage.checkouts("acme/a", "acme/b")
