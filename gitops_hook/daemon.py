@@ -34,6 +34,7 @@ from gitops_hook.errors import JournalError, StartError
 from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
 from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
+from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
 from gitops_hook.httpd.server import Server
 from gitops_hook.httpd.sockets import listen_on_address, listen_on_path
 from gitops_hook.journal.writer import Journal
@@ -261,7 +262,7 @@ def start_control(
     """Start to serve the control socket. Raises `StartError`."""
     app = ControlApp(journal, checkouts, dispatcher, settings.clone)
     try:
-        server = Server(listen_on_path(settings.control), app, name="control")
+        server = Server(listen_on_path(settings.control), app, Limits(connections=64, reserve=2), name="control")
     except OSError as error:
         raise StartError(f"GITOPS_CONTROL={str(settings.control)!r} cannot be used: {error.strerror}") from None
     _start_accepting(server, signals)
@@ -325,12 +326,12 @@ def _serve_both(
     """Create a server for each socket: those that systemd passed by name, or else one for the configured address."""
     inherited = inherited_sockets(environ)
     servers = []
-    for name, option, address, app in (
-        ("webhook", "GITOPS_LISTEN", settings.listen, webhook),
-        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard),
+    for name, option, address, app, limits in (
+        ("webhook", "GITOPS_LISTEN", settings.listen, webhook, Limits()),
+        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard, PAGE_LIMITS),
     ):
         sockets = inherited.pop(name, []) or ([_bind(option, address)] if address else [])
-        servers += [Server(listening, app, name=name) for listening in sockets]
+        servers += [Server(listening, app, limits, name) for listening in sockets]
     for name, unknown in inherited.items():
         log.warning("inherited sockets have an unknown name and are not used", name=name, sockets=len(unknown))
     return servers

@@ -250,12 +250,19 @@ class WebhookApp:
 
 def _read_body(environ: dict[str, Any]) -> bytes:
     """Return the complete body. Raise `HTTPError`: 411 without a length, 413 if it is too large, 400 if it is cut."""
+    too_large = HTTPError(413, f"the body is larger than {MAX_BODY >> 20} MiB")
+    body: bytes
+    if environ.get("wsgi.input_terminated"):  # chunked
+        body = environ["wsgi.input"].read(MAX_BODY + 1)
+        if len(body) > MAX_BODY:
+            raise too_large
+        return body
     length = environ.get("CONTENT_LENGTH", "")
     if not length.isascii() or not length.isdigit():
         raise HTTPError(411, "there is no Content-Length")
     if int(length) > MAX_BODY:
-        raise HTTPError(413, f"the body is larger than {MAX_BODY >> 20} MiB")
-    body: bytes = environ["wsgi.input"].read(int(length))
+        raise too_large
+    body = environ["wsgi.input"].read(int(length))
     if len(body) != int(length):
         raise HTTPError(400, "the body ends early")
     return body
