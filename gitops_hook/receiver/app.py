@@ -26,8 +26,9 @@ from gitops_hook.model import Delivery, HookPing
 from gitops_hook.names import may_clone
 from gitops_hook.receiver.events import Event, Ignored, Ping, Push, parse_event
 from gitops_hook.receiver.forges import Forge, claimed_forge
+from gitops_hook.receiver.large import parse_in_child
 from gitops_hook.receiver.payload import RefChange
-from gitops_hook.receiver.signatures import header_value
+from gitops_hook.receiver.signatures import FORM, JSON, header_value, media_type
 from gitops_hook.secrets import Secrets
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import printable
@@ -37,8 +38,13 @@ HEALTH = "/healthz"
 METHODS = {WEBHOOK: ("POST",), HEALTH: ("GET", "HEAD")}
 #: The size of the largest body in bytes: GitHub's own limit.
 MAX_BODY = 25 << 20
-#: The size in bytes above which payloads are parsed one at a time, because the parser needs many times the size.
+#: The size in bytes above which a payload is parsed in a process of its own, one at a time; and the time in seconds
+#: that a request waits for its turn. GitHub gives up after 10 s.
 _LARGE_BODY = 1 << 20
+_LARGE_WAIT = 8.0
+#: The size in bytes of the largest form whose decoded field is signed, because it is decoded before it is verified.
+#: The forges that sign so send few commits.
+MAX_FORM = 1 << 20
 #: The value of Retry-After, in seconds.
 _RETRY_AFTER = "10"
 #: The class of the reason for each HTTP status of a rejection.
@@ -111,7 +117,7 @@ class WebhookApp:
         self._clone = clone
         self._count = count
         self._now = now
-        # Held while a large payload is parsed, by the thread that parses it. It bounds the memory of the parser.
+        # Held while a child process parses a large payload, by the thread that waits for it. It limits the processes.
         self._parsing_large = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -153,6 +159,8 @@ class WebhookApp:
             forge = claimed_forge(environ)
             delivery = printable(header_value(environ, forge.delivery)) or None
             body = _read_body(environ)
+            if len(body) > MAX_FORM and forge.signature.signs_field and media_type(environ) == FORM:
+                raise HTTPError(413, f"forms are limited to {MAX_FORM >> 20} MiB; use {JSON}")
             secrets = self._secrets()
             secret = secrets.match(forge.signature.proof(environ, body, self._now()))
             if secret is None:
@@ -193,8 +201,12 @@ class WebhookApp:
     def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
         if len(body) <= _LARGE_BODY:
             return parse_event(forge, environ, body)
-        with self._parsing_large:
-            return parse_event(forge, environ, body)
+        if not self._parsing_large.acquire(timeout=_LARGE_WAIT):
+            raise HTTPError(503, "too many large payloads are being parsed")
+        try:
+            return parse_in_child(forge, environ, body)
+        finally:
+            self._parsing_large.release()
 
     def _record_ping(self, ping: Ping, guid: str | None, signed: str) -> None:
         """Record that this hook reaches the daemon, for the command that created the hook and waits for its ping."""

@@ -19,7 +19,7 @@ from webtest import TestApp
 
 from gitops_hook.errors import HTTPError
 from gitops_hook.journal.writer import Journal
-from gitops_hook.receiver.app import WebhookApp
+from gitops_hook.receiver.app import MAX_FORM, WebhookApp
 from gitops_hook.receiver.events import parse_event
 from gitops_hook.receiver.forges import FORGES, claimed_forge
 from gitops_hook.receiver.payload import RefChange
@@ -440,6 +440,16 @@ def test_a_form_that_is_not_one_field_proves_nothing(host: Host, body: bytes) ->
     for signed in (b"{}", body):
         assert host.post(body, gitea("push", signed, ""), FORM).status_int == 401
     assert host.post(body, github("push", body, ""), FORM).status_int == 400
+
+
+@pytest.mark.parametrize("speaker", ["Gitea", "Forgejo", "Gogs"])
+def test_a_form_that_is_decoded_before_it_is_verified_is_small(host: Host, speaker: str) -> None:
+    value = json.dumps({**push_of_gitea(), "commits": ["x" * MAX_FORM]}).encode()
+    body = urlencode({"payload": value}).encode()
+    sent = SPEAKERS[speaker]("push", value, "")
+    answer = host.post(body, sent, FORM)
+    assert (answer.status_int, answer.json["reason"]) == (413, "forms are limited to 1 MiB; use application/json")
+    assert host.post(value, sent).status_int == 202
 
 
 def test_the_largest_form_is_decoded_in_little_time() -> None:
