@@ -15,6 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ _LARGE_WAIT = 8.0
 #: The size in bytes of the largest form whose decoded field is signed, because it is decoded before it is verified.
 #: The forges that sign so send few commits.
 MAX_FORM = 1 << 20
+#: The size above which such forms are verified one at a time.
+_SMALL_FORM = 64 << 10
 #: The value of Retry-After, in seconds.
 _RETRY_AFTER = "10"
 #: The class of the reason for each HTTP status of a rejection.
@@ -117,6 +120,9 @@ class WebhookApp:
         self._clone = clone
         self._count = count
         self._now = now
+        # Held while a form is decoded and verified, by the thread that does it. Several at a time would keep the other
+        # threads from the interpreter.
+        self._decoding = threading.Lock()
         # Held while a child process parses a large payload, by the thread that waits for it. It limits the processes.
         self._parsing_large = threading.Lock()
 
@@ -159,10 +165,8 @@ class WebhookApp:
             forge = claimed_forge(environ)
             delivery = printable(header_value(environ, forge.delivery)) or None
             body = _read_body(environ)
-            if len(body) > MAX_FORM and forge.signature.signs_field and media_type(environ) == FORM:
-                raise HTTPError(413, f"forms are limited to {MAX_FORM >> 20} MiB; use {JSON}")
             secrets = self._secrets()
-            secret = secrets.match(forge.signature.proof(environ, body, self._now()))
+            secret = self._verify(forge, environ, body, secrets)
             if secret is None:
                 raise HTTPError(401, f"the signature {forge.signature.header} is missing or wrong")
             event = self._parse(forge, environ, body)
@@ -197,6 +201,14 @@ class WebhookApp:
             ms=round((time.monotonic() - started) * 1000, 1),
         )
         return response
+
+    def _verify(self, forge: Forge, environ: dict[str, Any], body: bytes, secrets: Secrets) -> str | None:
+        """Return the name of the secret that signed a request, or None. Raise `HTTPError` (413) for a large form."""
+        decodes = len(body) > _SMALL_FORM and forge.signature.signs_field and media_type(environ) == FORM
+        if decodes and len(body) > MAX_FORM:
+            raise HTTPError(413, f"forms are limited to {MAX_FORM >> 20} MiB; use {JSON}")
+        with self._decoding if decodes else nullcontext():
+            return secrets.match(forge.signature.proof(environ, body, self._now()))
 
     def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
         if len(body) <= _LARGE_BODY:

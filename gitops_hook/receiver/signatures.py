@@ -35,8 +35,9 @@ TOLERANCE = 300
 _SECONDS = re.compile("[0-9]{1,12}")
 #: The size in bytes above which hashing must not delay other threads.
 _LARGE_MESSAGE = 64 << 10
-#: Bytes that a form's single value must not contain, and incomplete escapes.
-_INVALID_IN_FORM = re.compile(rb"%(?![0-9A-Fa-f]{2})|[=&\x00-\x20\x7f-\xff]")
+#: The bytes that a form's single value may contain, and an incomplete escape.
+_FORM_BYTES = bytes(code for code in range(0x21, 0x7F) if code not in b"=&")
+_INCOMPLETE_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 #: The escapes of a form differ from those of quoted-printable only in these characters.
 _TO_QUOTED_PRINTABLE = bytes.maketrans(b"%+", b"= ")
 
@@ -126,7 +127,7 @@ def form_field(body: bytes) -> bytes | None:
     because the sender may not be verified yet.
     """
     name, _, value = body.partition(b"=")
-    if name != b"payload" or _INVALID_IN_FORM.search(value):
+    if name != b"payload" or value.translate(None, _FORM_BYTES) or _INCOMPLETE_ESCAPE.search(value):
         return None
     return binascii.a2b_qp(value.translate(_TO_QUOTED_PRINTABLE))
 
