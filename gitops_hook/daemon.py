@@ -43,6 +43,7 @@ from gitops_hook.log import log
 from gitops_hook.observers.commits import Commits
 from gitops_hook.observers.metrics import Metrics
 from gitops_hook.observers.notifier import Notifier
+from gitops_hook.observers.prometheus import CONTENT_TYPE
 from gitops_hook.receiver.app import RESULTS, WebhookApp
 from gitops_hook.secrets import SecretSource
 from gitops_hook.sync.checkouts import Checkouts
@@ -127,7 +128,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=metrics.answered
         )
         app = forwarded_middleware(webhook, settings.trusted_proxies)
-        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, metrics.exposition)
+        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()))
         servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
         control = start_control(settings, journal, checkouts, dispatcher, signals)

@@ -20,7 +20,8 @@ usage() {
     cat <<'END'
 usage: gitops_sync.sh [--dry-run] [--force] NAME
 
-Update the checkout of the repository NAME under $GITOPS_ROOT (/srv/gitops) from its remote, and deploy it.
+Update the checkout NAME under $GITOPS_ROOT (/srv/gitops) from its remote, and deploy it.
+NAME is a repository, and with @ENVIRONMENT one of its other checkouts: site, acme/site, acme/site@staging.
 
   --dry-run  report what a run would move, deploy or refuse; change nothing except fetched objects
   --force    deploy even if no deploy is pending, and even a commit whose health check failed before;
@@ -57,15 +58,18 @@ script=${BASH_SOURCE[0]}                # the real path of this file; a repair s
 if [[ $script != /* || -L $script ]]; then script=$(readlink -f -- "$script"); fi
 arguments=("$@")                        # the command line, for that second start
 dry_run='' force=''                     # "yes" if the option was given
-name='' repository=''                   # "site", and "acme/site" if the owner is known
+name='' repository=''                   # "site" or "site@staging", and "acme/site" if the owner is known
 announced_branch='' announced_commit='' # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
 
 # The checkout.
 checkout=''                       # its absolute path, which is also the working directory
+created=''                        # "yes" if this run created the directory, for a clone
+lock_directory=''                 # the directory of the lock file
 common_dir=''                     # the repository's directory; differs from GIT_DIR in a linked worktree
 state_refs=''                     # the prefix of the refs `deployed` and `bad`
 move_note=''                      # a file: empty, or "<from> <to> [started]" while a move or deploy is unfinished
 origin=''                         # the remote's URL without a password, for messages
+paths=()                          # the values of gitops.paths
 declare -A config=()              # git's configuration of all scopes, by key
 declare -A setting_file=()        # the file that contains each setting
 
@@ -92,6 +96,7 @@ deploy_started=''                 # "started" if a deploy of the checked-out com
 moved='' cloned='' action=''      # what the run did: "yes", "cloned", "deployed"
 failure=''                        # the reason of a failed deploy or health check
 git_error='' blocking_paths=()    # the last error line of git, and the files that git refused to overwrite
+filtered_paths=()                 # files that only git's filters changed
 removed_submodules=()             # paths of submodules that the run removed
 notes=''                          # additions to the message, each starting with "; "
 repaired=${GITOPS_REPAIRED:-}     # the repair that started this run, as a sentence
@@ -134,15 +139,21 @@ main() {
     read_arguments "$@"
     read_hints
     enter_checkout
-    take_lock
-    complete_interrupted_swap
-    [[ -e .git ]] || clone
-    find_repository
-    check_owner
+    if has_repository; then
+        find_repository
+        check_owner
+        take_lock "$lock_directory" || finish unreachable "'$checkout/.git' is being replaced; tried again later"
+        complete_interrupted_swap
+    else
+        clone
+        find_repository
+    fi
     read_settings || repair_or_fail 'git cannot read its configuration'
+    share_files
     forbid_prompts
     check_origin
     end_if_paused
+    check_paths
     remove_stale_locks
     read_refs
     before=$head
@@ -156,9 +167,11 @@ main() {
     elif is_at_target; then
         [[ $deploy_pending ]] || end_unchanged
         check_signature
+        check_lfs
         [[ ! $dry_run ]] || finish unchanged "would deploy ${head:0:10}"
     else
         check_signature
+        check_lfs
         keep_local_commits
         [[ ! $dry_run ]] || preview_move
         move
@@ -183,7 +196,7 @@ end_unchanged() {
 end_updated() {
     local outcome=unchanged
     if [[ $moved || $action ]]; then outcome=updated; fi
-    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${action:+, $action}"
+    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
 }
 
 # conclude OUTCOME MESSAGE [FIX]: end a run that is at the remote's commit. If the remote does not show the announced

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 #: What git may see of the world: no user, no system configuration, no prompts, stable names and messages.
@@ -97,7 +97,7 @@ class Upstream:
         return path
 
 
-@lru_cache(maxsize=None)
+@cache
 def _template(branch: str) -> Path:
     """Create a bare repository and a clone of it with one commit, once for each branch name and process."""
     folder = Path(tempfile.mkdtemp(prefix="gitops-hook-template-"))

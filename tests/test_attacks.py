@@ -90,7 +90,9 @@ def test_no_secret_is_compared_with_equals() -> None:
         tree = ast.parse((SOURCE / f"gitops_hook/{module}.py").read_text())
         for name in names:
             (definition,) = (node for node in ast.walk(tree) if getattr(node, "name", None) == name)
-            equals = [node for node in ast.walk(definition) if isinstance(node, ast.Compare) and "==" in ast.unparse(node)]
+            equals = [
+                node for node in ast.walk(definition) if isinstance(node, ast.Compare) and "==" in ast.unparse(node)
+            ]
             assert [ast.unparse(node) for node in equals] in ([], ["media_type(headers) == FORM"])
 
 

@@ -33,7 +33,9 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 #: `service_actions` is socketserver's name.
-EMPTY_WORDS = re.compile(r"(manager|utils?|helpers?|(?<!_)services?(?!_actions|_user)|processors?)(?![a-z])", re.IGNORECASE)
+EMPTY_WORDS = re.compile(
+    r"(manager|utils?|helpers?|(?<!_)services?(?!_actions|_user)|processors?)(?![a-z])", re.IGNORECASE
+)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -15,6 +15,7 @@ from gitops_hook.config import WEBHOOK, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid, may_clone
 from gitops_hook.outcomes import outcome_of
+from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import escape
 
 
@@ -26,7 +27,7 @@ def sync(given: Arguments) -> int:
     client = forge_commands.optional_client(settings) if given.audit else None
     names = _known_names(settings, given.repository)
     if given.cancel:
-        return _cancel(settings, names, user)
+        return _cancel(settings, names or list(Checkouts(settings.root)), user)
     body = {"all": True, "trigger": "sweep"} if given.all else {"checkouts": names, "trigger": "manual"}
     status = _run(settings, "gitops-hook sync", "/runs", {**body, "by": user}, as_json=given.json)
     if client:

@@ -49,14 +49,16 @@ def requests_to_daemon(settings: Settings, what: str) -> Iterator[Post]:
 
     `what` names this command for others. The command continues as the owner of the state directory.
     """
+    warnings: list[str] = []
 
     def warn(message: str) -> None:
+        warnings.append(message)
         print(f"gitops-hook: {message}", file=sys.stderr)
 
     with performer(settings, what, warn) as socket:
         found = holder(settings.state)
-        if found and found.what not in (DAEMON, what):
-            warn(f"{found.what} (process {found.pid}) performs the runs, because no daemon is running")
+        if found and found.what != DAEMON and not warnings:
+            warn(f"no daemon is running; {found.what} (process {found.pid}) performs the runs")
         become_owner(settings)
         yield lambda path, body: _post(settings, socket, path, body)
 

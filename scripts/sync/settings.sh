@@ -9,19 +9,19 @@ declare -A config setting setting_file # see gitops_sync.sh
 # The daemon reads the settings with the same command, so that both always agree:
 #     GIT_DIR=<git directory> git config --show-scope --show-origin --null --list
 # GIT_DIR must be set: in another user's checkout, git otherwise drops the local scope without an error.
-# Needs: GIT_DIR. Sets: config, setting, setting_file. Returns 1 if git cannot read the configuration.
+# Needs: GIT_DIR. Sets: config, setting, setting_file, paths. Returns 1 if git cannot read the configuration.
 read_settings() {
     local fields scope key value i
     # The status is the last field, because bash may lose that of a process substitution.
     mapfile -d '' -t fields < <(git config --show-scope --show-origin --null --list 2>/dev/null; printf '%s\0' "$?")
     [[ ${fields[-1]} == 0 ]] || return 1
-    setting[paths]=''
+    paths=()
     for ((i = 0; i + 2 < ${#fields[@]}; i += 3)); do # scope, origin, key and value; a key without "=" means true
         scope=${fields[i]} key=${fields[i + 2]%%$'\n'*} value=true
         if [[ ${fields[i + 2]} == *$'\n'* ]]; then value=${fields[i + 2]#*$'\n'}; fi
         config[$key]=$value
         [[ $key == gitops.* && ($scope == local || $scope == worktree) ]] || continue
-        if [[ $key == gitops.paths ]]; then value+=" ${setting[paths]}"; fi
+        if [[ $key == gitops.paths ]]; then paths+=("$value"); fi
         setting[${key#gitops.}]=$value
         setting_file[${key#gitops.}]=${fields[i + 1]#file:}
     done
@@ -43,6 +43,18 @@ check_settings() {
     [[ ${setting[timeout]} =~ ^[1-9][0-9]{0,5}$ ]] || reject_setting timeout 'a number of seconds'
     [[ ${setting[healthtimeout]} =~ ^(0|[1-9][0-9]{0,5})$ ]] || reject_setting healthTimeout 'a number of seconds'
     [[ ! ${setting[branch]} ]] || is_branch "${setting[branch]}" || reject_setting branch 'the name of a branch'
+}
+
+# Each value of gitops.paths is one pattern. One that git does not accept must not mean "deploy everything".
+# Needs: paths, GIT_DIR.
+check_paths() {
+    local pattern
+    for pattern in "${paths[@]}"; do
+        # An index that does not exist is empty, so this only parses the pattern.
+        GIT_INDEX_FILE=$GIT_DIR/gitops-no-index git ls-files -- "$pattern" &>/dev/null && [[ $pattern ]] && continue
+        setting[paths]=$pattern
+        reject_setting paths 'patterns that git accepts (see gitglossary, pathspec)'
+    done
 }
 
 reject_setting() {
