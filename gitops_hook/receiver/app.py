@@ -228,48 +228,54 @@ class WebhookApp:
         """Record a push that concerns this host. Return the response to any event."""
         if isinstance(event, Ping):
             return Response(200, "pong", event.repository, guid, None, ("ignored", "ping"))
-        change = self._tracked_change(event) if isinstance(event, Push) else event
-        if isinstance(change, Ignored):
-            return Response(200, "ignored", change.repository, guid, change.reason, ("ignored", change.kind))
+        changes = self._tracked_changes(event) if isinstance(event, Push) else event
+        if isinstance(changes, Ignored):
+            return Response(200, "ignored", changes.repository, guid, changes.reason, ("ignored", changes.kind))
         assert isinstance(event, Push)
+        received = self._now()
         self._journal.record(
-            Delivery(
-                guid=guid or "",
-                event="push",
-                received=self._now(),
-                repository=event.repository,
-                ref=change.ref,
-                before=change.before,
-                after=change.after,
-                pusher=event.pusher,
+            *(
+                Delivery(guid or "", "push", received, name, change.ref, change.before, change.after, event.pusher)
+                for name, change in changes.items()
             )
         )
-        self._notify(event.repository)
-        return Response(202, "queued", event.repository, guid, None, ("accepted", "push"), change.after or None)
+        for name in changes:
+            self._notify(name)
+        commit = next(iter(changes.values())).after or None
+        return Response(202, "queued", event.repository, guid, None, ("accepted", "push"), commit)
 
-    def _tracked_change(self, push: Push) -> RefChange | Ignored:
-        """Return the change that may concern a checkout on this host, or the reason why there is none."""
+    def _tracked_changes(self, push: Push) -> dict[str, RefChange] | Ignored:
+        """Return the change for each checkout whose tracked branch moved, by name, or the reason why there is none."""
 
         def ignored(kind: str, reason: str) -> Ignored:
             return Ignored(push.repository, kind, reason)
 
-        checkout = self._checkouts.find(push.repository)
-        if not checkout and not may_clone(push.repository, self._clone):
-            return ignored("checkout", "this host has no checkout of the repository")
+        checkouts = self._checkouts.find_all(push.repository, push.path)
+        foreign = not checkouts and self._checkouts.find(push.repository)
+        if foreign or not (checkouts or may_clone(push.repository, self._clone)):
+            other = "the checkout of this name on this host belongs to another repository"
+            return ignored("checkout", other if foreign else "this host has no checkout of the repository")
         if not push.changes:
             return ignored("nothing", "the push changed no ref")
         named = [change for change in push.changes if change.ref]
         if not named:
             return ignored("ref", "the name of the ref is missing, too long or unusual")
-        changes = [change for change in named if not change.deleted]
-        if not changes:
+        present = [change for change in named if not change.deleted]
+        if not present:
             return ignored("deleted", "the ref was deleted")
-        branch = checkout.settings.get("branch") if checkout else None
-        branch = branch or push.default_branch
-        if not branch:  # the script asks the remote
-            return changes[0]
-        tracked = next((change for change in changes if change.is_branch(branch)), None)
-        return tracked or ignored("branch", f"the tracked branch is `{printable(branch)}`")
+        # A repository to clone has no settings yet.
+        branches = {checkout.repository: checkout.settings.get("branch") for checkout in checkouts}
+        found: dict[str, RefChange] = {}
+        for name, setting in (branches or {push.repository: None}).items():
+            branch = setting or push.default_branch
+            # If no branch is known, any change may concern it: the script asks the remote.
+            change = next((change for change in present if not branch or change.is_branch(branch)), None)
+            if change:
+                found[name] = change
+        if found:
+            return found
+        tracked = sorted({setting or push.default_branch for setting in branches.values()} or {push.default_branch})
+        return ignored("branch", f"the tracked branch is {', '.join(f'`{printable(name)}`' for name in tracked)}")
 
 
 def _read_body(environ: dict[str, Any]) -> bytes:

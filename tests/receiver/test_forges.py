@@ -14,7 +14,7 @@ from urllib.parse import quote_plus, urlencode
 
 import pytest
 from harness import NOBODY, SECRET, WEBHOOK, push
-from scratch import Upstream
+from scratch import Upstream, git
 from webtest import TestApp
 
 from gitops_hook.errors import HTTPError
@@ -298,6 +298,8 @@ class Host:
         root.mkdir()
         Upstream(folder / "forge", "acme/site").checkout(root)
         Upstream(folder / "forge", "acme/shop").checkout(root, branch="live")
+        nested = Upstream(folder / "forge", "acme/nested").checkout(root)
+        git("remote", "set-url", "origin", "https://gitlab.example.org/x/acme/nested.git", cwd=nested)
         self.journal = Journal(folder / "state")
         secrets = Secrets({"line 1": b"newer", "line 2": SECRET.encode(), "line 3": SIGNING_TOKEN.encode()})
         app = WebhookApp(lambda: secrets, Checkouts(root), self.journal, lambda repository: None, now=lambda: NOW)
@@ -538,6 +540,11 @@ def test_the_example_of_standard_webhooks_is_proven() -> None:
 )
 def test_of_nested_groups_the_last_one_counts(host: Host, guid: str, path: str, name: str) -> None:
     assert host.deliver("GitLab", push_of_gitlab(path=path), guid=guid).json["repository"] == name
+
+
+def test_nested_groups_that_end_alike_do_not_share_a_checkout(host: Host) -> None:
+    assert host.deliver("GitLab", push_of_gitlab(path="x/acme/nested")).status_int == 202
+    assert host.deliver("GitLab", push_of_gitlab(path="y/acme/nested")).json["status"] == "ignored"
 
 
 @pytest.mark.parametrize("path", ["world/..", "a/-b/c/-d", "a/b/.git", "/", "a//", "a/b/c\n"])
