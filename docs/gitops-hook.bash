@@ -5,13 +5,14 @@ _gitops_hook() {
     local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command='' word
     local settings='--root --state'
     local -A flags=(
-        [serve]="$settings --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
+        [serve]="$settings --control --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
             --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format"
         [status]="$settings --json"
-        [runs]="$settings --json --delivery --number"
+        [runs]="$settings --json --delivery --failed --since --number"
         [logs]="$settings --follow"
-        [sync]="$settings --json --all --audit"
-        [pause]=$settings
+        [sync]="$settings --json --all --audit --cancel"
+        [config]="$settings --json --unset"
+        [pause]="$settings --reason"
         [resume]=$settings
         [add]="$settings --branch --deploy --url"
         [send]="$settings --json --branch --timeout"
@@ -36,7 +37,7 @@ _gitops_hook() {
         mapfile -t COMPREPLY < <(compgen -W "${!flags[*]} --help --version" -- "$current")
     elif [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "${flags[$command]} --help" -- "$current")
-    elif [[ $command == @(status|runs|logs|sync|pause|resume|send|register|unregister|hooks|audit) ]]; then
+    elif [[ $command == @(status|runs|logs|sync|config|pause|resume|send|register|unregister|hooks|audit) ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(_gitops_hook_repositories)" -- "$current")
     fi
 }

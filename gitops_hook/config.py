@@ -26,6 +26,8 @@ from gitops_hook.shipped import sync_script
 
 #: The path that forges deliver to.
 WEBHOOK = "/api/webhook/gitops"
+#: The longest path of a Unix socket (unix(7)).
+SOCKET_PATH_BYTES = 107
 Network = Union[IPv4Network, IPv6Network]
 #: The unit's EnvironmentFile=. Commands read it too, so that they use the daemon's settings.
 ENVIRONMENT_FILE = Path("/etc/gitops-hook/gitops-hook.env")
@@ -82,6 +84,7 @@ class Settings(NamedTuple):
     root: Path
     state: Path
     sync_script: Path
+    control: Path
     listen: Address
     dashboard_listen: Address | None
     trusted_proxies: tuple[Network, ...]
@@ -122,6 +125,13 @@ def _path(text: str) -> Path:
     if not text:
         raise ValueError("it is empty")
     return Path(text).expanduser().absolute()
+
+
+def _socket_path(text: str) -> Path:
+    path = _path(text)
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise ValueError(f"it is longer than {SOCKET_PATH_BYTES} bytes, the limit of the kernel")
+    return path
 
 
 def _optional_path(text: str) -> Path | None:
@@ -217,6 +227,11 @@ def _sync_script(environ: Mapping[str, str]) -> str:
     return str(sync_script(_path(environ.get("GITOPS_STATE") or _state(environ))))
 
 
+def _control(environ: Mapping[str, str]) -> str:
+    directory = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return str(_path(directory or environ.get("GITOPS_STATE") or _state(environ)) / "control.sock")
+
+
 class Option(NamedTuple):
     """One setting: its name, its format, its default and its description."""
 
@@ -277,6 +292,13 @@ OPTIONS = (
         _sync_script,
         "the shipped `gitops_sync.sh`",
         "script that a run executes, with the repository's name as its argument",
+    ),
+    Option(
+        "GITOPS_CONTROL",
+        _socket_path,
+        _control,
+        "`$RUNTIME_DIRECTORY/control.sock`, else `control.sock` in the state directory",
+        "path of the socket on which the daemon receives the requests of commands",
     ),
     _fixed(
         "GITOPS_LISTEN",

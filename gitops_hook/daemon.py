@@ -5,7 +5,8 @@ Rules:
 1. Signals and threads send codes to the main thread. Between them, the main thread does periodic tasks.
 2. At the start, the sockets come last: a client that can connect gets an answer. At the end, they are closed first, and
    the journal last.
-3. One daemon per state directory: it holds a lock on the directory, which the kernel releases when the process dies.
+3. One daemon per state directory: it holds the lock of the directory (`lock`). A temporary process of a command ends
+   at its request.
 4. The watchdog gets a signal only while every part makes progress. Otherwise systemd sends SIGABRT, and the traceback
    of every thread appears in the log.
 """
@@ -13,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import faulthandler
-import fcntl
 import os
 import sched
 import select
@@ -28,16 +28,22 @@ from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
+from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.errors import JournalError, StartError
 from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
+from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
-from gitops_hook.httpd.server import Application, Server
+from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
+from gitops_hook.httpd.server import Server
+from gitops_hook.httpd.sockets import listen_on_address, listen_on_path
 from gitops_hook.journal.writer import Journal
+from gitops_hook.lock import DAEMON, Holder, StateLock, ask_to_stop
 from gitops_hook.log import log
 from gitops_hook.observers.commits import Commits
 from gitops_hook.observers.metrics import Metrics
 from gitops_hook.observers.notifier import Notifier
+from gitops_hook.observers.prometheus import CONTENT_TYPE
 from gitops_hook.receiver.app import RESULTS, WebhookApp
 from gitops_hook.secrets import SecretSource
 from gitops_hook.sync.checkouts import Checkouts
@@ -51,6 +57,8 @@ REQUESTS_DEADLINE = 5.0
 RUNS_DEADLINE = 60.0
 #: Seconds until a notice must end after that. An unfinished notice is sent again at the next start.
 NOTICE_DEADLINE = 5.0
+#: Seconds until the temporary process of a command must release the lock, after it was asked to stop.
+HANDOVER_DEADLINE = REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 5.0
 #: Seconds between two runs of each periodic task.
 _RECONCILE_INTERVAL = 60.0
 _PRUNE_INTERVAL = 3600.0
@@ -96,7 +104,8 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
     faulthandler.enable(2)
     interval = watchdog_interval(environ)
     with ExitStack() as stack:
-        _lock(settings.state, stack)
+        lock = _lock(settings.state, environ)
+        stack.callback(lock.release)
         try:
             journal = Journal(settings.state)
         except JournalError as error:
@@ -119,23 +128,26 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=metrics.answered
         )
         app = forwarded_middleware(webhook, settings.trusted_proxies)
-        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, metrics.exposition)
+        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()))
         servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
+        control = start_control(settings, journal, checkouts, dispatcher, signals)
+        lock.describe(str(settings.control))
         if sender:
             sender.start()
             stack.callback(sender.stop, REQUESTS_DEADLINE)
         for server in servers:
-            threading.Thread(target=_accept, args=(server, signals), name="accept", daemon=True).start()
+            _start_accepting(server, signals)
             address = _describe(server.server_address)
             log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
         notify(environ, "READY=1")
         if notifier:
             notifier.start()
+        servers.append(control)
         main_loop = _MainLoop(servers, dispatcher, journal, checkouts, environ, notifier=notifier)
         status = main_loop.run(signals, interval)
         notify(environ, "STOPPING=1")
-        _stop(signals, servers, dispatcher)
+        stop_runs(signals, servers, dispatcher)
         if notifier:
             notifier.stop(NOTICE_DEADLINE)
     log.info("stopped", exit=status)
@@ -244,7 +256,20 @@ class _MainLoop:
             notify(self._environ, "WATCHDOG=1")
 
 
-def _stop(signals: SignalPipe, servers: list[Server], dispatcher: Dispatcher) -> None:
+def start_control(
+    settings: Settings, journal: Journal, checkouts: Checkouts, dispatcher: Dispatcher, signals: SignalPipe
+) -> Server:
+    """Start to serve the control socket. Raises `StartError`."""
+    app = ControlApp(journal, checkouts, dispatcher, settings.clone)
+    try:
+        server = Server(listen_on_path(settings.control), app, Limits(connections=64, reserve=2), name="control")
+    except OSError as error:
+        raise StartError(f"GITOPS_CONTROL={str(settings.control)!r} cannot be used: {error.strerror}") from None
+    _start_accepting(server, signals)
+    return server
+
+
+def stop_runs(signals: SignalPipe, servers: list[Server], dispatcher: Dispatcher) -> None:
     """Stop accepting, finish the current requests, and wait for the current runs, or end them at the deadline."""
     dispatcher.stop()
     for server in servers:
@@ -278,17 +303,21 @@ def _accept(server: Server, signals: SignalPipe) -> None:
         signals.put(_ACCEPT_FAILED)
 
 
-def _lock(state: Path, stack: ExitStack) -> None:
-    """Lock the state directory until `stack` closes. Raises `StartError`."""
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StartError(f"another gitops-hook uses GITOPS_STATE={str(state)!r}") from None
-    except OSError as error:
-        raise StartError(f"GITOPS_STATE={str(state)!r} cannot be used: {error.strerror}") from None
+def _start_accepting(server: Server, signals: SignalPipe) -> None:
+    threading.Thread(target=_accept, args=(server, signals), name="accept", daemon=True).start()
+
+
+def _lock(state: Path, environ: MutableMapping[str, str]) -> StateLock:
+    """Lock the state directory, after the temporary process of a command has ended. Raises `StartError`."""
+
+    def wait_for(found: Holder) -> None:
+        log.info("waiting for a command to end", command=found.what, pid=found.pid)
+        ask_to_stop(found)
+        notify(environ, f"EXTEND_TIMEOUT_USEC={int(HANDOVER_DEADLINE * 1e6)}")
+
+    lock = StateLock(state, DAEMON)
+    lock.acquire(HANDOVER_DEADLINE, wait_for)
+    return lock
 
 
 def _serve_both(
@@ -297,30 +326,22 @@ def _serve_both(
     """Create a server for each socket: those that systemd passed by name, or else one for the configured address."""
     inherited = inherited_sockets(environ)
     servers = []
-    for name, option, address, app in (
-        ("webhook", "GITOPS_LISTEN", settings.listen, webhook),
-        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard),
+    for name, option, address, app, limits in (
+        ("webhook", "GITOPS_LISTEN", settings.listen, webhook, Limits()),
+        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard, PAGE_LIMITS),
     ):
         sockets = inherited.pop(name, []) or ([_bind(option, address)] if address else [])
-        servers += [Server(listening, app, name=name) for listening in sockets]
+        servers += [Server(listening, app, limits, name) for listening in sockets]
     for name, unknown in inherited.items():
         log.warning("inherited sockets have an unknown name and are not used", name=name, sockets=len(unknown))
     return servers
 
 
 def _bind(option: str, address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
-        listening.bind(address)
-        listening.listen()  # fails here if another process has bound the port in the meantime
+        return listen_on_address(address)
     except OSError as error:
-        listening.close()
         raise StartError(f"{option}={address} cannot be used: {error.strerror}") from None
-    return listening
 
 
 def _describe(address: Any) -> str:

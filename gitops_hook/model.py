@@ -17,7 +17,7 @@ COUNTED = 1000
 
 
 class Delivery(NamedTuple):
-    """An accepted webhook. `id` and `run` are 0 until the journal has assigned them."""
+    """An accepted webhook, or the request of a command. `id` and `run` are 0 until the journal has assigned them."""
 
     guid: str
     event: str
@@ -32,6 +32,8 @@ class Delivery(NamedTuple):
     run: int = 0
     #: True until a run settles it.
     pending: bool = True
+    #: Whether a person asked to deploy even a commit that is deployed already or was rolled back.
+    force: bool = False
 
 
 class Run(NamedTuple):

@@ -14,6 +14,8 @@ import pytest
 from harness import MEASURED, SECRET, SOURCE, Daemon
 from scratch import GIT_ENV, Upstream
 
+from gitops_hook import log
+
 # What a shell puts in the background starts with SIGINT ignored, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -25,6 +27,13 @@ hypothesis.settings.register_profile("gate", hypothesis.settings.get_profile("se
 hypothesis.settings.load_profile("gate")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def restore_the_log() -> Iterator[None]:
+    """Undo what a test changed about the process's log."""
+    yield
+    log.setup("text", under_systemd=False)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""``make demo``: a real push through a real server into a real checkout, and a short account of it.
+"""``make demo``: push to a real repository, deliver the webhook to a real daemon, and print the result.
 
-Everything lives under a temporary folder and is gone at the end. Standard library only.
+Everything is in a temporary directory, which is removed at the end. Standard library only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> int:
             print(f"upstream   {upstream.bare}")
             print(f"checkout   {checkout}, at {git('log', '-1', '--format=%h %s', cwd=checkout)}")
             print(f"daemon     http://127.0.0.1:{daemon.port}{WEBHOOK}, process {daemon.process.pid}")
-            daemon.wait_for_run("trigger=sweep")  # it looks at every checkout as it starts
+            daemon.wait_for_run("trigger=sweep")  # the sweep at the start
 
             before = upstream.head()
             after = upstream.commit({"index.html": "<h1>Hello</h1>\n"}, message="Say hello")
@@ -36,17 +36,17 @@ def main() -> int:
             done = time.perf_counter()
 
             log = daemon.state / "runs" / f"{outcome[2]}.log"
-            print(f"answer     {status} {answer['status']}, {(answered - began) * 1e3:.0f} ms, on the disk")
+            print(f"answer     {status} {answer['status']}, {(answered - began) * 1e3:.0f} ms, on disk")
             print(f"run        {outcome[2]}: {outcome[1]}, {(done - began) * 1e3:.0f} ms after the push was delivered")
             print(f"checkout   at {git('log', '-1', '--format=%h %s', cwd=checkout)}; live: {checkout.parent / 'live'}")
-            print(f"its log    {log}")
+            print(f"log        {log}")
             print("".join(f"           | {line}\n" for line in log.read_text().splitlines()), end="")
             live = (checkout.parent / "live").read_text()
             succeeded = git("rev-parse", "HEAD", cwd=checkout) == after and live == "deployed Say hello\n"
             if daemon.stop() or not succeeded:
-                print(f"THE DEMO FAILED. The daemon said:\n{daemon.log}")
+                print(f"THE DEMO FAILED. Log of the daemon:\n{daemon.log}")
                 return 1
-        print("stopped, and all of it is removed")
+        print("stopped; everything is removed")
     return 0
 
 

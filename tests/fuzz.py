@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of the way of a request (atheris, libFuzzer): ``make fuzz``, or
+"""Coverage-guided fuzzing of the request path (atheris, libFuzzer): ``make fuzz``, or
 
-fuzz.py FOLDER [libFuzzer's options], with the inputs that it has found worth keeping in FOLDER.
+fuzz.py FOLDER [libFuzzer's options], where FOLDER holds the corpus.
 
-What makes it fail is kept in tests/cases, where the ordinary tests try it ever after.
+An input that fails is stored in tests/cases. The ordinary tests run every file there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import atheris
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE / "receiver"), str(HERE / "httpd"), str(HERE.parent)]
 
 with atheris.instrument_imports(include=["gitops_hook"]):
     from raw_requests import CASES
@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["gitops_hook"]):
 
 
 def seed(folder: Path) -> Path:
-    """Begin with what the tests know already; returns a dictionary of its words."""
+    """Write the requests of the tests as the initial corpus. Return the path of a dictionary with their words."""
     folder.mkdir(parents=True, exist_ok=True)
     requests = [
         *(case.raw for case in CASES),
@@ -51,7 +51,7 @@ def main() -> None:
     dictionary = seed(Path(corpus))
     check_log_lines()
     path = RequestPath(Path(tempfile.mkdtemp(prefix="gitops-hook-fuzz-")))
-    # A minute for one input is a hang; memory is what the journal's and the corpus's pages take, many times over.
+    # An input that takes a minute is a hang. The limit on memory is many times the usual.
     limits = [
         "-timeout=60",
         "-rss_limit_mb=2048",

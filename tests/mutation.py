@@ -1,10 +1,11 @@
-"""Mutation testing: for every small fault that one could make in a module, does any test notice?
+"""Mutation testing: check that the tests detect small faults in a module.
 
-Mutmut makes the faults, one at a time; this runs the module's own tests on each, in copies of the tree, and tells how
-many were noticed ("killed") and which were not. `make mutation` runs it; docs/reliability.md explains the survivors.
+Mutmut creates one faulty version of a module ("mutant") at a time. This program runs the module's tests on each, in
+copies of the tree, and prints how many mutants the tests detected ("killed") and the diff of each one that survived.
+`make mutation` runs it; docs/reliability.md explains the survivors.
 
-Pytest is imported once and forked for each mutant. A mutant with which the tests take many times as long as without,
-or for ever, is killed by that.
+Pytest is imported once and forked for each mutant. A mutant that makes the tests take many times as long counts as
+killed.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ import mutmut
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent
-#: Which tests a module answers to: its own, less those whose point is that they take long.
+_RECEIVER = ["tests/receiver", "-k", "not largest_form"]
+#: The tests of each module, without those that take long by design.
 TESTS = {
-    "webhook": ["tests/test_webhook.py", "tests/test_forges.py", "-k", "not largest_form"],
-    "journal": ["tests/test_journal.py", "-k", "not power_cut"],
-    "dispatcher": ["tests/test_dispatcher.py", "-k", "not thousand and not as_a_worker_goes"],
+    **{f"receiver/{module}": _RECEIVER for module in ("app", "events", "forges", "payload", "signatures")},
+    "journal/writer": ["tests/journal", "-k", "not power_cut"],
+    "sync/dispatcher": ["tests/sync/test_dispatcher.py", "-k", "not thousand and not as_a_worker_goes"],
 }
-#: How many times as long the tests may take on a mutant, and the least that they are given, in seconds: on a loaded
-#: machine either measure may come out short.
-PATIENCE, LEAST = 4, 12
+#: The time limit of the tests on a mutant: a multiple of their usual time, and at least so many seconds. A loaded
+#: machine needs the margin.
+TIME_FACTOR, MIN_TIME = 4, 12
 #: The share of mutants that must be killed.
 GATE = 0.9
 
 
 class _WithoutAnnotations(ast.NodeTransformer):
-    """What is left is what runs: no module here reads its annotations."""
+    """Remove annotations: no module reads its own at run time."""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)
@@ -67,11 +69,11 @@ def mutants(path: Path) -> Iterator[str]:
             if meaning(mutated) != original:
                 yield mutated
         except SyntaxError:
-            pass  # no fault that one could make
+            pass  # not a possible fault
 
 
 def tests_pass(tests: Sequence[str], limit: int = 0) -> bool:
-    """Whether these tests pass in a process, and group, of their own, within `limit` seconds if there is one."""
+    """Run tests in a process group of their own, at most `limit` seconds (0: no limit). Return True if they pass."""
     child = os.fork()
     if not child:
         status = 1
@@ -83,15 +85,15 @@ def tests_pass(tests: Sequence[str], limit: int = 0) -> bool:
             signal.alarm(limit)  # which ends the process
             status = int(pytest.main(["-qx", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *tests]))
         finally:
-            os._exit(status)  # whatever was raised: what follows is the parent's
+            os._exit(status)  # the code below belongs to the parent
     _, status = os.waitpid(child, 0)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what its tests have started
+        os.killpg(child, signal.SIGKILL)  # the processes that the tests started
     return status == 0
 
 
 def move_into(tree: Path) -> None:
-    """Have this process work on a copy of `tree` of its own, and import from there."""
+    """Copy `tree`, and make this process work in the copy and import from it."""
     copy = Path(tempfile.mkdtemp(dir=tree.parent)) / "tree"
     shutil.copytree(tree, copy, ignore=shutil.ignore_patterns(".*", "var", "dist", "build"))
     os.chdir(copy)
@@ -99,7 +101,7 @@ def move_into(tree: Path) -> None:
 
 
 def survives(module: str, mutated: str, limit: int) -> bool:
-    """Whether the tests of `module` pass with this for its source."""
+    """Return True if the tests of `module` pass with `mutated` as its source."""
     path = Path("gitops_hook") / f"{module}.py"
     original = path.read_text()
     path.write_text(mutated)
@@ -110,13 +112,13 @@ def survives(module: str, mutated: str, limit: int) -> bool:
 
 
 def fault(original: str, mutated: str) -> str:
-    """The lines that differ."""
+    """Return the lines that differ."""
     lines = difflib.unified_diff(original.splitlines(), mutated.splitlines(), n=0, lineterm="")
     return "\n".join("    " + line for line in list(lines)[2:])
 
 
 def prepare(tree: Path, modules: Sequence[str]) -> dict[str, int]:
-    """Run the tests without a mutant: they must pass. Returns how long each module's may take with one."""
+    """Run the tests without a mutant: they must pass. Return the time limit in seconds for each module."""
     shutil.copytree(SOURCE, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "var", "dist", "build"))
     os.chdir(tree)
     sys.path[:0] = [str(tree), str(tree / "tests")]
@@ -125,9 +127,10 @@ def prepare(tree: Path, modules: Sequence[str]) -> dict[str, int]:
         began = time.monotonic()
         if not tests_pass(TESTS[module]):
             raise SystemExit(f"the tests of {module} fail without any mutant: {TESTS[module]}")
-        limits[module] = max(LEAST, round(PATIENCE * (time.monotonic() - began)))
-    for module in modules:  # two mutants of one size within one second would pass for one another
-        for compiled in Path("gitops_hook/__pycache__").glob(f"{module}.*"):
+        limits[module] = max(MIN_TIME, round(TIME_FACTOR * (time.monotonic() - began)))
+    for module in modules:  # Python would confuse two mutants of equal size within one second
+        path = Path("gitops_hook") / module
+        for compiled in (path.parent / "__pycache__").glob(f"{path.name}.*"):
             compiled.unlink()
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -140,7 +143,7 @@ def main() -> int:
     arguments.add_argument("modules", nargs="*", default=list(TESTS))
     options = arguments.parse_args()
     failed = False
-    table = [f"{'module':12} {'mutants':>8} {'killed':>8} {'share':>8} {'minutes':>8}"]
+    table = [f"{'module':20} {'mutants':>8} {'killed':>8} {'share':>8} {'minutes':>8}"]
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree = Path(folder) / "tree"
         limits = prepare(tree, options.modules)
@@ -159,7 +162,7 @@ def main() -> int:
                         print(f"survived in {module}\n{fault(path.read_text(), mutated)}", flush=True)
                 share = 1 - survivors / count
                 minutes = (time.monotonic() - began) / 60
-                table.append(f"{module:12} {count:8} {count - survivors:8} {share:8.1%} {minutes:8.1f}")
+                table.append(f"{module:20} {count:8} {count - survivors:8} {share:8.1%} {minutes:8.1f}")
                 failed |= share < GATE
     print("\n".join(table))
     return failed

@@ -1,7 +1,7 @@
 """The whole way of a request in one thread: packets of bytes in, answers out, and what came to be queued.
 
 It is real from the first byte that is received to the row in the journal; only the thread that would accept the
-connection is missing. What a property test or a fuzzer throws at it is judged by `classify_exit`.
+connection is missing. What a property test or a fuzzer throws at it is judged by `check`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from urllib.parse import unquote_to_bytes
 from harness import WEBHOOK
 
 from gitops_hook import log as logs
+from gitops_hook.httpd.connection import Connection
 from gitops_hook.httpd.forwarded import forwarded_middleware
-from gitops_hook.httpd.server import Limits, Server, _Connection
+from gitops_hook.httpd.limits import Limits
+from gitops_hook.httpd.server import Server
+from gitops_hook.httpd.stream import Stream
 from gitops_hook.journal.writer import Journal
 from gitops_hook.receiver.app import WebhookApp
-from gitops_hook.receiver.forges import FORGES, Digest, Forge
+from gitops_hook.receiver.forges import FORGES, Forge
+from gitops_hook.receiver.signatures import Digest
 from gitops_hook.secrets import Secrets
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import escape
@@ -60,9 +64,11 @@ def secret(key: bytes = KEY) -> bytes:
 def sign(forge: Forge, event: str, body: bytes, media_type: str = "application/json", key: bytes = KEY) -> bytes:
     """A request of this forge; a form is signed as this forge does."""
     fields = {"Host": "here", forge.event: event, forge.delivery: "g", "Content-Type": media_type}
+    if forge.mark:
+        fields[forge.mark] = "x"
     if isinstance(forge.signature, Digest):
         signed = body
-        if forge.signature.of_field and media_type == FORM:
+        if forge.signature.signs_field and media_type == FORM:
             signed = unquote_to_bytes(body.partition(b"=")[2].replace(b"+", b" "))
         digest = hmac.new(secret(key), signed, hashlib.sha256).hexdigest()
         fields[forge.signature.header] = forge.signature.prefix + digest
@@ -104,13 +110,13 @@ class RequestPath:
                     client.sendall(packet)
             client.shutdown(socket.SHUT_WR)
             try:
-                _Connection(ours, "", self.server)
+                Connection(Stream(ours, 10), "", self.server.resources, self.server.application).serve()
             finally:
                 self.server.shutdown_request(ours)
             said = b"".join(iter(lambda: client.recv(1 << 20), b""))
         return list(_answers(said))
 
-    def classify_exit(self, packets: Iterable[bytes], *, proven: bool) -> list[Answer]:
+    def check(self, packets: Iterable[bytes], *, proven: bool) -> list[Answer]:
         """Send these, and see that whatever they are has an answer that it may have; returns the answers.
 
         `proven` says that they may hold a request with a signature; else nothing may come of them.
@@ -132,13 +138,13 @@ class RequestPath:
         forge = FORGES[how // 4 % len(FORGES)]
         event = list(forge.pushes)[how // 4 // len(FORGES) % len(forge.pushes)]
         if how % 4 == 0:
-            self.classify_exit([rest], proven=False)
+            self.check([rest], proven=False)
         elif how % 4 == 1:
-            self.classify_exit([sign(forge, event, rest)], proven=True)
+            self.check([sign(forge, event, rest)], proven=True)
         elif how % 4 == 2:
-            self.classify_exit([sign(forge, event, b"payload=" + rest, FORM)], proven=True)
+            self.check([sign(forge, event, b"payload=" + rest, FORM)], proven=True)
         else:
-            self.classify_exit([sign(forge, event, rest, key=ANOTHER)], proven=False)
+            self.check([sign(forge, event, rest, key=ANOTHER)], proven=False)
 
 
 def check_log_lines() -> None:

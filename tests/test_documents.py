@@ -141,4 +141,4 @@ def test_the_table_of_forges_is_the_codes():
         assert (event, delivery) == (forge.event, forge.delivery)
         assert "`" + pushes == ", ".join(f"`{push}`" for push in forge.pushes)
         assert forge.signature.header in proof
-        assert ("a form's field" in proof) == getattr(forge.signature, "of_field", False)
+        assert ("a form's field" in proof) == getattr(forge.signature, "signs_field", False)

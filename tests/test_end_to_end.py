@@ -40,8 +40,8 @@ def test_what_moves_nothing_is_answered_200_and_runs_nothing(tmp_path, start_dae
         (push("acme/site", after, ref="refs/heads/feature"), "push", "the tracked branch is `main`"),
         (push("acme/site", after, ref="refs/tags/v1"), "push", "the tracked branch is `main`"),
         (push("acme/site", NOBODY, before=head), "push", "the ref was deleted"),
-        (push("acme/other", after), "push", "there is no checkout of it on this host"),
-        ({"action": "opened", **push("acme/site")}, "issues", "the event `issues` moves nothing here"),
+        (push("acme/other", after), "push", "this host has no checkout of the repository"),
+        ({"action": "opened", **push("acme/site")}, "issues", "the event `issues` starts no run"),
     ):
         status, answer = daemon.deliver(payload, event)
         assert (status, answer["status"], answer["reason"]) == (200, "ignored", reason)

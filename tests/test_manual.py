@@ -1,4 +1,4 @@
-"""The man page and bash's completion: held to the command line as it is."""
+"""The man page and the completion for bash list every command, flag and setting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from harness import SOURCE
 from scratch import Upstream
 
-from gitops_hook.cli.main import _parser
+from gitops_hook.cli.parser import build_parser
 from gitops_hook.config import OPTIONS
 
 PAGE = (SOURCE / "docs/gitops-hook.8").read_text()
@@ -20,8 +20,8 @@ COMPLETION = SOURCE / "docs/gitops-hook.bash"
 
 
 def subcommands() -> dict[str, set[str]]:
-    """Each command, and its long flags."""
-    (commands,) = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    """Return the long flags of each command."""
+    (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return {
         name: {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
         for name, parser in commands.choices.items()
@@ -29,7 +29,7 @@ def subcommands() -> dict[str, set[str]]:
 
 
 def complete(*words: str, **environ: str) -> set[str]:
-    """What is offered for the last of `words`."""
+    """Return the completions of the last of `words`."""
     program = (
         f'. {COMPLETION}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _gitops_hook; printf "%s\\n" "${{COMPREPLY[@]}}"'
     )
@@ -57,15 +57,15 @@ def test_the_man_page_is_clean(command):
 
 
 @pytest.mark.parametrize("name", subcommands())
-def test_the_man_page_tells_every_command_and_its_flags(name):
+def test_the_man_page_lists_every_command_and_flag(name):
     assert re.search(rf"^\.It Cm {name}$", PAGE, re.MULTILINE)
     assert re.search(rf"^\.Cm {name}\b|^\.Cm \w+ \| {name}\b", PAGE, re.MULTILINE)
     if name != "serve":
-        told = set(re.findall(r"Fl Fl ([a-z-]+)", PAGE))
-        assert {flag[2:] for flag in subcommands()[name]} <= told
+        listed = set(re.findall(r"Fl Fl ([a-z-]+)", PAGE))
+        assert {flag[2:] for flag in subcommands()[name]} <= listed
 
 
-def test_the_man_page_tells_every_setting_as_the_code_has_it():
+def test_the_man_page_lists_every_setting():
     for option in OPTIONS:
         flag = f" Pq Fl Fl {option.flag[2:]}" if option.flag else ""
         row = f".It Ev {option.env}{flag}\n{option.help}; default: {option.shown}.\n".replace("`", "")

@@ -24,7 +24,9 @@ from gitops_hook.errors import ConfigError, HTTPError
 from gitops_hook.httpd import forwarded as proxies
 from gitops_hook.httpd import request as framing
 from gitops_hook.names import is_valid, may_clone, name_in_url
-from gitops_hook.receiver.forges import FORGES, GITHUB, Forge, Push, _field_of_form, claimed, parse
+from gitops_hook.receiver.events import Push, parse_event
+from gitops_hook.receiver.forges import FORGES, GITHUB, Forge, claimed_forge
+from gitops_hook.receiver.signatures import form_field
 from gitops_hook.secrets import Secrets, read_secrets
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import escape, printable
@@ -79,21 +81,21 @@ def test_what_leaves_the_parser_is_clean(data: st.DataObject, forge: Forge) -> N
     event = data.draw(st.sampled_from([*forge.pushes, *forge.pushes, forge.ping or "x"]) | TEXT)
     body = json.dumps(data.draw(twisted(push))).encode()
     try:
-        read = parse(forge, environ(forge, event), body)
+        read = parse_event(forge, environ(forge, event), body)
     except HTTPError as refused:
         assert refused.status == 400
         assert is_clean(refused.reason)
         return
     assert read.repository is None or is_valid(read.repository)
-    moves = read.moves if isinstance(read, Push) else ()
-    assert all(is_clean(text) for part in (read, *moves) for text in part if isinstance(text, str))
-    assert all(move.ref.startswith("refs/") for move in moves)
+    changes = read.changes if isinstance(read, Push) else ()
+    assert all(is_clean(text) for part in (read, *changes) for text in part if isinstance(text, str))
+    assert all(change.ref.startswith("refs/") for change in changes)
 
 
 @given(forge=ROWS, body=st.binary(), event=TEXT, media_type=st.sampled_from(["application/json", FORM]) | TEXT)
 def test_any_bytes_are_an_event_or_refused(forge: Forge, body: bytes, event: str, media_type: str) -> None:
     try:
-        parse(forge, environ(forge, event, media_type), body)
+        parse_event(forge, environ(forge, event, media_type), body)
     except HTTPError as refused:
         assert refused.status in (400, 415)
 
@@ -113,12 +115,12 @@ def test_a_push_is_read_as_it_was_meant(name: str, branch: str, before: str, aft
         "push": {"changes": [dict(zip(("old", "new"), states))]},
     }
     body = json.dumps(payload).encode()
-    read = {forge.name: parse(forge, environ(forge, next(iter(forge.pushes))), body) for forge in FORGES}
+    read = {forge.name: parse_event(forge, environ(forge, next(iter(forge.pushes))), body) for forge in FORGES}
     first = read["GitHub"]
     assert isinstance(first, Push)
     assert (first.repository, first.default_branch, first.pusher) == (name, default, "ada")
-    assert first.moves[0][:3] == (f"refs/heads/{branch}", before, after)
-    assert first.moves[0].is_of(branch)
+    assert first.changes[0][:3] == (f"refs/heads/{branch}", before, after)
+    assert first.changes[0].is_branch(branch)
     read.pop("Bitbucket")  # a deletion is told by null there, not by zeros
     assert all(other == first for other in read.values())
 
@@ -149,7 +151,7 @@ def test_no_header_is_a_proof_or_an_exception_of_another_kind(forge: Forge, valu
 @example(b"=3D%3D=\r\n")
 @example(b"a \t\r\n")
 def test_a_form_holds_what_was_put_into_it(value: bytes) -> None:
-    assert _field_of_form(b"payload=" + quote_plus(value).encode()) == value
+    assert form_field(b"payload=" + quote_plus(value).encode()) == value
 
 
 @given(st.sets(st.integers(0, len(FORGES) - 1)))
@@ -159,7 +161,7 @@ def test_who_speaks_is_who_stands_first_and_nobody_else_may_speak(rows: set[int]
     first = forges[0] if forges else GITHUB
     strangers = [forge.name for forge in forges[1:] if forge.name not in first.also]
     try:
-        assert claimed(headers) is first
+        assert claimed_forge(headers) is first
         assert not strangers
     except HTTPError as refused:
         assert refused.status == 401
@@ -231,7 +233,7 @@ def test_how_bytes_come_in_packets_changes_no_answer(
     stream = b"".join(requests)
     ends = [*sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     packets = [stream[begin:end] for begin, end in zip([0, *ends], ends)]
-    assert request_path.classify_exit(packets, proven=True) == request_path.classify_exit([stream], proven=True)
+    assert request_path.check(packets, proven=True) == request_path.check([stream], proven=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -248,7 +250,7 @@ def test_what_a_fuzzer_begins_with(request_path: RequestPath, how: int, rest: by
     peer=st.ip_addresses().map(str) | st.just(""), forwarded=st.lists(st.ip_addresses().map(str) | TEXT).map(",".join)
 )
 def test_a_client_has_an_address_whatever_is_claimed(peer: str, forwarded: str) -> None:
-    client = proxies.client(peer, forwarded)
+    client = proxies.client_address(peer, forwarded)
     assert client == peer or str(ip_address(client)) == client
     if peer and not ip_address(peer).is_loopback and not getattr(ip_address(peer), "ipv4_mapped", None):
         assert client == peer, "believed whom nobody trusts"

@@ -76,7 +76,7 @@ def start_hanging(start_daemon: Callable[..., Daemon], supervisor: Supervisor) -
     def start(fault: str, **settings: str) -> Daemon:
         program = (
             "import threading\n"
-            "from gitops_hook import daemon, model\n"
+            "from gitops_hook import daemon\n"
             "from gitops_hook.cli.main import main\n"
             "from gitops_hook.httpd import server\n"
             "from gitops_hook.journal import writer as journal\n"
@@ -183,7 +183,7 @@ def test_an_accept_loop_that_hangs_ends_the_feed_and_the_traceback_tells_where(s
 def test_a_journal_that_hangs_ends_the_feed(supervisor, start_hanging):
     daemon = start_hanging(
         "commit = journal.Journal._commit\n"
-        "journal.Journal._commit = lambda self, works: hang() if isinstance(works[0][0], model.Delivery) else commit(self, works)"
+        "journal.Journal._commit = lambda self, works: hang() if isinstance(works[0][0], tuple) else commit(self, works)"
     )
     assert supervisor.is_fed(5)
     (daemon.root / "acme/site/.git").mkdir(parents=True)

@@ -1,1 +1,1 @@
-"""Parse the command line and run commands."""
+"""The command line: a parser, one module of commands per topic, and the tables that they print."""

@@ -1,7 +1,10 @@
-"""What the command line shows: repository_statuses, findings, runs, logs. Reads only, and works while the daemon is down.
+"""The output of the commands: tables for people, JSON for programs.
 
-Rules: tables for people, ``--json`` for programs, one object a line; colour on a terminal alone, and not where
-NO_COLOR is set (no-color.org). Text from outside never reaches a terminal unescaped.
+Rules:
+
+1. JSON is one object per line, with timestamps in RFC 3339.
+2. Colours appear only on a terminal, and not if NO_COLOR is set (no-color.org).
+3. Text from outside never reaches a terminal unescaped.
 """
 
 from __future__ import annotations
@@ -10,18 +13,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from gitops_hook.cli.doctor import Finding
+from gitops_hook.cli.doctor.finding import Finding
 from gitops_hook.dashboard.ansi import Rendered, for_terminal, whole
 from gitops_hook.github.webhooks import Listed, Missed, Registration
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Delivery, Run
 from gitops_hook.outcomes import RUNNING, severity_of
 from gitops_hook.sync.run_log import read_log
-from gitops_hook.sync.status import RepositoryStatus
-from gitops_hook.text import age, escape, local, span
+from gitops_hook.sync.status import InForce, RepositoryStatus
+from gitops_hook.text import age, escape, local, rfc3339, span
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"
 _COLOURS = {
@@ -30,6 +33,7 @@ _COLOURS = {
     "rest": _DIM,
     "bad": _RED,
     "ok": _GREEN,
+    "skipped": _DIM,
     "warning": _YELLOW,
     "failure": _RED,
     "right": _GREEN,
@@ -38,45 +42,48 @@ _COLOURS = {
     "repaired": _GREEN,
     "redelivered": _YELLOW,
 }
-#: Seconds between looks at a log that still grows.
-_LOOK = 0.2
-#: Bytes of a log in memory at once.
-_PART = 1 << 20
+#: Seconds between two reads of a growing log.
+_POLL = 0.2
+#: Bytes of a log to read at once.
+_CHUNK = 1 << 20
+#: The fields that hold seconds since the epoch.
+_TIMES = {
+    "started", "ended", "fetched", "deployed", "healthy", "received", "confirmed", "time", "last", "delivered",
+}  # fmt: skip
 
 
-def show_standings(repository_statuses: Sequence[RepositoryStatus], *, as_json: bool) -> None:
-    """A row for each repository; below them, what needs a person, with its fix."""
+def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> None:
+    """Print a row per repository, and below them the fixes of those that need an action."""
     if as_json:
-        for standing in repository_statuses:
+        for status in statuses:
             _print_json(
                 {
-                    "repository": standing.repository,
-                    "state": standing.state,
-                    "path": str(standing.path) if standing.path else None,
-                    "confirmed": standing.confirmed,
-                    "owed": standing.pending,
-                    "run": standing.run._asdict() if standing.run else None,
-                    "commit": standing.commit._asdict() if standing.commit else None,
-                    "fix": standing.fix,
+                    "repository": status.repository,
+                    "state": status.state,
+                    "path": str(status.path) if status.path else None,
+                    "confirmed": status.confirmed,
+                    "pending": status.pending,
+                    "run": _timestamped(status.run._asdict()) if status.run else None,
+                    "commit": _timestamped(status.commit._asdict()) if status.commit else None,
+                    "fix": status.fix,
                 }
             )
         return
-    if not repository_statuses:
+    if not statuses:
         print("No repository yet: gitops-hook add OWNER/NAME")
         return
     rows = []
-    for standing in repository_statuses:
-        run = standing.run
-        commit = standing.commit.id[:10] if standing.commit else ""
-        rows.append([standing.repository, standing.state, commit, age(standing.confirmed), _last(run)])
+    for status in statuses:
+        commit = status.commit.id[:10] if status.commit else ""
+        rows.append([status.repository, status.state, commit, age(status.confirmed), _last_run(status.run)])
     _print_table(["repository", "state", "commit", "in sync", "last run"], rows, coloured=1)
-    for standing in repository_statuses:
-        if standing.fix:
-            print(f"\n{standing.fix}")
+    for status in statuses:
+        if status.fix:
+            print(f"\n{status.fix}")
 
 
-def show_runs(runs: Sequence[Run], *, as_json: bool) -> None:
-    """A row for each run, as they come."""
+def print_runs(runs: Sequence[Run], *, as_json: bool) -> None:
+    """Print a row per run, in the given order."""
     if as_json:
         for run in runs:
             _print_json(run._asdict())
@@ -99,45 +106,55 @@ def show_runs(runs: Sequence[Run], *, as_json: bool) -> None:
     _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, coloured=3)
 
 
-def show_waiting(deliveries: Iterable[Delivery], *, as_json: bool) -> None:
-    """What was accepted, and no run has served yet."""
+def print_unclaimed(deliveries: Iterable[Delivery], *, as_json: bool) -> None:
+    """Print the deliveries that no run has claimed yet."""
     for delivery in deliveries:
         guid, name = delivery.guid, delivery.repository
         if as_json:
             _print_json({"delivery": guid, "repository": name, "received": delivery.received, "run": None})
         else:
-            print(escape(f"{guid} was accepted for {name}, and waits for its turn."))
+            print(escape(f"{guid} was accepted for {name}, and waits for a run."))
 
 
-def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """A row for each thing that was looked at; below what is problems, the command that mends it."""
+def print_settings(settings: Sequence[InForce], *, as_json: bool) -> None:
+    """Print a row per setting, with its value and its source."""
+    if as_json:
+        for setting in settings:
+            _print_json({"name": setting.name, "value": setting.value, "source": setting.origin})
+        return
+    rows = [[setting.name, "" if setting.value is None else setting.value, setting.origin] for setting in settings]
+    _print_table(["setting", "value", "source"], rows, coloured=None)
+
+
+def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print a row per finding, and below each problem the command that fixes it."""
     if as_json:
         for finding in findings:
             _print_json(finding._asdict())
         return
-    paint = _paints()
+    colours = _has_colours()
     for finding in findings:
         level = finding.level.ljust(len("warning"))
-        level = _COLOURS[finding.level] + level + _PLAIN if paint else level
+        level = _COLOURS[finding.level] + level + _PLAIN if colours else level
         print(f"{level}  {escape(': '.join(filter(None, (finding.repository, finding.check, finding.message))))}")
         if finding.fix:
             print(f"         {escape(finding.fix)}")
 
 
-def show_registration(done: Registration, *, as_json: bool, dry_run: bool) -> None:
-    """What was done at one repository or organisation, or would be."""
+def print_registration(done: Registration, *, as_json: bool, dry_run: bool) -> None:
+    """Print what was changed at one repository or organisation, or what would be with a dry run."""
     if as_json:
         _print_json(done._asdict())
         return
-    told = done.change if not dry_run or done.change == "unchanged" else f"would be {done.change}"
-    told += f" ({', '.join(done.problems)})" if done.problems else f" (hook {done.hook})" if done.hook else ""
-    told += f", and is called {done.moved} by now" if done.moved else ""
-    told += f"; {done.trouble}" if done.trouble else ""
-    print(escape(f"{done.target}: {told}"), flush=True)
+    text = done.change if not dry_run or done.change == "unchanged" else f"would be {done.change}"
+    text += f" ({', '.join(done.problems)})" if done.problems else f" (hook {done.hook})" if done.hook else ""
+    text += f", renamed to {done.moved}" if done.moved else ""
+    text += f"; {done.trouble}" if done.trouble else ""
+    print(escape(f"{done.target}: {text}"), flush=True)
 
 
-def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
-    """A row for each webhook that the forge has."""
+def print_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
+    """Print a row per webhook of the forge."""
     if as_json:
         for hook in hooks:
             _print_json(hook._asdict())
@@ -159,14 +176,17 @@ def show_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
     _print_table(head, rows, coloured=2)
 
 
-def show_missed(missed: Sequence[Missed], *, whole: bool, as_json: bool) -> None:
-    """A row for each push that the forge could not deliver; below them, why. `whole`: all hooks were asked about."""
+def print_missed(missed: Sequence[Missed], *, complete: bool, as_json: bool) -> None:
+    """Print a row per push that the forge could not deliver, and below them the reasons.
+
+    `complete`: whether all hooks were audited.
+    """
     if as_json:
         for push in missed:
             _print_json(push._asdict())
         return
     if not missed:
-        if whole:
+        if complete:
             print("No push of the last three days was missed.")
         return
     rows = [[push.repository, local(push.delivered), push.guid, push.then] for push in missed]
@@ -175,22 +195,15 @@ def show_missed(missed: Sequence[Missed], *, whole: bool, as_json: bool) -> None
         print(f"\n{escape(reason)}")
 
 
-def show_messages(runs: Iterable[Run]) -> None:
-    """What the runs have to say that did not end well."""
-    for run in runs:
-        if run.message and severity_of(run.outcome) != "good":
-            print(f"\n{run.message}")
-
-
-def show_log(journal: JournalReader, run: Run, *, follow: bool) -> None:
-    """What a run has printed; with `follow`, what it goes on printing until it has ended."""
+def print_log(journal: JournalReader, run: Run, *, follow: bool) -> None:
+    """Print the output of a run; with `follow`, continue until the run has ended."""
     path, offset, pen = journal.log_path(run.id), 0, ""
     while True:
-        ended = not follow or _has_ended(journal, run.id)  # asked before the last look, so that nothing is missed
+        ended = not follow or _has_ended(journal, run.id)  # before the last read, so that no output is missed
         offset, pen = _copy(path, offset, pen, ended=ended)
         if ended:
             return
-        time.sleep(_LOOK)
+        time.sleep(_POLL)
 
 
 def _has_ended(journal: JournalReader, run: int) -> bool:
@@ -199,12 +212,12 @@ def _has_ended(journal: JournalReader, run: int) -> bool:
 
 
 def _copy(path: Path, offset: int, pen: str, *, ended: bool) -> tuple[int, str]:
-    """Print what the log holds from `offset` on; returns the offset behind it, and the codes in force there.
+    """Print the log from `offset`; return the next offset and the colour codes in force there.
 
-    What may have only begun at its end, a character or a colour, is left for the next look unless it has `ended`.
+    An incomplete character or colour code at the end is left for the next call, unless the run has `ended`.
     """
     while True:
-        part = read_log(path, offset, _PART)
+        part = read_log(path, offset, _CHUNK)
         text = _printable(part.content, pen, more=True)
         if not text.size and ended:
             text = _printable(part.content, pen, more=False)
@@ -216,34 +229,42 @@ def _copy(path: Path, offset: int, pen: str, *, ended: bool) -> tuple[int, str]:
 
 
 def _printable(content: bytes, pen: str, *, more: bool) -> Rendered:
-    """What is printed of a log: to a terminal nothing that could harm it, to a file all as it came."""
+    """Return the text to print: escaped for a terminal, unchanged for a file."""
     if sys.stdout.isatty():
-        return for_terminal(content, pen, more=more, colours=_paints())
-    complete = whole(content) if more else content
-    return Rendered(complete.decode("utf-8", "replace"), "", len(complete))
+        return for_terminal(content, pen, more=more, colours=_has_colours())
+    content = whole(content) if more else content
+    return Rendered(content.decode("utf-8", "replace"), "", len(content))
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int) -> None:
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int | None) -> None:
     cells = [head, *([escape(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    paint = _paints()
+    colours = _has_colours()
     for number, row in enumerate(cells):
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
-        if paint:
-            colour = _COLOURS["rest" if number == 0 else severity_of(row[coloured])]
-            padded[coloured] = colour + padded[coloured] + _PLAIN
+        if colours and coloured is not None:
+            word = row[coloured] if number else "rest"
+            padded[coloured] = (_COLOURS.get(word) or _COLOURS[severity_of(word)]) + padded[coloured] + _PLAIN
         print("  ".join(padded).rstrip())
 
 
-def _paints() -> bool:
+def _has_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _print_json(row: object) -> None:
-    print(json.dumps(row))
+def _print_json(row: Mapping[str, object]) -> None:
+    print(json.dumps(_timestamped(row)))
 
 
-def _last(run: Run | None) -> str:
+def _timestamped(row: Mapping[str, object]) -> dict[str, object]:
+    """Return the row with its times in RFC 3339."""
+    return {
+        name: rfc3339(value) if name in _TIMES and isinstance(value, (int, float)) else value
+        for name, value in row.items()
+    }
+
+
+def _last_run(run: Run | None) -> str:
     if not run:
         return ""
     return f"{run.id} {run.outcome}, {age(run.ended)} ago" if run.outcome else f"{run.id} since {age(run.started)}"

@@ -1,11 +1,10 @@
-"""Timers that poll a checkout each, as systemd knows them: what came before the webhook.
+"""The systemd timers that poll a checkout each, which the webhook replaces.
 
 Rules:
 
-1. A timer is an instance such as ``gitops-sync@site.timer``; what it starts is the service that it names (``Unit=``).
-2. Which checkout it polls is told by that service's ``WorkingDirectory=`` and ``ExecStart=``, else by the instance's
-   name. A timer of which none of them tells is found all the same, without a checkout.
-3. Looking changes nothing.
+1. A timer is an instance such as ``gitops-sync@site.timer``. It starts the service that ``Unit=`` names.
+2. The service's ``WorkingDirectory=`` and ``ExecStart=`` identify the checkout, or else the instance's name does. A
+   timer that none of them identifies is returned without a checkout.
 """
 
 from __future__ import annotations
@@ -16,22 +15,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gitops_hook.cli.parser import TIMER_PREFIX
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid
 from gitops_hook.sync.checkouts import Checkout, Checkouts, at, is_checkout
 
-#: What timers of this kind are called, up to their instance.
-UNIT = "gitops-sync@"
-#: Seconds for one question to systemd, which answers in milliseconds or not at all; starting a timer takes no longer.
-_PATIENCE = 20
-#: What may stand in a unit's name (systemd.unit(5)); so it is no option of systemctl's either.
+#: Seconds to wait for systemctl, which usually answers in milliseconds.
+_TIMEOUT = 20
+#: The characters of a unit's name (systemd.unit(5)). It cannot start with a dash, so it is not an option.
 _NAME = re.compile(r"[A-Za-z0-9_.:@\\][A-Za-z0-9_.:@\\-]{0,250}")
-#: The words of a command line as ``systemctl show`` prints them.
+#: A command line as ``systemctl show`` prints it.
 _ARGV = re.compile(r"argv\[\]=(.*?) ; ")
 
 
 class TimerError(GitopsError):
-    """systemd is not there, or refuses; the message has its words. Exit 69 (EX_UNAVAILABLE)."""
+    """systemctl failed; the message is its own. Exit 69 (EX_UNAVAILABLE)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(69, message)
@@ -41,59 +39,59 @@ class Timer(NamedTuple):
     """A timer, and the checkout that it polls."""
 
     unit: str
-    #: Whether it is started with the host, and whether it ticks now.
+    #: Whether it starts with the host, and whether it runs now.
     enabled: bool
     active: bool
-    #: The files that it and its service are made from.
+    #: The unit files of the timer and of its service.
     files: tuple[Path, ...]
-    #: What its service executes.
+    #: The command line of its service.
     command: str
-    #: None where that cannot be told.
+    #: None if it cannot be identified.
     checkout: Checkout | None
 
     @property
     def polls(self) -> bool:
-        """Whether it does so now, or will after the next start of the host."""
+        """Whether it polls now, or will after the next start of the host."""
         return self.enabled or self.active
 
 
-def find(root: Path, prefix: str = UNIT) -> list[Timer]:
-    """The timers called `prefix` and an instance; a `prefix` without ``@`` is the name of a single one.
+def find_timers(root: Path, prefix: str = TIMER_PREFIX) -> list[Timer]:
+    """Return the timers whose names start with `prefix`; a `prefix` without ``@`` is the name of one timer.
 
-    `root` is where checkouts are looked for by name. Raises `TimerError` where systemd does not answer.
+    Checkouts are searched by name under `root`. Raises `TimerError` if systemd does not answer.
     """
     name = prefix.removesuffix(".timer")
     if not _NAME.fullmatch(name):
         raise TimerError(f"`{prefix}` is not a unit's name")
     pattern = f"{name}*.timer" if name.endswith("@") else f"{name}.timer"
-    listed = _ask("list-units", "--all", "--plain", "--no-legend", "--full", "--type=timer", pattern)
-    return [_look_at(line.split()[0], Checkouts(root)) for line in listed.splitlines() if line.strip()]
+    listed = _systemctl("list-units", "--all", "--plain", "--no-legend", "--full", "--type=timer", pattern)
+    return [_read_timer(line.split()[0], Checkouts(root)) for line in listed.splitlines() if line.strip()]
 
 
-def switch_on(unit: str, *, at_boot: bool, now: bool) -> None:
-    """Have a timer start with the host, or tick now, or both. Raises `TimerError`."""
+def enable(unit: str, *, at_boot: bool, now: bool) -> None:
+    """Let a timer start with the host, or start it now, or both. Raises `TimerError`."""
     if at_boot:
-        _ask("enable", "--quiet", unit)
+        _systemctl("enable", "--quiet", unit)
     if now:
-        _ask("start", unit)
+        _systemctl("start", unit)
 
 
-def switch_off(unit: str) -> None:
-    """Have a timer neither start with the host nor tick now. Raises `TimerError`."""
-    _ask("disable", "--quiet", "--now", unit)
+def disable(unit: str) -> None:
+    """Stop a timer now, and do not start it with the host. Raises `TimerError`."""
+    _systemctl("disable", "--quiet", "--now", unit)
 
 
 def reload() -> None:
-    """Have systemd read its unit files again. Raises `TimerError`."""
-    _ask("daemon-reload")
+    """Let systemd read its unit files again. Raises `TimerError`."""
+    _systemctl("daemon-reload")
 
 
-def _look_at(unit: str, checkouts: Checkouts) -> Timer:
+def _read_timer(unit: str, checkouts: Checkouts) -> Timer:
     timer = _properties(unit, "ActiveState", "UnitFileState", "FragmentPath", "Unit")
     service = _properties(timer["Unit"], "WorkingDirectory", "ExecStart", "FragmentPath")
     argv = _ARGV.search(service["ExecStart"])
     words = argv[1].split() if argv else []
-    # systemd-escape(1) has written a dash for a slash.
+    # systemd-escape(1) replaces slashes with dashes.
     instance = unit.rpartition("@")[2].removesuffix(".timer") if "@" in unit else ""
     names = [instance, _unescaped(instance), *words[1:]]
     folders = [service["WorkingDirectory"].lstrip("!-"), *words[1:], "/" + _unescaped(instance)]
@@ -108,6 +106,7 @@ def _look_at(unit: str, checkouts: Checkouts) -> Timer:
 
 
 def _candidates(folders: Sequence[str], names: Sequence[str], checkouts: Checkouts) -> Iterator[Checkout]:
+    """Yield the checkouts that the paths and the names identify, the most specific first."""
     for folder in folders:
         if folder.startswith("/") and is_checkout(Path(folder)):
             yield at(Path(folder))
@@ -115,9 +114,9 @@ def _candidates(folders: Sequence[str], names: Sequence[str], checkouts: Checkou
         found = checkouts.find(name)
         if found:
             yield at(found.path)
-        alike = [known for known in checkouts if known.rpartition("/")[2].lower() == name.lower()]
-        if len(alike) == 1:
-            found = checkouts.find(alike[0])
+        same_name = [known for known in checkouts if known.rpartition("/")[2].lower() == name.lower()]
+        if len(same_name) == 1:
+            found = checkouts.find(same_name[0])
             if found:
                 yield found
 
@@ -127,19 +126,19 @@ def _unescaped(instance: str) -> str:
 
 
 def _properties(unit: str, *names: str) -> dict[str, str]:
-    shown = _ask("show", f"--property={','.join(names)}", unit) if unit else ""
+    shown = _systemctl("show", f"--property={','.join(names)}", unit) if unit else ""
     pairs = (line.partition("=") for line in shown.splitlines())
     return {**dict.fromkeys(names, ""), **{name: value for name, _, value in pairs}}
 
 
-def _ask(*words: str) -> str:
+def _systemctl(*words: str) -> str:
     try:
         done = subprocess.run(
             ["systemctl", "--no-ask-password", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

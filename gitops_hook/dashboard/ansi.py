@@ -1,13 +1,13 @@
-r"""What a run has printed, for the page and for a terminal: its colours kept, and everything else made harmless.
+r"""Render the output of a run for the page and for a terminal: keep its colours, make everything else harmless.
 
 Rules:
 
-1. No I/O, no state. Bytes go in, and what must be known to go on from there comes out with the text.
-2. Of what a terminal obeys, only colours and the like (SGR, ECMA-48 8.3.117) are: in HTML as spans with a class for
-   each code, ``s1`` to ``s107``, for the page allows no style of its own to an element; on a terminal as themselves,
-   where each piece of text puts back what it has set. A page drops the other sequences, a terminal shows them escaped.
-3. All other text is escaped. A carriage return counts as a line's end, and switches of writing direction, which make
-   text look like other text, show as ``\u202e``. A page drops control characters, a terminal shows them escaped.
+1. No I/O, no state. The result contains what the caller needs to continue with the next part.
+2. Of the control sequences, only basic colours and styles (SGR, ECMA-48 section 8.3.117) have an effect: in HTML as
+   spans with one class per code, ``s1`` to ``s107``, because the page allows no inline style; on a terminal as
+   themselves, where each piece of text resets its codes. The page drops other sequences, a terminal shows them escaped.
+3. All other text is escaped. A carriage return is a line end. Characters that change the writing direction can
+   disguise text, so they appear as ``\u202e``. The page drops control characters, a terminal shows them escaped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from gitops_hook.text import escape
 
-#: Codes that are kept, by what they set: each replaces another of its kind. 38 and 48 become the nearest of these.
+#: The codes that have an effect, with the property that they set. A code replaces another code of its property.
 _KINDS = {
     **dict.fromkeys((1, 2), "weight"),
     3: "slant",
@@ -30,33 +30,33 @@ _KINDS = {
     **dict.fromkeys((*range(40, 48), *range(100, 108)), "ground"),
 }
 _ENDS = {22: "weight", 23: "slant", 24: "line", 27: "inverse", 29: "strike", 39: "text", 49: "ground"}
-#: What a terminal would act on, the first of them captured: its parameters. None of them can hold an escape character,
-#: so looking for the end of one is never done twice over the same text.
+#: The control sequences; the group captures the parameters of SGR. No sequence contains an escape character, so the
+#: search never scans the same text twice.
 _SEQUENCE = re.compile(
     r"\x1b\[([0-9;:]{0,64})m"  # colours
     r"|\x1b\[[0-?]*[ -/]*[@-~]"  # any other CSI: the cursor, erasing
     r"|\x1b[]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # strings: a title, a link
-    r"|\x1b[ -/]*[0-~]?"  # all that is shorter, and what is left of one that is not well formed
+    r"|\x1b[ -/]*[0-~]?"  # shorter sequences, and the start of a malformed one
 )
 _LINE_END = re.compile("\r\n?")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _WITHIN_LINE = re.compile("[^\n\t]+")
-#: What at the end may be the beginning of a sequence, of a character or of a line's end, and is left for the next time.
+#: The start of a sequence, a character or a line end at the end of a part. The next part completes it.
 _BEGUN = re.compile(
     rb"(?:\x1b(?:\[[0-?]{0,64}[ -/]{0,9}|[]PX^_][^\x07\x1b\n]{0,200}\x1b?|[ -/]{0,9})?"
     rb"|[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2}|\r)\Z"
 )
 _LONGEST_BEGUN = 256
-#: Codes in force, by their kinds; and what makes text of them.
+#: The current codes by property, and a function that applies them to text.
 _Codes = dict[str, int]
 _Paint = Callable[[str, _Codes], str]
-#: So many spans have colours; what comes behind stays plain. A megabyte that paints each letter would be ten of HTML.
+#: The maximum number of coloured spans. A megabyte that colours each letter would become ten megabytes of HTML.
 _MOST_SPANS = 20_000
 
 
 class Rendered(NamedTuple):
-    """What to show, the codes in force behind it (to go on with), and how many bytes it was made of."""
+    """The rendered text, the codes in force at its end, and the number of bytes that it represents."""
 
     shown: str
     pen: str
@@ -118,13 +118,14 @@ def _uncoloured(text: str, codes: _Codes) -> str:
 
 
 def _painted(codes: _Codes, parameters: str) -> _Codes:
-    """`codes` by their kinds, after a sequence with these parameters."""
+    """Return the codes after a sequence with these parameters."""
     codes = dict(codes)
     rest = [int(word or 0) for word in re.split("[;:]", parameters) if len(word) < 4 and (word or "0").isdecimal()]
     while rest:
         code = rest.pop(0)
-        if code in (38, 48):
-            code = _nearest(rest) + code - 8
+        if code in (38, 48):  # one of 256 or of 16 million colours, which the page has no class for
+            rest = rest[{5: 2, 2: 4}.get(rest[0] if rest else 0, 1) :]
+            continue
         if code == 0:
             codes.clear()
         elif code in _KINDS:
@@ -132,18 +133,3 @@ def _painted(codes: _Codes, parameters: str) -> _Codes:
         else:
             codes.pop(_ENDS.get(code, ""), None)
     return codes
-
-
-def _nearest(rest: list[int]) -> int:
-    """The basic colour nearest to one of 256 or of 16 million, whose parameters are taken from `rest`; 0 to 67."""
-    form = rest.pop(0) if rest else 0
-    taken = {5: 1, 2: 3}.get(form, 0)
-    values, rest[:] = rest[:taken], rest[taken:]
-    if form == 5 and values and values[0] < 16:
-        return values[0] if values[0] < 8 else values[0] + 52
-    if form == 5 and values:
-        number = values[0]
-        grey, cube = [8 + 10 * (number - 232)] * 3, [(number - 16) // step % 6 * 51 for step in (36, 6, 1)]
-        values = grey if number >= 232 else cube
-    bits = sum(1 << place for place, value in enumerate(values) if value > 127)
-    return bits + 60 if max(values, default=0) > 200 else bits

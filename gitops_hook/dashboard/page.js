@@ -1,12 +1,12 @@
-// What the page does of itself. Without this script all of it is there, by links and a form.
+// Refresh the page, search while typing, follow the output of a run. Without this script, links and a form do the same.
 "use strict";
 (() => {
-    const REFRESH = 5000, GROW = 500, TYPED = 120; // milliseconds: between looks, at a log that grows, after a key
-    const live = document.getElementById("live"), said = document.getElementById("said");
+    const REFRESH = 5000, GROW = 500, TYPED = 120; // milliseconds: between refreshes, between parts of a log, after a key
+    const live = document.getElementById("live"), notice = document.getElementById("notice");
     const search = document.getElementById("q");
     let shown = "", loading = new AbortController();
 
-    // Load the page at `address`, and swap in what has changed: one way for a refresh, a search, an order, a state.
+    // Load the page at `address` and replace the live part: for a refresh, a search, an order and a state.
     async function load(address) {
         loading.abort();
         loading = new AbortController();
@@ -15,11 +15,11 @@
             const text = await answer.text();
             if (!answer.headers.get("Content-Type").startsWith("text/html")) throw new Error(answer.status);
             if (answer.redirected) return location.assign(answer.url);
-            say("");
+            announce("");
             if (text !== shown) swap(new DOMParser().parseFromString(text, "text/html"));
             shown = text;
         } catch (error) {
-            if (error.name !== "AbortError") say("No answer from the daemon: what is below may be old.");
+            if (error.name !== "AbortError") announce("Not connected to the daemon. The data below may be old.");
         }
     }
 
@@ -29,14 +29,14 @@
         live.replaceChildren(...page.getElementById("live").childNodes);
         for (const id of open) document.getElementById(id)?.setAttribute("open", "");
         if (focused) live.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
-        if (document.title !== page.title) say(document.title = page.title, "told");
+        if (document.title !== page.title) announce(document.title = page.title, "quiet");
         document.querySelector("link[rel=icon]").href = page.querySelector("link[rel=icon]").href;
     }
 
-    function say(text, kind = "lost") {
-        if (said.textContent === text) return;
-        said.className = kind;
-        said.textContent = text;
+    function announce(text, kind = "lost") {
+        if (notice.textContent === text) return;
+        notice.className = kind;
+        notice.textContent = text;
     }
 
     function go(address) {
@@ -48,7 +48,7 @@
         if (!document.hidden && getSelection().isCollapsed) load(location.href);
     }
 
-    // What a run prints, from where the page's own part ended.
+    // Append the output of a run from the end of the part that the page contains.
     async function follow(log) {
         while (log.dataset.next) {
             const more = await fetch(log.dataset.next).then((answer) => answer.json()).catch(() => null);
@@ -66,7 +66,7 @@
 
     let typing;
     search.addEventListener("input", () => {
-        if (location.pathname !== "/") return; // elsewhere it is a form, which leads there
+        if (location.pathname !== "/") return; // on other pages, the form opens the list
         clearTimeout(typing);
         const asked = new URLSearchParams(location.search);
         search.value ? asked.set("q", search.value) : asked.delete("q");

@@ -1,11 +1,11 @@
-"""Behind a proxy: who the client is, when the peer is the proxy.
+"""The client's address behind a proxy.
 
 Rules:
 
-1. ``X-Forwarded-For`` is believed as far as those who wrote it are trusted, and no further: from its right end, where
-   the proxy next to us has written, up to the first address that is no trusted proxy's. That is the client.
-2. What is not an address ends the search: whoever passed that on is the last of whom something is known.
-3. What comes out is an address as `ipaddress` writes it, whatever went in.
+1. Trust ``X-Forwarded-For`` only as far as its writers are trusted. Read it from the right end, where the nearest proxy
+   wrote, to the first address that is not a trusted proxy. That address is the client.
+2. Text that is not an address ends the search. The address to its right is then the client.
+3. The result is an address as `ipaddress` formats it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from gitops_hook.config import Network
-from gitops_hook.httpd.server import Application
+from gitops_hook.httpd.call import Application
 
-#: More proxies than stand in a row anywhere; a head may hold thousands of addresses.
-_MOST = 20
+#: The limit on addresses to read. A head may contain thousands; no installation has so many proxies in a row.
+_MAX_HOPS = 20
 
 
 def forwarded_middleware(application: Application, trusted: Sequence[Network] = ()) -> Application:
-    """A WSGI application that tells `application` the client's address as ``REMOTE_ADDR``."""
+    """Return an application that calls `application` with the client's address as ``REMOTE_ADDR``."""
 
     def forwarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        claim = environ.get("HTTP_X_FORWARDED_FOR")
-        if claim:
-            environ["REMOTE_ADDR"] = client(environ["REMOTE_ADDR"], claim, trusted)
+        forwarded_for = environ.get("HTTP_X_FORWARDED_FOR")
+        if forwarded_for:
+            environ["REMOTE_ADDR"] = client_address(environ["REMOTE_ADDR"], forwarded_for, trusted)
         return application(environ, start_response)
 
     return forwarded
 
 
-def client(peer: str, forwarded_for: str, trusted: Sequence[Network] = ()) -> str:
-    """The client's address, where `peer` has connected ("" through a Unix socket) and sent this header."""
+def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network] = ()) -> str:
+    """Return the client's address. `peer` is the address that connected, "" for a Unix socket."""
     known = peer
-    for hop in reversed(forwarded_for.split(",")[-_MOST:]):
+    for hop in reversed(forwarded_for.split(",")[-_MAX_HOPS:]):
         if not _is_trusted(known, trusted):
             break
         address = _address(hop.strip())
@@ -47,18 +47,18 @@ def client(peer: str, forwarded_for: str, trusted: Sequence[Network] = ()) -> st
 
 
 def _is_trusted(text: str, trusted: Sequence[Network]) -> bool:
-    """Whether this is a proxy's address. Whoever is on this host is one: through loopback or a Unix socket."""
+    """Return True for the address of a proxy: a configured one, loopback, or "" for a Unix socket."""
     address = _address(text)
     return not text or (address is not None and (address.is_loopback or any(address in network for network in trusted)))
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """The address, which some proxies write with a port; None where it is none."""
+    """Return the address in `text`, or None. Some proxies add a port."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
-    if "%" in text:  # a zone, which could be any text
+    if "%" in text:  # a zone may contain any text
         return None
     try:
         address = ip_address(text)

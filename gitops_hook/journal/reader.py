@@ -38,7 +38,9 @@ def _quoted(names: Iterable[str]) -> str:
 
 # A function selects the columns of each tuple in the order of its fields.
 RUN_COLUMNS = _columns("runs", Run._fields)
-_DELIVERY_COLUMNS = "guid, event, received, repository, ref, before, after, pusher, id, coalesce(run, 0), pending"
+_DELIVERY_COLUMNS = (
+    "guid, event, received, repository, ref, before, after, pusher, id, coalesce(run, 0), pending, force"
+)
 _STATUS_COLUMNS = "repository, commit_id, run, state, description, changed, version, due, tries, deployment"
 _PING_COLUMNS = _columns("pings", HookPing._fields)
 _NOTICE_COLUMNS = _columns("notices", NoticeState._fields)
@@ -219,7 +221,7 @@ class JournalReader:
 def select_deliveries(connection: sqlite3.Connection, where: str, *values: object) -> list[Delivery]:
     """Return the deliveries that match a condition in SQL."""
     rows = connection.execute(f"SELECT {_DELIVERY_COLUMNS} FROM deliveries WHERE {where}", values)
-    return [Delivery._make((*row[:-1], bool(row[-1]))) for row in rows]
+    return [Delivery._make((*row[:-2], bool(row[-2]), bool(row[-1]))) for row in rows]
 
 
 def check_version(path: Path, connection: sqlite3.Connection) -> None:

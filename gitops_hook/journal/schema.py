@@ -104,13 +104,14 @@ STEPS = (
     CREATE INDEX deliveries_pending ON deliveries (repository) WHERE pending;
     DROP INDEX runs_in_hand;
     CREATE INDEX runs_running ON runs (id) WHERE outcome IS NULL;
+    ALTER TABLE deliveries ADD COLUMN force INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE runs ADD COLUMN cause TEXT;
     UPDATE runs SET cause = 'shutdown'
         WHERE message = 'The daemon''s shutdown ended this run; it is done again at the next start.';
-    UPDATE runs SET cause = 'command'
-        WHERE message = 'A signal ended the command that did this run; the daemon tries it again in a minute or two.';
-    UPDATE runs SET cause = 'killed'
-        WHERE message = 'The process that did this run died with it in hand; what it owed is done again.';
+    UPDATE runs SET cause = 'killed' WHERE message IN (
+        'A signal ended the command that did this run; the daemon tries it again in a minute or two.',
+        'The process that did this run died with it in hand; what it owed is done again.'
+    );
     UPDATE runs SET cause = 'limit' WHERE outcome = 'timed-out';
     CREATE TABLE probe (id INTEGER PRIMARY KEY, time REAL NOT NULL);  -- one row, which the health check writes
     """,

@@ -38,11 +38,11 @@ KEEP_ROWS = 100_000
 KEEP_STATUSES = 3 * 86400
 #: The maximum size of all logs together, in bytes.
 KEEP_LOG_BYTES = 1 << 30
-#: The maximum number of requests in one commit. SQLite before 3.32 allows 999 values in a statement; a delivery has 8.
+#: The maximum number of requests in one commit. SQLite before 3.32 allows 999 values in a statement; a delivery has 9.
 _BATCH = 100
 
-#: A change: a delivery to insert, or a function that gets the writing connection within a transaction.
-_Change = Union[Delivery, Callable[[sqlite3.Connection], Any]]
+#: A change: deliveries to insert, or a function that gets the writing connection within a transaction.
+_Change = Union[tuple[Delivery, ...], Callable[[sqlite3.Connection], Any]]
 
 
 class Journal(JournalReader):
@@ -78,9 +78,9 @@ class Journal(JournalReader):
 
     # -- deliveries and runs ----------------------------------------------------------------------------------------
 
-    def record(self, delivery: Delivery) -> None:
-        """Store an accepted delivery as pending."""
-        self._submit(delivery).result()
+    def record(self, *deliveries: Delivery) -> None:
+        """Store accepted deliveries as pending, all in one commit."""
+        self._submit(deliveries).result()
 
     def start(self, repository: str, trigger: str, *, if_pending: bool = False) -> Claim | None:
         """Start a run that claims every pending delivery of `repository`.
@@ -307,8 +307,8 @@ class Journal(JournalReader):
         try:
             connection = self._connection = self._connection or self._database.open()
             connection.execute("BEGIN IMMEDIATE")
-            _insert(connection, [change for change, _ in requests if isinstance(change, Delivery)])
-            results = [None if isinstance(change, Delivery) else change(connection) for change, _ in requests]
+            _insert(connection, [row for change, _ in requests if isinstance(change, tuple) for row in change])
+            results = [None if isinstance(change, tuple) else change(connection) for change, _ in requests]
             connection.execute("COMMIT")
         except Exception as error:
             failure = error
@@ -357,12 +357,13 @@ def _update(connection: sqlite3.Connection, run: Run) -> None:
 
 
 def _insert(connection: sqlite3.Connection, deliveries: list[Delivery]) -> None:
-    """Insert deliveries in one statement: each statement releases Python's lock several times, which costs time."""
-    if deliveries:
+    """Insert deliveries in few statements: each one releases Python's lock several times, which costs time."""
+    for start in range(0, len(deliveries), _BATCH):
+        batch = deliveries[start : start + _BATCH]
         connection.execute(
-            "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher) VALUES "
-            + ",".join(["(?,?,?,?,?,?,?,?)"] * len(deliveries)),
-            [value for delivery in deliveries for value in delivery[:8]],
+            "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher, force) VALUES "
+            + ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(batch)),
+            [value for delivery in batch for value in (*delivery[:8], delivery.force)],
         )
 
 

@@ -1,12 +1,12 @@
-"""The webhook's WSGI application: what is answered to whom.
+"""The webhook's WSGI application.
 
 Rules:
 
-1. Verify first, whatever the event; an unproven request learns nothing but 401.
-2. 202 means that the delivery is on the disk. Nothing is half-accepted: either it is, or the answer is no 2xx.
-3. A push that moves nothing here is a success (200) with its reason: the forge would show anything else as failed.
-4. Every answer is JSON: ``status``, and ``repository``, ``delivery`` and ``reason`` as far as they are known.
-5. Every answer is counted, by its result and the class of its reason (`RESULTS`), whatever a peer sends.
+1. Verify first, for every event. A request without a valid signature gets 401 and learns nothing else.
+2. 202 means that the delivery is committed to the journal. Any other 2xx means that nothing was recorded.
+3. A push that changes nothing on this host is a success (200) with a reason. Forges disable hooks that fail.
+4. Every response is JSON: ``status``, and ``repository``, ``delivery`` and ``reason`` if they are known.
+5. Every response is counted by a pair of `RESULTS`. No peer can create other pairs.
 """
 
 from __future__ import annotations
@@ -24,227 +24,245 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Delivery, HookPing
 from gitops_hook.names import may_clone
-from gitops_hook.receiver.forges import Event, Forge, Move, Other, Ping, Push, claimed, header, parse
+from gitops_hook.receiver.events import Event, Ignored, Ping, Push, parse_event
+from gitops_hook.receiver.forges import Forge, claimed_forge
+from gitops_hook.receiver.payload import RefChange
+from gitops_hook.receiver.signatures import header_value
 from gitops_hook.secrets import Secrets
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import printable
 
 HEALTH = "/healthz"
-#: GitHub's own bound on a payload.
+#: The methods of each path.
+METHODS = {WEBHOOK: ("POST",), HEALTH: ("GET", "HEAD")}
+#: The size of the largest body in bytes: GitHub's own limit.
 MAX_BODY = 25 << 20
-#: Above this a payload is parsed while no other such is: it takes many times its size in memory while it lasts.
+#: The size in bytes above which payloads are parsed one at a time, because the parser needs many times the size.
 _LARGE_BODY = 1 << 20
-#: Seconds after which a forge, or the person who looks after it, may try again.
+#: The value of Retry-After, in seconds.
 _RETRY_AFTER = "10"
-#: The classes of reasons for a refusal, by HTTP status.
-_REFUSALS = {
+#: The class of the reason for each HTTP status of a rejection.
+_REJECTIONS = {
     400: "malformed", 401: "signature", 404: "path", 405: "method", 408: "late", 411: "length", 413: "size",
     415: "media",
 }  # fmt: skip
-#: What deliveries can come to, and the class of the reason: all that is ever counted.
+#: The classes of the reasons to ignore an authentic request.
+IGNORED = ("ping", "event", "name", "ref", "checkout", "deleted", "branch", "nothing")
+#: Every result of a request with the class of its reason: the labels of the metric.
 RESULTS = (
     ("accepted", "push"),
-    *(("ignored", reason) for reason in ("ping", "event", "checkout", "deleted", "branch", "nothing")),
-    *(("refused", reason) for reason in _REFUSALS.values()),
+    *(("ignored", reason) for reason in IGNORED),
+    *(("refused", reason) for reason in _REJECTIONS.values()),
     *(("failed", reason) for reason in ("journal", "checkouts", "fault")),
 )
 
 
-class Answer(NamedTuple):
-    """An HTTP status and the members of the JSON object that goes with it; a member that is None is left out."""
+class Response(NamedTuple):
+    """A response: its HTTP status and the members of its JSON object, without those that are None."""
 
     http: int
     status: str
     repository: str | None = None
     delivery: str | None = None
     reason: str | None = None
-    #: What it is counted as, one of `RESULTS`; no member of the object.
+    #: How it is counted, one of `RESULTS`. Not part of the JSON object.
     result: tuple[str, str] | None = None
-    #: The commit that an accepted push came to, for the log; no member either.
+    #: The new commit of an accepted push, for the log. Not part of the JSON object.
     commit: str | None = None
 
     def body(self) -> str:
-        """The JSON object."""
+        """Return the JSON object."""
         members = zip(self._fields[1:5], self[1:5])
         return json.dumps({name: value for name, value in members if value}) + "\n"
 
 
-class Ignored(NamedTuple):
-    """Why a push moves nothing here: the class of the reason, and the reason in a sentence."""
-
-    kind: str
-    reason: str
+def _rejection(status: int, reason: str, delivery: str | None = None) -> Response:
+    return Response(status, "refused", None, delivery, reason, ("refused", _REJECTIONS[status]))
 
 
-def _refusal(status: int, reason: str, delivery: str | None = None) -> Answer:
-    return Answer(status, "refused", None, delivery, reason, ("refused", _REFUSALS[status]))
-
-
-def _unavailable(what: str, reason: str, delivery: str | None) -> Answer:
-    return Answer(503, "unavailable", None, delivery, reason, ("failed", what))
+def _unavailable(kind: str, reason: str, delivery: str | None) -> Response:
+    return Response(503, "unavailable", None, delivery, reason, ("failed", kind))
 
 
 class WebhookApp:
-    """The callable. Threads may share it."""
+    """The WSGI application. Any thread may call it."""
 
     def __init__(
         self,
         secrets: Callable[[], Secrets],
         checkouts: Checkouts,
         journal: Journal,
-        wake: Callable[[str], None],
+        notify: Callable[[str], None],
         clone: Sequence[str] = (),
         *,
         count: Callable[[str, str], None] = lambda result, reason: None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`secrets` gives those in force; `wake` is told each repository that a delivery is owed to.
+        """Create the application.
 
-        `count` is told what each answer comes to, one of `RESULTS`; `now` is the time in seconds since the epoch.
+        `secrets` returns the secrets in force. `notify` is called with each repository that has a new pending delivery.
+        `clone` holds the patterns of repositories to clone on their first push. `count` is called with a pair of
+        `RESULTS` for each response. `now` returns the time in seconds since the epoch.
         """
         self._secrets = secrets
         self._checkouts = checkouts
         self._journal = journal
-        self._wake = wake
+        self._notify = notify
         self._clone = clone
         self._count = count
         self._now = now
-        self._large = threading.Lock()  # held while a large body is parsed, see _LARGE_BODY
+        # Held while a large payload is parsed, by the thread that parses it. It bounds the memory of the parser.
+        self._parsing_large = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request."""
+        """Respond to a request."""
         headers = []
         method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
-        allowed = {WEBHOOK: ("POST",), HEALTH: ("GET", "HEAD")}.get(path)
+        path = WEBHOOK if path == WEBHOOK + "/" else path
+        allowed = METHODS.get(path)
         if allowed is None:
-            answer = _refusal(404, "there is nothing at this path")
+            response = _rejection(404, f"webhooks go to {WEBHOOK}")
         elif method not in allowed:
-            answer = _refusal(405, f"this path takes {' and '.join(allowed)} alone")
+            response = _rejection(405, f"this path accepts only {' and '.join(allowed)}")
             headers = [("Allow", ", ".join(allowed))]
         elif path == HEALTH:
-            answer = self._health()
+            response = self._health()
         else:
-            answer = self._deliver(environ)
-        if answer.result:
-            self._count(*answer.result)
-        body = answer.body()
-        if answer.http == HTTPStatus.SERVICE_UNAVAILABLE:
+            response = self._receive(environ)
+        if response.result:
+            self._count(*response.result)
+        body = response.body()
+        if response.http == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append(("Retry-After", _RETRY_AFTER))
         headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response(f"{answer.http} {HTTPStatus(answer.http).phrase}", headers)
+        start_response(f"{response.http} {HTTPStatus(response.http).phrase}", headers)
         return [b"" if method == "HEAD" else body.encode("ascii")]
 
-    def _health(self) -> Answer:
+    def _health(self) -> Response:
         if self._journal.fault:
-            self._journal.probe()  # it may have healed without anyone writing since
+            self._journal.probe()  # the disk may work again although nothing was written since
         if self._journal.fault:
-            return Answer(503, "unavailable", reason="the journal cannot be written")
-        return Answer(200, "ok")
+            return Response(503, "unavailable", reason="the journal cannot be written")
+        return Response(200, "ok")
 
-    def _deliver(self, environ: dict[str, Any]) -> Answer:
-        began = time.monotonic()
+    def _receive(self, environ: dict[str, Any]) -> Response:
+        """Verify, parse and record a webhook. Write one line to the log."""
+        started = time.monotonic()
         forge = delivery = secret = event = None
         try:
-            forge = claimed(environ)
-            delivery = printable(header(environ, forge.delivery)) or None
-            body = _read(environ)
+            forge = claimed_forge(environ)
+            delivery = printable(header_value(environ, forge.delivery)) or None
+            body = _read_body(environ)
             secrets = self._secrets()
             secret = secrets.match(forge.signature.proof(environ, body, self._now()))
             if secret is None:
                 raise HTTPError(401, f"the signature {forge.signature.header} is missing or wrong")
             event = self._parse(forge, environ, body)
             if isinstance(event, Ping) and event.hook:
-                self._keep(event, delivery, secrets.fingerprint(secret))
-            answer = self._judge(event, delivery)
-        except HTTPError as error:  # of this module, or of the server while it reads the body
-            if error.status in _REFUSALS:
-                answer = _refusal(error.status, error.reason, delivery if secret else None)
+                self._record_ping(event, delivery, secrets.fingerprint(secret))
+            response = self._respond(event, delivery)
+        except HTTPError as error:  # raised here, or by the server while the body is read
+            if error.status in _REJECTIONS:
+                response = _rejection(error.status, error.reason, delivery if secret else None)
             else:
-                answer = _unavailable("fault", error.reason, None)
+                response = _unavailable("fault", error.reason, None)
         except JournalError:
-            answer = _unavailable("journal", "the journal cannot be written now", delivery)
-        except OSError as error:  # git cannot be run: no process, no descriptor, no memory, no git
-            log.error("checkouts cannot be looked at", delivery=delivery, reason=error)
-            answer = _unavailable("checkouts", "the checkouts cannot be looked at now", delivery)
+            response = _unavailable("journal", "the journal cannot be written now", delivery)
+        except OSError as error:  # git cannot be started: no process, descriptor or memory is free, or it is missing
+            log.error("checkouts cannot be read", delivery=delivery, reason=error)
+            response = _unavailable("checkouts", "the checkouts cannot be read now", delivery)
         except Exception:
             self._count("failed", "fault")
             raise
-        tell = log.info if answer.http < HTTPStatus.BAD_REQUEST else log.warning
-        tell(
-            f"webhook {answer.status}",
+        write = log.info if response.http < HTTPStatus.BAD_REQUEST else log.warning
+        write(
+            f"webhook {response.status}",
             delivery=delivery,
-            repository=answer.repository or (event.repository if event else None),
-            event=printable(header(environ, forge.event)) or None if forge else None,
-            commit=answer.commit,
-            http=answer.http,
+            repository=response.repository or (event.repository if event else None),
+            event=printable(header_value(environ, forge.event)) or None if forge else None,
+            commit=response.commit,
+            http=response.http,
             secret=secret,
             forge=forge.name if forge else None,
-            reason=answer.reason,
+            reason=response.reason,
             peer=environ.get("REMOTE_ADDR"),
-            ms=round((time.monotonic() - began) * 1000, 1),
+            ms=round((time.monotonic() - started) * 1000, 1),
         )
-        return answer
+        return response
 
-    def _keep(self, ping: Ping, guid: str | None, signed: str) -> None:
-        """Remember that this hook reaches us, for whoever registered it and waits to see that."""
+    def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
+        if len(body) <= _LARGE_BODY:
+            return parse_event(forge, environ, body)
+        with self._parsing_large:
+            return parse_event(forge, environ, body)
+
+    def _record_ping(self, ping: Ping, guid: str | None, signed: str) -> None:
+        """Record that this hook reaches the daemon, for the command that created the hook and waits for its ping."""
         self._journal.record_ping(HookPing(ping.hook, ping.target, ping.url, guid or "", self._now(), signed))
 
-    def _judge(self, event: Event, guid: str | None) -> Answer:
+    def _respond(self, event: Event, guid: str | None) -> Response:
+        """Record a push that concerns this host. Return the response to any event."""
         if isinstance(event, Ping):
-            return Answer(200, "pong", event.repository, guid, None, ("ignored", "ping"))
-        if isinstance(event, Other):
-            reason = f"the event `{event.event}` moves nothing here"
-            return Answer(200, "ignored", event.repository, guid, reason, ("ignored", "event"))
-        move = self._choose(event)
-        if isinstance(move, Ignored):
-            return Answer(200, "ignored", event.repository, guid, move.reason, ("ignored", move.kind))
+            return Response(200, "pong", event.repository, guid, None, ("ignored", "ping"))
+        change = self._tracked_change(event) if isinstance(event, Push) else event
+        if isinstance(change, Ignored):
+            return Response(200, "ignored", change.repository, guid, change.reason, ("ignored", change.kind))
+        assert isinstance(event, Push)
         self._journal.record(
             Delivery(
                 guid=guid or "",
                 event="push",
                 received=self._now(),
                 repository=event.repository,
-                ref=move.ref,
-                before=move.before,
-                after=move.after,
+                ref=change.ref,
+                before=change.before,
+                after=change.after,
                 pusher=event.pusher,
             )
         )
-        self._wake(event.repository)
-        return Answer(202, "queued", event.repository, guid, None, ("accepted", "push"), move.after or None)
+        self._notify(event.repository)
+        return Response(202, "queued", event.repository, guid, None, ("accepted", "push"), change.after or None)
 
-    def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
-        if len(body) > _LARGE_BODY:
-            with self._large:
-                return parse(forge, environ, body)
-        return parse(forge, environ, body)
+    def _tracked_change(self, push: Push) -> RefChange | Ignored:
+        """Return the change that may concern a checkout on this host, or the reason why there is none."""
 
-    def _choose(self, push: Push) -> Move | Ignored:
-        """The move of this push that may move something on this host, or why none does."""
+        def ignored(kind: str, reason: str) -> Ignored:
+            return Ignored(push.repository, kind, reason)
+
         checkout = self._checkouts.find(push.repository)
         if not checkout and not may_clone(push.repository, self._clone):
-            return Ignored("checkout", "there is no checkout of it on this host")
-        moves = [move for move in push.moves if not move.deleted]
-        if not moves:
-            return (
-                Ignored("deleted", "the ref was deleted") if push.moves else Ignored("nothing", "the push moved no ref")
-            )
+            return ignored("checkout", "this host has no checkout of the repository")
+        if not push.changes:
+            return ignored("nothing", "the push changed no ref")
+        named = [change for change in push.changes if change.ref]
+        if not named:
+            return ignored("ref", "the name of the ref is missing, too long or unusual")
+        changes = [change for change in named if not change.deleted]
+        if not changes:
+            return ignored("deleted", "the ref was deleted")
         branch = checkout.settings.get("branch") if checkout else None
         branch = branch or push.default_branch
-        if not branch:  # the script finds out
-            return moves[0]
-        tracked = next((move for move in moves if move.is_of(branch)), None)
-        return tracked or Ignored("branch", f"the tracked branch is `{printable(branch)}`")
+        if not branch:  # the script asks the remote
+            return changes[0]
+        tracked = next((change for change in changes if change.is_branch(branch)), None)
+        return tracked or ignored("branch", f"the tracked branch is `{printable(branch)}`")
 
 
-def _read(environ: dict[str, Any]) -> bytes:
-    """The raw body, whole."""
+def _read_body(environ: dict[str, Any]) -> bytes:
+    """Return the complete body. Raise `HTTPError`: 411 without a length, 413 if it is too large, 400 if it is cut."""
+    too_large = HTTPError(413, f"the body is larger than {MAX_BODY >> 20} MiB")
+    body: bytes
+    if environ.get("wsgi.input_terminated"):  # chunked
+        body = environ["wsgi.input"].read(MAX_BODY + 1)
+        if len(body) > MAX_BODY:
+            raise too_large
+        return body
     length = environ.get("CONTENT_LENGTH", "")
     if not length.isascii() or not length.isdigit():
         raise HTTPError(411, "there is no Content-Length")
     if int(length) > MAX_BODY:
-        raise HTTPError(413, f"the body is larger than {MAX_BODY >> 20} MiB")
-    body: bytes = environ["wsgi.input"].read(int(length))
+        raise too_large
+    body = environ["wsgi.input"].read(int(length))
     if len(body) != int(length):
         raise HTTPError(400, "the body ends early")
     return body

@@ -33,7 +33,7 @@ from gitops_hook.outcomes import RETRIED
 from gitops_hook.sync import backoff
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.executor import Executor, RunObserver, log_end
-from gitops_hook.sync.runner import Runner
+from gitops_hook.sync.runner import GRACE, Runner
 from gitops_hook.sync.worker import WakeUp, Worker
 
 __all__ = ["Dispatcher", "RunObserver"]
@@ -101,6 +101,7 @@ class Dispatcher:
         self._line: dict[str, Worker] = {}  # in the order in which they get a slot
         self._active: dict[str, Worker] = {}
         self._delays: dict[str, Delay] = {}
+        self._fed: set[str] = set()  # those that a sweep has yet to put in line, in lower case
         self._stopping = False
         self._changed = threading.Condition(threading.Lock())
 
@@ -137,10 +138,14 @@ class Dispatcher:
         """Start the thread that runs delayed checkouts when they are due."""
         threading.Thread(target=self._schedule, name="scheduler", daemon=True).start()
 
-    def recover(self) -> None:
-        """Record which runs an earlier daemon left unfinished, and run everything that is pending."""
+    def record_killed(self) -> None:
+        """Record the end of the runs that an earlier process left unfinished: it was killed."""
         for died in self._journal.end_unfinished():
             log_end(died.run, died)
+
+    def recover(self) -> None:
+        """Record which runs an earlier process left unfinished, and run everything that is pending."""
+        self.record_killed()
         pending = self._journal.pending()
         if pending:
             log.info("deliveries are pending from before the start", repositories=len(pending))
@@ -200,6 +205,35 @@ class Dispatcher:
         """
         return self._executor.run_now(repository, trigger)
 
+    def request(self, repositories: Sequence[str], trigger: str) -> None:
+        """Run the requests of a command, which are in the journal. A sweep leaves half of the slots to pushes."""
+        if trigger == "sweep":
+            self._feed(repositories, max(1, self._max_syncs // 2))
+        else:
+            for repository in repositories:
+                self.notify(repository, trigger)
+
+    def cancel(self, repository: str) -> list[int]:
+        """End the current run of `repository`, and give up its claimed deliveries. Return the ids of ended runs.
+
+        Raises `JournalError`.
+        """
+        key = repository.lower()
+        with self._changed:
+            worker = self._active.get(key)
+            run = worker.run if worker else 0
+            self._delays.pop(key, None)
+        if run in self._executor.running:
+            # The signal misses a script that is just being started, so it is repeated until the run has ended.
+            for _ in range(GRACE + 2):
+                self._executor.cancel(run)
+                with self._changed:
+                    if self._changed.wait_for(lambda: run not in self._executor.running, 1.0):
+                        break
+            return [run]
+        self._journal.settle_claimed(repository)
+        return []
+
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -226,6 +260,11 @@ class Dispatcher:
     def failure(self) -> Run | None:
         """The last run since the start that did not end well."""
         return self._executor.failure
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
 
     @property
     def workers(self) -> int:
@@ -326,7 +365,7 @@ class Dispatcher:
     def _is_known(self, repository: str) -> bool:
         """Return True if a run of `repository` is under way, in line or scheduled."""
         key = repository.lower()
-        return key in self._line or key in self._active or key in self._delays
+        return key in self._line or key in self._active or key in self._delays or key in self._fed
 
     def _delay_after_restarts(self, repository: str) -> bool:
         """Delay `repository` if the daemon's shutdown ended at least its last two runs, and return whether it did."""
@@ -353,7 +392,10 @@ class Dispatcher:
 
     def _feed(self, repositories: Iterable[str], lanes: int) -> None:
         """Sweep `repositories` one after another, at most `lanes` of them at the same time."""
-        rest = iter(repositories)
+        names = list(repositories)
+        rest = iter(names)
+        with self._changed:
+            self._fed.update(name.lower() for name in names)
         lock = threading.Lock()  # guards `rest`, which workers advance, and which may start git to read a name
 
         def next_one() -> None:
@@ -362,6 +404,8 @@ class Dispatcher:
                     repository = next(rest, None)
                 if not repository:
                     return
+                with self._changed:
+                    self._fed.discard(repository.lower())
                 if not self._delay_after_restarts(repository):
                     self.notify(repository, "sweep", next_one)
                     return

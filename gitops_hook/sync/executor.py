@@ -82,10 +82,17 @@ class Executor:
         # The time on the clock at which each running script must have ended, by run. Each worker writes its own entry
         # in one step, and readers copy the dictionary, so no lock is needed.
         self._deadlines: dict[int, float] = {}
+        # The runs to cancel. Any thread adds in one step, and the thread of the run removes its own.
+        self._cancelled: set[int] = set()
 
     def stop(self) -> None:
         """Start no more runs."""
         self._stopping.set()
+
+    def cancel(self, run: int) -> None:
+        """End the script of a run and settle its deliveries. The run gets the cause ``cancelled``."""
+        self._cancelled.add(run)
+        self._runner.terminate(run)
 
     def terminate(self) -> None:
         """End the running scripts; called after `stop`."""
@@ -157,8 +164,12 @@ class Executor:
         # A script may answer SIGTERM with a status of its own choice.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
             result = result._replace(outcome="interrupted", message=CAUSES[cause], cause=cause)
+        cancelled = claim.run.id in self._cancelled
+        if cancelled and result.exit != 0:
+            result = result._replace(outcome="interrupted", message=CAUSES["cancelled"], cause="cancelled")
+        self._cancelled.discard(claim.run.id)
         run = claim.run._replace(ended=self._journal.now(), **result._asdict())
-        ended = Ended(run, claim, settles(run.outcome))
+        ended = Ended(run, claim, cancelled or settles(run.outcome))
         well = severity_of(run.outcome) in (GOOD, REST)
         if not well:
             self.failure = run
@@ -212,7 +223,14 @@ def _task(claim: Claim) -> Task:
     if not newest:
         return Task(run.repository, run.id, event=run.trigger)
     return Task(
-        newest.repository, run.id, newest.ref, newest.after, newest.event, newest.guid, deliveries=claim.deliveries
+        newest.repository,
+        run.id,
+        newest.ref,
+        newest.after,
+        newest.event,
+        newest.guid,
+        deliveries=claim.deliveries,
+        force=any(delivery.force for delivery in claim.served),
     )
 
 

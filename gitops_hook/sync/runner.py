@@ -68,6 +68,8 @@ class Task(NamedTuple):
     #: The number of deliveries that the run claimed; the hints above are those of the newest.
     deliveries: int = 0
     clone_url: str = ""
+    #: Whether to deploy even a commit that is deployed already or was rolled back.
+    force: bool = False
 
 
 class Result(NamedTuple):
@@ -92,9 +94,9 @@ class Runner:
     def __init__(self, script: Path, root: Path, environ: Mapping[str, str]) -> None:
         self._script = script
         self._environment = inherited(environ, root)
-        # The threads that execute a script, by their kernel ids. Guarded by _lock, which `run` takes at its start and
-        # end, and `terminate` while it sends signals.
-        self._threads: set[int] = set()
+        # The kernel ids of the threads that execute a script, by run. Guarded by _lock, which `run` takes at its start
+        # and end, and `terminate` while it sends signals.
+        self._threads: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def run(self, task: Task, log_path: Path, limit: int) -> Result:
@@ -103,10 +105,10 @@ class Runner:
         Raises OSError if it cannot be started, for want of descriptors, processes or disk space.
         """
         result_file = log_path.with_suffix(".result")
-        command = [str(self._script), task.repository.rpartition("/")[2]]
+        command = [str(self._script), *(["--force"] if task.force else []), task.repository.rpartition("/")[2]]
         environment = {**self._environment, **_contract(task, result_file, limit)}
         began, started = time.time(), time.monotonic()
-        with self._registered():
+        with self._registered(task.run):
             status = run_limited(command, environment, log_path, limit)
         timed_out = time.monotonic() - started >= limit
         fields = _read_result(result_file)
@@ -120,10 +122,10 @@ class Runner:
             fetched=times.get("fetched"), deployed=times.get("deployed"), healthy=times.get("healthy")
         )
 
-    def terminate(self) -> None:
-        """End every running script: SIGTERM for its group, SIGKILL after the grace period. This does not wait."""
+    def terminate(self, run: int | None = None) -> None:
+        """End the script of a run, or of all: SIGTERM for its group, SIGKILL after the grace period. Do not wait."""
         with self._lock:
-            for thread in self._threads:
+            for thread in [thread for number, thread in self._threads.items() if run in (None, number)]:
                 for child in _children(thread):
                     # timeout(1) forwards a signal to its group, except during its fork.
                     for send in (os.killpg, os.kill):
@@ -131,16 +133,15 @@ class Runner:
                             send(child, signal.SIGTERM)
 
     @contextmanager
-    def _registered(self) -> Iterator[None]:
+    def _registered(self, run: int) -> Iterator[None]:
         """Make the current thread known to `terminate`."""
-        thread = threading.get_native_id()
         with self._lock:
-            self._threads.add(thread)
+            self._threads[run] = threading.get_native_id()
         try:
             yield
         finally:
             with self._lock:
-                self._threads.discard(thread)
+                del self._threads[run]
 
 
 def run_limited(

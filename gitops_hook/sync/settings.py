@@ -30,6 +30,8 @@ _ON_BRANCH = re.compile(r"includeif\.onbranch:.*\.path", re.DOTALL)
 _TICK_NS = 10_000_000
 #: The values that git accepts for a boolean (git-config(1), "Values").
 _TRUE = ("true", "yes", "on", "1")
+#: The exit status of ``git config --unset-all`` for a setting that does not exist.
+_NOT_SET = 5
 _BOOLEAN = (*_TRUE, "false", "no", "off", "0", "")
 
 
@@ -79,12 +81,12 @@ SETTINGS = {
 _BY_KEY = {name.lower(): setting for name, setting in SETTINGS.items()}
 
 
-def check_setting(name: str, value: str) -> None:
-    """Raise ValueError if `name` is not a setting of a checkout, or if `value` does not have its format."""
+def check_setting(name: str, value: str, *, removal: bool = False) -> None:
+    """Raise ValueError if `name` is not a setting of a checkout, or, unless for a removal, `value` is invalid."""
     setting = _BY_KEY.get(name.lower())
     if not setting:
         raise ValueError(f"there is no setting gitops.{name}")
-    if not setting.pattern.fullmatch(value):
+    if not removal and not setting.pattern.fullmatch(value):
         raise ValueError(f"gitops.{setting.name} must be {setting.format}")
 
 
@@ -186,6 +188,25 @@ def _list_entries(own: Path, common: Path) -> tuple[bool, list[tuple[str, str, s
         key, equals, value = entry.partition("\n")
         found.append((origin[len("file:") :], key, value if equals else "true"))
     return status == 0, found
+
+
+def write_setting(checkout: Path, name: str, value: str | None) -> None:
+    """Set ``gitops.<name>`` in the checkout's own configuration, or remove it if `value` is None.
+
+    Raises ValueError for an unknown name, an invalid value, or the reason of git's failure.
+    """
+    check_setting(name, "" if value is None else value, removal=value is None)
+    arguments = ["--unset-all", f"gitops.{name}"] if value is None else ["--replace-all", f"gitops.{name}", value]
+    done = subprocess.run(
+        ["git", "config", "--local", *arguments],
+        env={**os.environ, "GIT_DIR": str(git_directories(checkout)[0])},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode and not (value is None and done.returncode == _NOT_SET):
+        raise ValueError(f"git config in {checkout}: {os.fsdecode(done.stderr).strip()}")
 
 
 def _git_config(variables: Mapping[str, str], *options: str) -> tuple[int, list[str]]:

@@ -1,4 +1,4 @@
-"""The commands, as an operator types them: real processes, real checkouts, with a daemon and without."""
+"""The commands as real processes on real checkouts, with and without a daemon."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from harness import SECRET, processes_of, push
+from harness import SECRET, processes_of, push, until
 from scratch import Upstream, git
 
-from gitops_hook.cli import main as cli
+from gitops_hook.cli.main import GIT_VARIABLES
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Delivery
+from gitops_hook.text import rfc3339
 
 
-def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, upstream, hook):
+def test_add_clones_configures_deploys_and_prints_the_webhook_settings(tmp_path, upstream, hook):
     said = hook("add", "acme/site", "--branch", "main", "--deploy", "echo live > ../live").stdout
     checkout = tmp_path / "root/acme/site"
     assert git("rev-parse", "HEAD", cwd=checkout) == upstream.head()
@@ -35,7 +37,7 @@ def test_add_clones_sets_deploys_and_tells_what_to_enter_at_the_forge(tmp_path, 
     assert "application/json" in said
 
 
-def test_add_adopts_a_checkout_that_is_there(tmp_path, upstream, hook):
+def test_add_adopts_an_existing_checkout(tmp_path, upstream, hook):
     checkout = upstream.checkout(tmp_path / "root", nested=False, deploy="true")
     (checkout / "mine").write_text("kept")
     assert f"acme/site is at {checkout}" in hook("add", "acme/site").stdout
@@ -43,14 +45,14 @@ def test_add_adopts_a_checkout_that_is_there(tmp_path, upstream, hook):
     assert git("config", "gitops.deploy", cwd=checkout) == "true"
 
 
-def test_add_says_what_it_cannot_do(upstream, hook):
+def test_add_reports_what_it_cannot_clone(upstream, hook):
     assert "is not OWNER/NAME" in hook("add", "site", status=64).stderr
     assert "is not OWNER/NAME" in hook("add", "../site", status=64).stderr
     assert "cannot be cloned" in hook("add", "acme/none", status=75).stderr
     assert "cannot be cloned" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=75).stderr
 
 
-def test_no_error_shows_a_password_in_a_url(upstream, hook):
+def test_no_error_contains_a_password_of_a_url(upstream, hook):
     bad = {"GITOPS_CLONE_URL": "https://ada:ghp_hunter2@forge.example/{repo}.git"}
     for done in (
         hook("serve", status=78, **bad),
@@ -63,11 +65,12 @@ def test_no_error_shows_a_password_in_a_url(upstream, hook):
 
 
 def test_an_error_is_one_line(tmp_path, upstream, hook):
-    """Whatever is in it."""
+    """Control characters are escaped."""
     checkout = upstream.checkout(tmp_path / "root")
     (checkout / ".git/config.lock").write_text("")
-    said = hook("pause", "acme/site", status=77).stderr
-    assert "could not lock config file" in said and said.count("\n") == 1
+    said = hook("pause", "acme/site", status=64).stderr.splitlines()
+    assert len(said) == 2 and "no daemon is running" in said[0] and "could not lock config file" in said[1]
+    (checkout / ".git/config.lock").unlink()
     hook("sync", "--all")
     assert hook("logs", "a\x1b[31m\nb", status=66).stderr == "gitops-hook: a\\x1b[31m\\nb never ran\n"
 
@@ -88,7 +91,7 @@ def test_sync_ends_with_the_status_of_the_worst_outcome(tmp_path, upstream, hook
     assert git("rev-parse", "HEAD", cwd=good) == after
 
 
-def test_a_checkout_right_below_the_root_is_one_repository_however_it_is_called(upstream, hook, start_daemon):
+def test_a_checkout_directly_under_the_root_has_one_canonical_name(upstream, hook, start_daemon):
     daemon = start_daemon()
     upstream.checkout(daemon.root, nested=False)
     daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
@@ -105,7 +108,7 @@ def test_a_checkout_right_below_the_root_is_one_repository_however_it_is_called(
         assert json.loads(listed.stdout)["repository"] == "acme/site"
 
 
-def test_sync_refuses_what_it_does_not_know(upstream, hook):
+def test_sync_rejects_unknown_repositories(upstream, hook):
     hook("sync", status=64)
     hook("sync", "--all", "acme/site", status=64)
     assert "is not a repository's name" in hook("sync", "../etc", status=64).stderr
@@ -113,40 +116,25 @@ def test_sync_refuses_what_it_does_not_know(upstream, hook):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_sync_that_a_signal_ends_leaves_no_run_in_hand(tmp_path, upstream, environ, hook, number):
+def test_a_signal_ends_the_command_but_not_the_runs(tmp_path, upstream, environ, hook, number):
+    """Without a daemon, a process of its own performs the runs, and completes them."""
     os.mkfifo(tmp_path / "gate")
-    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; exec sleep 600")
-    Upstream(tmp_path / "forge", "acme/waits").checkout(tmp_path / "root")
-    command = [sys.executable, "-m", "gitops_hook", "sync", "acme/site", "acme/waits"]
-    environ = {**environ, "GITOPS_MAX_SYNCS": "1"}
+    deploy = f"echo begun > {tmp_path}/gate; read -r _ < {tmp_path}/gate; echo done > {tmp_path}/done"
+    upstream.checkout(tmp_path / "root", deploy=deploy)
+    command = [sys.executable, "-m", "gitops_hook", "sync", "acme/site"]
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as typed:
         with (tmp_path / "gate").open() as gate:
             assert gate.read() == "begun\n"
         typed.send_signal(number)
-        typed.send_signal(number)  # who is impatient gets it no sooner, and no worse
         assert "Traceback" not in typed.communicate(timeout=60)[1]
-    assert typed.returncode == 128 + number
-    (run,) = [json.loads(line) for line in hook("runs", "--json").stdout.splitlines()]
-    assert (run["repository"], run["outcome"]) == ("acme/site", "interrupted")
-    assert "A signal ended the command" in run["message"]
-    assert processes_of(tmp_path / "root") == []
-    assert "begun" not in hook("logs", "-f", "acme/site").stdout
+    assert typed.returncode == (130 if number == signal.SIGINT else -number)
+    (tmp_path / "gate").write_text("go on\n")
+    until(lambda: json.loads(hook("runs", "--json").stdout)["outcome"] is not None)
+    assert (tmp_path / "done").exists()
+    until(lambda: processes_of(tmp_path / "root") == [])
 
 
-def test_a_sync_goes_on_past_a_signal_that_whoever_started_it_ignores(tmp_path, upstream, environ):
-    os.mkfifo(tmp_path / "gate")
-    upstream.checkout(tmp_path / "root", deploy=f"echo begun > {tmp_path}/gate; read -r _ < {tmp_path}/gate")
-    command = ["nohup", sys.executable, "-m", "gitops_hook", "sync", "acme/site"]
-    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as typed:
-        with (tmp_path / "gate").open() as gate:
-            assert gate.read() == "begun\n"
-        typed.send_signal(signal.SIGHUP)
-        (tmp_path / "gate").write_text("go on\n")
-        assert "updated" in typed.communicate(timeout=60)[0]
-    assert typed.returncode == 0
-
-
-def test_sync_beside_the_daemon_is_one_run_more_and_no_overlap(tmp_path, upstream, hook, start_daemon, script):
+def test_sync_next_to_the_daemon_does_not_overlap(tmp_path, upstream, hook, start_daemon, script):
     overlap = script(
         'mkdir "$GITOPS_ROOT/acme/site/in" || echo overlap >> "$GITOPS_ROOT/trace"; rmdir "$GITOPS_ROOT/acme/site/in"'
     )
@@ -164,7 +152,7 @@ def test_sync_beside_the_daemon_is_one_run_more_and_no_overlap(tmp_path, upstrea
     assert {"manual", "push"} <= {trigger for (trigger,) in daemon.query("SELECT trigger FROM runs")}
 
 
-def test_pause_holds_a_repository_and_resume_brings_it_up_in_one_sync(tmp_path, upstream, hook):
+def test_pause_stops_updates_and_resume_syncs(tmp_path, upstream, hook):
     checkout = upstream.checkout(tmp_path / "root")
     hook("pause", "acme/site")
     before, after = upstream.head(), upstream.commit({"a": "b"})
@@ -173,40 +161,40 @@ def test_pause_holds_a_repository_and_resume_brings_it_up_in_one_sync(tmp_path, 
     assert "acme/site   paused" in hook("status").stdout
     hook("resume", "acme/site")
     assert git("rev-parse", "HEAD", cwd=checkout) == after
-    hook("resume", "acme/site")  # twice is no fault
+    hook("resume", "acme/site")  # idempotent
 
 
-def test_what_the_caller_s_git_was_told_leads_to_no_other_repository(tmp_path, upstream, hook):
-    """As in a hook of git's, or in a shell that works on another repository."""
+def test_git_variables_of_the_caller_do_not_redirect_git(tmp_path, upstream, hook):
+    """Git hooks, and shells that work on another repository, set them."""
     checkout = upstream.checkout(tmp_path / "root")
     other = Upstream(tmp_path / "forge", "acme/other").work
     before = (other / ".git/config").read_bytes()
-    told = {"GIT_DIR": f"{other}/.git", "GIT_WORK_TREE": str(other), "GIT_INDEX_FILE": str(other / ".git/index")}
-    hook("pause", "acme/site", **told)
+    variables = {"GIT_DIR": f"{other}/.git", "GIT_WORK_TREE": str(other), "GIT_INDEX_FILE": str(other / ".git/index")}
+    hook("pause", "acme/site", **variables)
     assert git("config", "gitops.paused", cwd=checkout) == "true"
-    hook("resume", "acme/site", **told)
+    hook("resume", "acme/site", **variables)
     assert "paused" not in git("config", "--list", cwd=checkout)
-    hook("add", "acme/site", "--branch", "main", **told)
+    hook("add", "acme/site", "--branch", "main", **variables)
     assert git("config", "gitops.branch", cwd=checkout) == "main"
-    hook("add", "acme/other", **told)
+    hook("add", "acme/other", **variables)
     assert git("rev-parse", "HEAD", cwd=tmp_path / "root/acme/other") == git("rev-parse", "HEAD", cwd=other)
     assert (other / ".git/config").read_bytes() == before
     assert not git("status", "--porcelain", cwd=other)
 
 
-def test_all_that_names_a_repository_to_git_is_dropped():
+def test_every_variable_that_redirects_git_is_removed():
     names = set(git("rev-parse", "--local-env-vars", cwd=Path("/")).split())
-    assert names <= set(cli.LEADING_ELSEWHERE)
+    assert names <= set(GIT_VARIABLES)
 
 
-def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream, hook):
+def test_status_lists_repositories_that_need_an_action_first(tmp_path, upstream, hook):
     checkout = upstream.checkout(tmp_path / "root")
     fine = Upstream(tmp_path / "forge", "acme/a-fine-one").checkout(tmp_path / "root")
     (checkout / "README").write_text("mine")
     upstream.commit({"README": "theirs"})
     hook("sync", "--all", status=65)
     lines = hook("status").stdout.splitlines()
-    assert lines[1].startswith("acme/site        needs you")
+    assert lines[1].startswith("acme/site        action needed")
     assert lines[2].startswith("acme/a-fine-one  in sync")
     assert "README" in lines[-1]
     rows = [json.loads(line) for line in hook("status", "--json").stdout.splitlines()]
@@ -218,7 +206,7 @@ def test_status_puts_first_what_needs_a_person_with_its_cure(tmp_path, upstream,
     hook("status", "acme/none", status=66)
 
 
-def test_runs_tells_what_became_of_a_delivery(upstream, tmp_path, hook, start_daemon):
+def test_runs_finds_the_run_of_a_delivery(upstream, tmp_path, hook, start_daemon):
     daemon = start_daemon()
     upstream.checkout(daemon.root)
     after = upstream.commit({"a": "b"})
@@ -230,24 +218,50 @@ def test_runs_tells_what_became_of_a_delivery(upstream, tmp_path, hook, start_da
     hook("runs", "--delivery", "another", status=66)
 
 
-def test_runs_tells_of_a_delivery_that_waits_for_its_turn(tmp_path, upstream, hook):
+def test_runs_lists_an_unclaimed_delivery(tmp_path, upstream, hook):
     with closing(Journal(tmp_path / "state")) as journal:
         received = time.time()
         journal.record(Delivery("the-one", "push", received, "acme/site", "refs/heads/main"))
         said = hook("runs", "--delivery", "the-one").stdout
-        assert said == "the-one was accepted for acme/site, and waits for its turn.\n"
+        assert said == "the-one was accepted for acme/site, and waits for a run.\n"
         (row,) = [json.loads(line) for line in hook("runs", "--delivery", "the-one", "--json").stdout.splitlines()]
-        assert row == {"delivery": "the-one", "repository": "acme/site", "received": received, "run": None}
+        assert row == {"delivery": "the-one", "repository": "acme/site", "received": rfc3339(received), "run": None}
 
 
-def test_runs_says_what_it_does_not_know(tmp_path, upstream, hook):
+def test_runs_reports_unknown_repositories(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
     Journal(tmp_path / "state").close()
     assert hook("runs").stdout == "No run yet.\n"
     assert hook("runs", "--json").stdout == ""
     hook("sync", "--all")
     assert hook("runs", "nosuch/x", status=66).stderr == "gitops-hook: nosuch/x never ran\n"
-    assert "REPO or --delivery" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
+    assert "--delivery alone" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
+
+
+def test_runs_are_filtered_by_failure_and_time(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root", deploy="false")
+    hook("sync", "acme/site", status=70)
+    git("config", "gitops.deploy", "true", cwd=checkout)
+    hook("sync", "acme/site")
+
+    def outcomes(*words: str) -> list[str]:
+        return [json.loads(line)["outcome"] for line in hook("runs", "--json", *words).stdout.splitlines()]
+
+    assert outcomes() == outcomes("--since", "2d") == outcomes("acme/site", "--since", "90min")
+    assert outcomes("--failed") == outcomes("--failed", "--since", "1h") == ["deploy-failed"]
+    assert len(outcomes("--since", "1h", "-n", "1")) == 1
+    time.sleep(1.1)
+    assert outcomes("--since", "1s") == []
+    for words in (["--since", "soon"], ["--since", "2"], ["--delivery", "x", "--failed"]):
+        hook("runs", *words, status=64)
+
+
+def test_a_typing_error_gets_a_suggestion(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root")
+    hook("sync", "--all")
+    assert "there is no command stauts; did you mean status?" in hook("stauts", status=64).stderr
+    for words in (["sync", "acme/sit"], ["logs", "acme/sit"], ["runs", "acme/sit"], ["pause", "acme/sit"]):
+        assert "; did you mean acme/site?" in hook(*words, status=66).stderr
 
 
 def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, environ, hook, start_daemon):
@@ -264,14 +278,20 @@ def test_logs_prints_a_run_and_follows_one_until_it_ends(tmp_path, upstream, env
         assert follower.stdout.readline() == "first\n"
         (tmp_path / "go").write_text("second\n")
         assert follower.stdout.readline() == "second\n"
-        follower.stdout.read()
-        assert follower.wait(30) == 0
+        # For a repository, it continues with the next run.
+        with ThreadPoolExecutor() as pool:
+            pool.submit(hook, "sync", "acme/site")
+            while follower.stdout.readline() != "==> run 2 of acme/site <==\n":
+                pass
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(30) == 130
+    assert hook("logs", "-f", "1").stdout == hook("logs", "1").stdout
     assert hook("logs", "1").stdout.startswith("first\nsecond\n")
     hook("logs", "77", status=66)
     hook("logs", "acme/none", status=66)
 
 
-def test_send_tries_the_whole_way(tmp_path, upstream, hook, start_daemon):
+def test_send_delivers_and_waits_for_the_run(tmp_path, upstream, hook, start_daemon):
     daemon = start_daemon()
     checkout = upstream.checkout(daemon.root)
     after = upstream.commit({"a": "b"})
@@ -283,9 +303,7 @@ def test_send_tries_the_whole_way(tmp_path, upstream, hook, start_daemon):
     assert refused.stdout.startswith("401 ")
 
 
-def test_send_signs_with_the_whole_first_line_of_the_file_as_the_daemon_reads_it(
-    tmp_path, upstream, hook, start_daemon
-):
+def test_send_signs_with_the_first_secret_of_the_file(tmp_path, upstream, hook, start_daemon):
     secrets = tmp_path / "secrets"
     secrets.write_text(f"\n  {SECRET} \nolder\n")
     file = {"GITHUB_WEBHOOK_SECRET": "", "GITHUB_WEBHOOK_SECRET_FILE": str(secrets)}
@@ -294,13 +312,13 @@ def test_send_signs_with_the_whole_first_line_of_the_file_as_the_daemon_reads_it
     assert hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}", **file).stdout.startswith("202 ")
 
 
-def test_send_without_a_daemon_says_so(tmp_path, upstream, hook):
+def test_send_reports_a_missing_daemon(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
     assert "no daemon answers at 127.0.0.1:9" in hook("send", "acme/site", status=69).stderr
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 yes\r\n\r\n", b""])
-def test_send_says_where_something_else_answers(upstream, tmp_path, hook, answer: bytes):
+def test_send_reports_a_server_that_is_not_gitops_hook(upstream, tmp_path, hook, answer: bytes):
     upstream.checkout(tmp_path / "root")
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -316,7 +334,7 @@ def test_send_says_where_something_else_answers(upstream, tmp_path, hook, answer
     assert address in said and said.count("\n") == 1
 
 
-def test_numbers_that_no_run_can_have(tmp_path, upstream, hook):
+def test_invalid_numbers_are_rejected(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
     hook("sync", "--all")
     for number in ("99999999999999999999999", "9" * 5000, "9223372036854775808"):
@@ -348,7 +366,7 @@ def test_output_that_cannot_be_written(tmp_path, upstream, environ, hook):
     assert typed("gitops-hook runs >/dev/full") == (74, "", "gitops-hook: No space left on device\n")
     assert typed("gitops-hook pause acme/site acme/none >/dev/full")[::2] == (
         66,
-        f"gitops-hook: there is no checkout of acme/none under {tmp_path}/root\n",
+        f"gitops-hook: there is no checkout of acme/none under {tmp_path}/root; did you mean acme/site?\n",
     )
     assert typed("gitops-hook runs >&-") == (74, "", "gitops-hook: standard output is closed\n")
     assert typed("gitops-hook resume acme/site 2>&-")[0] == 0
@@ -358,22 +376,21 @@ def test_output_that_cannot_be_written(tmp_path, upstream, environ, hook):
     assert typed("gitops-hook logs 1", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")[::2] == (0, "")
 
 
-def test_what_reads_the_journal_says_where_there_is_none(upstream, hook):
+def test_commands_report_a_missing_journal(upstream, hook):
     for words in (["status"], ["runs"], ["logs", "1"]):
         assert "there is no journal in" in hook(*words, status=66).stderr
 
 
-def test_a_damaged_journal_is_left_to_the_daemon(tmp_path, upstream, hook):
+def test_a_reading_command_does_not_repair_a_damaged_journal(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
     hook("sync", "--all")
     (tmp_path / "state/journal.db").write_bytes(b"noise" * 1000)
-    assert "file is not a database" in hook("sync", "--all", status=74).stderr
     assert "file is not a database" in hook("status", status=74).stderr
     assert (tmp_path / "state/journal.db").read_bytes() == b"noise" * 1000
 
 
 def on_a_terminal(environ: dict[str, str], *words: str) -> str:
-    """What a command shows where its output is a terminal."""
+    """Return the output of a command on a terminal."""
     terminal, slave = pty.openpty()
     done = subprocess.Popen(
         [sys.executable, "-m", "gitops_hook", *words], env=environ, stdin=slave, stdout=slave, stderr=slave
@@ -392,14 +409,15 @@ def on_a_terminal(environ: dict[str, str], *words: str) -> str:
 
 def test_colours_and_progress_are_for_terminals(tmp_path, upstream, environ, hook):
     upstream.checkout(tmp_path / "root")
-    assert "1 of 1  acme/site" in on_a_terminal(environ, "sync", "--all")
+    Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root")
+    assert re.search(r"\x1b\[K[01] of 2  ", on_a_terminal(environ, "sync", "--all"))
     assert re.search(r"\x1b\[32min sync", on_a_terminal(environ, "status"))
     assert "\x1b" not in on_a_terminal({**environ, "NO_COLOR": "1"}, "status")
     assert "\x1b" not in hook("status").stdout + hook("sync", "--all").stderr
 
 
-def test_a_log_paints_no_terminal(tmp_path, upstream, environ, hook):
-    """It may have colours, which end with each piece of text, and nothing else of what a terminal obeys."""
+def test_a_log_does_not_control_the_terminal(tmp_path, upstream, environ, hook):
+    """Colours pass and are reset after each part; every other control sequence is escaped."""
     printed = r"\033]0;title\007\033[31mred\033[0m\033[2K\tx\r\n\033[8mhidden\u202e\033[1mbold"
     upstream.checkout(tmp_path / "root", deploy=f"printf '{printed}'")
     hook("sync", "--all")
@@ -408,10 +426,10 @@ def test_a_log_paints_no_terminal(tmp_path, upstream, environ, hook):
     assert "\x1b[1mbold" in shown and shown.rstrip().endswith("\x1b[0m")
     plain = on_a_terminal({**environ, "NO_COLOR": "1"}, "logs", "acme/site")
     assert r"\x1b]0;title\x07red\x1b[2K" + "\tx\r\n" in plain and "\x1b" not in plain
-    assert "\x1b[31mred\x1b[0m\x1b[2K\tx\n" in hook("logs", "acme/site").stdout  # a file has all as it came
+    assert "\x1b[31mred\x1b[0m\x1b[2K\tx\n" in hook("logs", "acme/site").stdout  # a file gets the output unchanged
 
 
-def test_settings_come_from_the_units_file_too(tmp_path):
+def test_settings_come_from_the_units_environment_file(tmp_path):
     from gitops_hook.config import read_environment
 
     file = tmp_path / "gitops-hook.env"
@@ -432,7 +450,7 @@ def test_the_units_environment_need_not_be_utf_8(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="the other user needs the system's python3")
-def test_root_goes_on_as_the_owner_of_the_state(tmp_path, upstream, hook):
+def test_root_continues_as_the_owner_of_the_state(tmp_path, upstream, hook):
     checkout = upstream.checkout(tmp_path / "root", deploy="id -u > ../who")
     (tmp_path / "state").mkdir()
     for folder in (tmp_path, *tmp_path.parents):
@@ -449,14 +467,15 @@ def test_root_goes_on_as_the_owner_of_the_state(tmp_path, upstream, hook):
     assert (checkout.parent / "who").read_text() == "65534\n"
 
 
-def test_one_who_has_seen_enough_breaks_no_pipe(tmp_path, upstream, environ):
+def test_a_reader_that_closes_the_pipe_causes_no_error(tmp_path, upstream, environ):
     upstream.checkout(tmp_path / "root")
     command = f"{sys.executable} -m gitops_hook sync --all >/dev/null; {sys.executable} -m gitops_hook status | true"
     done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "BrokenPipe" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_command_has_help(hook):
-    told = hook("--help").stdout
-    for name in re.findall(r"^    (\w+) ", told, re.MULTILINE):
+    text = hook("--help").stdout
+    for name in re.findall(r"^    (\w+) ", text, re.MULTILINE):
         assert hook(name, "--help").stdout.startswith(f"usage: gitops-hook {name}")

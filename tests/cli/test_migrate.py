@@ -1,6 +1,6 @@
-"""From timers to webhooks and back, told to a small systemctl: enabling is the real one's work, below a folder.
+"""The migration from timers and its reversal, with a small systemctl that enables units under a test directory.
 
-What systemd itself makes of it, tests/systemd shows.
+tests/systemd repeats the migration with a real systemd.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ esac
 
 
 class Host:
-    """A host with timers of old."""
+    """A host with polling timers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ class Host:
         self.path = f"{folder}/bin:{os.environ['PATH']}"
 
     def add(self, instance: str, command: str = "", folder: str = "") -> str:
-        """A timer, enabled and active; its unit's name."""
+        """Create an enabled and active timer, and return the name of its unit."""
         unit = f"gitops-sync@{instance}.timer"
         command = command or f"/usr/bin/gitops_sync.sh {instance}"
         (self.folder / "loaded" / unit).touch()
@@ -96,26 +96,26 @@ def host(tmp_path, monkeypatch) -> Host:
 
 @pytest.fixture
 def migrate(hook, host) -> Callable[..., str]:
-    """Types the command; what it says."""
+    """Return a function that runs the command and returns its output."""
     return lambda *words, status=0: hook("migrate", *words, status=status, PATH=host.path).stdout
 
 
 def checkout_of(host: Host, root: Path) -> dict[str, str | None]:
-    """What each timer is taken to poll."""
-    return {timer.unit: timer.checkout and timer.checkout.repository for timer in timers.find(root)}
+    """Return the repository of each timer."""
+    return {timer.unit: timer.checkout and timer.checkout.repository for timer in timers.find_timers(root)}
 
 
 # -- which checkout ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("instance", ["site", "SITE", "acme-site", r"acme-si\x74e"])
-def test_an_instance_s_name_tells(tmp_path, upstream, host, instance):
+def test_the_instance_name_identifies_the_checkout(tmp_path, upstream, host, instance):
     upstream.checkout(tmp_path / "root")
     unit = host.add(instance, "/bin/true")
     assert checkout_of(host, tmp_path / "root") == {unit: "acme/site"}
 
 
-def test_the_service_tells_where_the_name_does_not(tmp_path, upstream, host):
+def test_the_service_identifies_the_checkout(tmp_path, upstream, host):
     path = upstream.checkout(tmp_path / "elsewhere")
     folder = host.add("a", "/usr/bin/git pull", str(path))
     option = host.add("b", f"/usr/bin/git -C {path} pull")
@@ -124,43 +124,43 @@ def test_the_service_tells_where_the_name_does_not(tmp_path, upstream, host):
     assert checkout_of(host, tmp_path / "root") == {folder: "acme/site", option: "acme/site", word: "acme/site"}
 
 
-def test_an_escaped_path_tells(tmp_path, upstream, host):
+def test_an_escaped_path_identifies_the_checkout(tmp_path, upstream, host):
     path = upstream.checkout(tmp_path / "elsewhere")
     unit = host.add(subprocess.check_output(["systemd-escape", "--path", str(path)], text=True).strip(), "/bin/true")
     assert checkout_of(host, tmp_path / "root") == {unit: "acme/site"}
 
 
-def test_what_could_be_two_is_neither(tmp_path, upstream, host):
+def test_an_ambiguous_name_identifies_no_checkout(tmp_path, upstream, host):
     upstream.checkout(tmp_path / "root")
     Upstream(tmp_path / "forge", "other/site").checkout(tmp_path / "root")
     unit = host.add("site")
     assert checkout_of(host, tmp_path / "root") == {unit: None}
 
 
-def test_a_name_that_is_no_unit_s_is_refused(tmp_path, migrate, host):
+def test_an_invalid_unit_name_is_rejected(tmp_path, migrate, host):
     for name in ("--root=/", "a b", ""):
         with pytest.raises(GitopsError, match="is not a unit's name"):
-            timers.find(tmp_path, name)
+            timers.find_timers(tmp_path, name)
 
 
-def test_systemctl_s_own_words_are_passed_on(tmp_path, host):
+def test_the_message_of_systemctl_is_reported(tmp_path, host):
     (host.folder / "bin/systemctl").write_text("#!/bin/sh\necho Access denied >&2; exit 4\n")
     with pytest.raises(GitopsError, match="Access denied"):
-        timers.find(tmp_path)
+        timers.find_timers(tmp_path)
     (host.folder / "bin/systemctl").unlink()
     os.environ["PATH"] = str(host.folder)  # the fixture's monkeypatch puts it back
     with pytest.raises(GitopsError, match=r"systemctl: .*No such file"):
-        timers.find(tmp_path)
+        timers.find_timers(tmp_path)
 
 
 # -- there and back ------------------------------------------------------------------------------------------------
 
 
-def test_a_timer_of_a_checkout_under_the_root_is_switched_off(tmp_path, upstream, host, migrate):
+def test_the_timer_of_a_checkout_under_the_root_is_disabled(tmp_path, upstream, host, migrate):
     path = upstream.checkout(tmp_path / "root")
     unit = host.add("site")
     said = migrate("--dry-run")
-    assert said == f"{unit} polls acme/site at {path}\n  switch the timer off; pushes move the checkout from now on\n"
+    assert said == f"{unit} polls acme/site at {path}\n  disable the timer; from now on, pushes update the checkout\n"
     assert (host.enabled, host.active) == ({unit}, {unit})
     assert not (tmp_path / "state/migrated.json").exists()
     assert migrate() == said
@@ -168,13 +168,13 @@ def test_a_timer_of_a_checkout_under_the_root_is_switched_off(tmp_path, upstream
     assert migrate() == "no timer gitops-sync@ polls a checkout\n"
 
 
-def test_a_checkout_elsewhere_is_linked_into_the_root_and_managed(tmp_path, upstream, host, migrate, hook):
+def test_a_checkout_outside_of_the_root_is_linked(tmp_path, upstream, host, migrate, hook):
     path = upstream.checkout(tmp_path / "elsewhere")
     host.add("a", "/usr/bin/git pull --ff-only", str(path))
     said = migrate()
     link = tmp_path / "root/acme/site"
-    assert f"  link {link} to it\n" in said
-    assert "what `/usr/bin/git pull --ff-only` did beyond pulling belongs in gitops.deploy" in said
+    assert f"  link {link} to the checkout\n" in said
+    assert "everything that `/usr/bin/git pull --ff-only` did after the pull belongs in gitops.deploy" in said
     assert link.resolve() == path
     after = upstream.commit({"a": "b"})
     hook("sync", "acme/site")
@@ -183,14 +183,17 @@ def test_a_checkout_elsewhere_is_linked_into_the_root_and_managed(tmp_path, upst
     assert "failure  acme/site" not in hook("doctor", status=2).stdout
 
 
-def test_it_is_undone_to_what_it_was(tmp_path, upstream, host, migrate):
+def test_undo_restores_the_earlier_state(tmp_path, upstream, host, migrate):
     path = upstream.checkout(tmp_path / "elsewhere")
     unit = host.add("a", "/usr/bin/git pull", str(path))
     stopped = host.add("b", "/usr/bin/git pull", str(path))
     (host.folder / "active" / stopped).unlink()
     migrate()
     assert (host.enabled, host.active) == (set(), set())
-    assert migrate("--undo", "--dry-run") == f"{unit}: back to what it was\n{stopped}: back to what it was\n"
+    assert (
+        migrate("--undo", "--dry-run")
+        == f"{unit}: restored to its earlier state\n{stopped}: restored to its earlier state\n"
+    )
     assert host.active == set()
     migrate("--undo")
     assert (host.enabled, host.active) == ({unit, stopped}, {unit})
@@ -200,7 +203,7 @@ def test_it_is_undone_to_what_it_was(tmp_path, upstream, host, migrate):
     assert migrate("--undo") == ""
 
 
-def test_what_ended_half_way_can_be_done_again_and_undone(tmp_path, upstream, host, migrate):
+def test_an_interrupted_migration_can_be_repeated_and_undone(tmp_path, upstream, host, migrate):
     path = upstream.checkout(tmp_path / "elsewhere")
     unit = host.add("a", "/usr/bin/git pull", str(path))
     program = host.folder / "bin/systemctl"
@@ -217,15 +220,15 @@ def test_what_ended_half_way_can_be_done_again_and_undone(tmp_path, upstream, ho
     assert not (tmp_path / "root/acme/site").exists()
 
 
-def test_units_are_removed_once_nothing_needs_them(tmp_path, upstream, host, migrate, monkeypatch):
+def test_unused_unit_files_are_deleted(tmp_path, upstream, host, migrate, monkeypatch):
     monkeypatch.setattr(migration, "OWN_UNITS", host.units)
     upstream.checkout(tmp_path / "root")
     unit, lost = host.add("site"), host.add("lost")
     migrate(status=65)
     record = migration.Record(tmp_path / "state")
-    assert migration.removable(record, timers.find(tmp_path / "root")) == []
-    timers.switch_off(lost)
-    files = migration.removable(record, timers.find(tmp_path / "root"))
+    assert migration.removable_files(record, timers.find_timers(tmp_path / "root")) == []
+    timers.disable(lost)
+    files = migration.removable_files(record, timers.find_timers(tmp_path / "root"))
     assert files == [host.units / "gitops-sync@.service", host.units / "gitops-sync@.timer"]
     migration.remove(files, record)
     assert not any(path.exists() for path in files)
@@ -233,7 +236,7 @@ def test_units_are_removed_once_nothing_needs_them(tmp_path, upstream, host, mig
     assert unit not in host.enabled
 
 
-def test_units_of_a_package_stay(tmp_path, upstream, host, migrate):
+def test_unit_files_of_a_package_stay(tmp_path, upstream, host, migrate):
     upstream.checkout(tmp_path / "root")
     host.add("site")
     migrate()
@@ -244,50 +247,52 @@ def test_units_of_a_package_stay(tmp_path, upstream, host, migrate):
 # -- what it does not do -------------------------------------------------------------------------------------------
 
 
-def test_a_timer_of_which_nothing_tells_is_left_alone(tmp_path, upstream, host, migrate):
+def test_a_timer_without_a_known_checkout_stays(tmp_path, upstream, host, migrate):
     upstream.checkout(tmp_path / "root")
     known, lost = host.add("site"), host.add("lost", "/opt/pull-all")
     said = migrate(status=65)
-    assert f"{lost} runs `/opt/pull-all`\n  is left as it is: neither its name nor its service tells" in said
+    assert f"{lost} runs `/opt/pull-all`\n  not migrated: neither its name nor its service identifies" in said
     assert (host.enabled, host.active) == ({lost}, {lost})
     assert known in json.loads((tmp_path / "state/migrated.json").read_text())
 
 
-def test_another_checkout_in_the_place_is_left_alone(tmp_path, upstream, host, migrate):
+def test_a_timer_stays_if_another_checkout_has_the_name(tmp_path, upstream, host, migrate):
     path = upstream.checkout(tmp_path / "elsewhere")
     there = upstream.checkout(tmp_path / "root")
     unit = host.add("a", "/usr/bin/git pull", str(path))
-    assert f"is left as it is: {there} is in its place" in migrate(status=65)
+    assert f"not migrated: {there} exists under its name" in migrate(status=65)
     assert host.active == {unit}
 
 
 @pytest.mark.parametrize("name", ["acme/site", "Acme/Site"])
-def test_of_two_checkouts_of_one_repository_the_second_is_left_alone(tmp_path, upstream, host, migrate, name):
+def test_of_two_checkouts_of_one_repository_the_second_stays(tmp_path, upstream, host, migrate, name):
     staging, production = upstream.checkout(tmp_path / "staging"), upstream.checkout(tmp_path / "production")
     git("remote", "set-url", "origin", f"https://forge.example/{name}.git", cwd=production)
     host.add("a", "/usr/bin/git pull", str(staging))
     unit = host.add("b", "/usr/bin/git pull", str(production))
-    obstacle = f"{unit} polls {name} at {production}\n  is left as it is: {staging} takes its place; move that away"
+    obstacle = (
+        f"{unit} polls {name} at {production}\n  not migrated: {staging} is linked under its name; move that checkout"
+    )
     assert obstacle in migrate("--dry-run", status=65)
     assert obstacle in migrate(status=65)
     assert (tmp_path / "root/acme/site").resolve() == staging
     assert (host.enabled, host.active) == ({unit}, {unit})
 
 
-def test_what_lies_in_a_home_is_left_alone(tmp_path, upstream, host, monkeypatch):
-    monkeypatch.setattr(migration, "_HOMES", (str(tmp_path / "home"),))
+def test_a_checkout_in_a_home_directory_stays(tmp_path, upstream, host, monkeypatch):
+    monkeypatch.setattr(migration, "HOMES", (str(tmp_path / "home"),))
     path = upstream.checkout(tmp_path / "home/ada")
     host.add("a", "/usr/bin/git pull", str(path))
-    (step,) = migration.plan(timers.find(tmp_path / "root"), tmp_path / "root", path.stat())
-    assert "the service does not see what lies in homes; mkdir -p" in step.obstacle
+    (step,) = migration.plan(timers.find_timers(tmp_path / "root"), tmp_path / "root", path.stat())
+    assert "home directories are hidden from the service; mkdir -p" in step.obstacle
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a checkout away")
-def test_another_user_s_checkout_is_left_alone_until_it_is_given(tmp_path, upstream, host, migrate):
+def test_a_checkout_of_another_user_stays(tmp_path, upstream, host, migrate):
     path = upstream.checkout(tmp_path / "root")
     unit = host.add("site")
     os.chown(path, 65534, 65534)
-    assert f"the checkout belongs to another user; chown -R root: {path}, and again" in migrate(status=65)
+    assert f"the checkout belongs to another user; chown -R root: {path}, and repeat" in migrate(status=65)
     assert host.active == {unit}
     os.chown(path, 0, 0)
     migrate()
@@ -295,7 +300,7 @@ def test_another_user_s_checkout_is_left_alone_until_it_is_given(tmp_path, upstr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root acts for another user")
-def test_the_link_is_the_service_s_own_work(tmp_path, upstream, host, migrate):
+def test_the_service_user_creates_the_link(tmp_path, upstream, host, migrate):
     path = upstream.checkout(tmp_path / "elsewhere")
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_mode & 0o5 != 0o5 and folder != Path("/"):
@@ -310,17 +315,17 @@ def test_the_link_is_the_service_s_own_work(tmp_path, upstream, host, migrate):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's record")
-def test_a_record_that_another_wrote_is_not_believed(tmp_path, upstream, host, hook):
+def test_a_record_of_another_user_is_rejected(tmp_path, upstream, host, hook):
     record = tmp_path / "state/migrated.json"
     record.write_text('{"evil.timer": {"enabled": true, "active": true, "link": null, "files": []}}')
     os.chown(record, 65534, 65534)
-    assert "is not your own" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
+    assert "belongs to another user" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
     record.unlink()
     record.symlink_to("/etc/hostname")
     assert "cannot be read" in hook("migrate", "--undo", status=77, PATH=host.path).stderr
     assert host.active == set()
 
 
-def test_without_a_state_folder_nothing_is_done(tmp_path, upstream, host, hook):
+def test_a_missing_state_directory_is_an_error(tmp_path, upstream, host, hook):
     (tmp_path / "state").rmdir()
-    assert "there is no state folder" in hook("migrate", status=66, PATH=host.path).stderr
+    assert "there is no state directory" in hook("migrate", status=66, PATH=host.path).stderr

@@ -67,17 +67,17 @@ def test_the_page_puts_first_what_needs_a_person_with_its_cure(page, journal):
     assert "action needed" in table
     assert "in sync" in table
     assert "aaaaaaaaaa<" in table
-    assert "<title>1 need you" in shown
+    assert "<title>1 need action" in shown
 
 
 def test_the_overview_tells_the_health_of_the_daemon_and_counts(page, journal):
     finished(journal, "acme/fine", "updated")
     journal.record(Delivery("g", "push", 1.0, "acme/other", "refs/heads/main"))
     shown = page.get("/").text
-    assert "The daemon is well" in shown
-    assert "0 runs in hand" in shown
-    assert "1 run in hand" in (journal.start("acme/other", "push"), page.get("/").text)[1]
-    assert re.search(r"<b>1</b> syncing", page.get("/").text)
+    assert "Running" in shown
+    assert "0 runs" in shown
+    assert "1 run<" in (journal.start("acme/other", "push"), page.get("/").text)[1]
+    assert re.search(r"<b>1</b> running", page.get("/").text)
     journal.fault = "no space <left>"
     assert "The journal cannot be written: no space &lt;left&gt;" in page.get("/").text
 
@@ -123,7 +123,7 @@ def test_a_search_for_a_guid_leads_to_its_delivery(page, journal):
     journal.record(Delivery("a/b c", "push", time.time(), "acme/site", "refs/heads/main"))
     answer = page.get("/", {"q": "a/b c"}, status=303)
     assert answer.headers["Location"].endswith("/deliveries/a%2Fb%20c")
-    assert "It waits for its turn" in answer.follow().text
+    assert "queued" in answer.follow().text
 
 
 def test_a_picture_tells_the_last_runs_in_words_too(page, journal):
@@ -188,7 +188,7 @@ def test_the_time_line_of_a_run_from_its_delivery_to_its_end(page, journal):
     line = within("ol", shown)
     assert re.findall(r"<b>(\w+)</b>", line) == ["Received", "Queued", "Fetched", "Deployed", "Healthy", "Done"]
     assert re.findall(r">after ([^<]+)<", line) == ["250 ms", "750 ms", "2.5 s", "500 ms", "20 ms"]
-    assert "4.0 s in all" in shown
+    assert "4.0 s in total" in shown
     assert re.findall(r'<rect class="(\w+)" x="([\d.]+)"', shown)[2] == ("deployed", "248.8")
     served = within("table", shown)
     assert '<a href="/deliveries/g"><code>g</code></a>' in served
@@ -244,7 +244,7 @@ def test_a_repository_that_never_ran_or_is_gone_says_so(page, journal, tmp_path)
     Upstream(tmp_path / "forge", "acme/new").checkout(tmp_path / "root")
     assert "gitops-hook sync acme/new" in page.get("/repositories/acme/new").text
     finished(journal, "acme/gone", "missing", message="acme/gone: there is no checkout")
-    assert "no checkout of it on this host" in page.get("/repositories/acme/gone").text
+    assert "no checkout of this repository" in page.get("/repositories/acme/gone").text
 
 
 def test_what_became_of_a_delivery(page, journal):
@@ -253,18 +253,18 @@ def test_what_became_of_a_delivery(page, journal):
 
     journal.record(Delivery("g", "push", time.time() - 1, "acme/site", "refs/heads/main", "", "a" * 40, "ada"))
     assert "ada pushed aaaaaaaaaa to refs/heads/main." in told("g")
-    assert "queued It waits for its turn." in told("g")
+    assert "queued" in told("g")
     claim = journal.start("acme/site", "push")
-    assert f"in hand run {claim.run.id} is at work on it, since 0 s." in told("g")
+    assert f"running run {claim.run.id}, since 0 s." in told("g")
     ended = claim.run._replace(ended=claim.run.started + 2, outcome="unreachable", message="acme/site: no answer")
     journal.finish(ended, settled=False)
-    assert re.search(r"unreachable run 1 ended 3\.\d s after it was received, and is tried again\.no answer", told("g"))
+    assert re.search(r"unreachable run 1 ended 3\.\d s after the push\. It will be retried\.no answer", told("g"))
     again = journal.start("acme/site", "retry")
     journal.finish(again.run._replace(ended=time.time(), outcome="updated", after="a" * 40), settled=True)
     journal.save_commits(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
-    assert re.search(r"updated run 2 ended 1\.\d s after it was received\.aaaaaaaaaa Say hello", told("g"))
+    assert re.search(r"updated run 2 ended 1\.\d s after the push\.aaaaaaaaaa Say hello", told("g"))
     journal._call(lambda connection: connection.execute("DELETE FROM runs"))
-    assert "Its run is not remembered any more." in told("g")
+    assert "The run is no longer in the journal." in told("g")
 
 
 def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
@@ -272,7 +272,7 @@ def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
     log, path = journal.log_path(claim.run.id), f"/runs/{claim.run.id}"
     log.write_bytes(b"\x1b[31mred \xe2\x82")
     shown = page.get(path).text
-    assert "It grows here" in shown
+    assert "New output appears here" in shown
     follow = unescape(re.search(r'data-next="([^"]+)"', shown)[1])
     assert follow == f"{path}/output?offset=9&pen=31"
     with log.open("ab") as file:
@@ -322,9 +322,9 @@ def test_who_has_the_newest_is_told_so(page, journal):
 def test_a_person_is_refused_with_a_page_and_a_program_with_json(page):
     refused = page.get("/runs/77", headers={"Accept": "text/html,*/*;q=0.8"}, status=404)
     assert refused.content_type == "text/html"
-    assert "There is no such run." in refused.text
+    assert "No such run." in refused.text
     assert page.get("/api/runs/77", headers={"Accept": "text/html"}, status=404).json == {
-        "reason": "there is no such run"
+        "reason": "no such run"
     }
 
 

@@ -1,8 +1,9 @@
-"""What the engine's tests share: a forge, a host with a checkout, and a way to run the script."""
+"""Provide a forge, a host with a checkout, and a way to run the script."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scratch import GIT_ENV, Upstream, git
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gitops_sync.sh"
+PARTS = sorted((SCRIPT.parent / "sync").glob("*.sh"))
 
-#: The exit code that each outcome must come with.
+#: The exit status of each outcome.
 EXIT = {
     **dict.fromkeys(["updated", "unchanged", "cloned", "paused"], 0),
     "failed": 1,
@@ -32,6 +34,8 @@ EXIT = {
     "deploy-failed": 70,
     "rolled-back": 71,
     "unreachable": 75,
+    "early": 75,
+    "no-access": 75,
     "denied": 77,
 }
 
@@ -39,14 +43,15 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED FOR WANT OF R
 
 
 class Run(NamedTuple):
-    """How one run of the script ended: its result file, and what it printed."""
+    """The result file and the output of one run."""
 
     outcome: str
     before: str
     after: str
     message: str
+    fix: str
     output: str
-    #: When its steps were over, in seconds since the epoch, in the order in which they were.
+    #: The end of each step in seconds since the epoch, in order.
     steps: dict[str, float]
 
 
@@ -76,7 +81,7 @@ class Site:
         git("config", f"gitops.{key}", value, cwd=self.path)
 
     def home(self, config: str) -> dict[str, str]:
-        """The environment of a user whose own git configuration is `config`. (GIT_CONFIG_GLOBAL came with git 2.32.)"""
+        """Return the environment of a user with this git configuration. (GIT_CONFIG_GLOBAL needs git 2.32.)"""
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         (home / ".gitconfig").write_text(config)
@@ -109,16 +114,18 @@ class Site:
         assert result.exists(), f"exit {done.returncode} without a result\n{output}"
         lines = result.read_text(errors="replace").splitlines()
         keys = [line.partition("=")[0] for line in lines]
-        assert keys[:4] == ["outcome", "before", "after", "message"], f"the result file is {lines}"
-        assert set(keys[4:]) <= {"fetched", "deployed", "healthy"}, f"the result file is {lines}"
+        assert keys[:5] == ["outcome", "before", "after", "message", "fix"], f"the result file is {lines}"
+        assert set(keys[5:]) <= {"fetched", "deployed", "healthy"}, f"the result file is {lines}"
         values = [line.partition("=")[2] for line in lines]
-        run = Run(*values[:4], output, dict(zip(keys[4:], map(float, values[4:]))))
+        run = Run(*values[:5], output, dict(zip(keys[5:], map(float, values[5:]))))
+        assert not re.search(r"\bsudo |\bgit -C |\bgit config |--force", run.message), "a command in the message"
         assert done.returncode == EXIT[run.outcome], output
-        assert "unbound variable" not in output and "syntax error" not in output, output
+        # A line with a process id reports a command that a signal ended.
+        assert not re.search(r"\.sh: line \d+: (?!\s*\d+ )", output), f"bash reports an error\n{output}"
         return run
 
     def start(self, **environment: str) -> subprocess.Popen:
-        """Start the script in a process group of its own, to be killed by the test."""
+        """Start the script in its own process group, which the test can kill."""
         return subprocess.Popen(
             self.command(),
             env={**self.environment, **environment},
@@ -129,7 +136,7 @@ class Site:
         )
 
     def kill(self, run: subprocess.Popen) -> None:
-        """Kill the run and all that it started, as a host that goes down would."""
+        """Kill the run and its children, as a crash of the host would."""
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
 
@@ -140,7 +147,7 @@ class Site:
         return self.git("rev-parse", "HEAD")
 
     def ref(self, name: str) -> str:
-        """The commit of a ref, or nothing."""
+        """Return the commit of a ref, or an empty string."""
         return self.git("for-each-ref", "--format=%(objectname)", name)
 
     def status(self) -> str:
@@ -153,14 +160,14 @@ class Site:
         return path
 
     def commit_here(self, name: str = "local", text: str = "local\n") -> str:
-        """A person commits in the checkout."""
+        """Commit in the checkout, as a person would."""
         self.write(name, text)
         self.git("add", name)
         self.git("commit", "--quiet", "--message", f"local {name}")
         return self.head()
 
     def is_at_upstream(self) -> bool:
-        """The branch, the tree and what counts as deployed are all upstream's."""
+        """Return True if HEAD, its branch and the deployed commit are upstream's."""
         tip = self.upstream.head()
         return [self.head(), self.ref("refs/gitops/deployed"), self.git("symbolic-ref", "HEAD")] == [
             tip,
@@ -170,7 +177,7 @@ class Site:
 
 
 def tool(site: Site, body: str) -> str:
-    """A git first on PATH that does `body`, or else what git does; the PATH."""
+    """Put a git first on PATH that runs `body` and then git; return the PATH."""
     tools = site.folder / "tools"
     tools.mkdir()
     (tools / "git").write_text(f'#!/bin/bash\nreal={shutil.which("git")}\n{body}\nexec "$real" "$@"\n')
@@ -179,7 +186,7 @@ def tool(site: Site, body: str) -> str:
 
 
 def meanwhile(site: Site, word: str, act: str) -> dict[str, str]:
-    """The environment of a run in which a person does `act`, in bash in the checkout, when `git <word>` has ended."""
+    """Return the environment of a run in which `act` runs in the checkout after `git <word>`."""
     act = f"(unset GIT_DIR GIT_WORK_TREE; PATH='{os.environ['PATH']}'; {act}) &>/dev/null"
     return {
         "PATH": tool(site, f'for it; do [[ $it != {word} ]] || {{ "$real" "$@"; done=$?; {act}; exit $done; }}; done')

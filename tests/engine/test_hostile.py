@@ -1,4 +1,4 @@
-"""Who may push here is no friend: whatever a tree or a remote holds, nothing of it runs, and nothing is written outside.
+"""Hostile trees and remotes: nothing from them runs, and nothing is written outside the checkout.
 
 Rows of docs/security.md name these tests. Each tries the attack with real git; what would run, would leave `ran`.
 """
@@ -15,7 +15,7 @@ from test_submodules import add_submodule
 
 
 def program(path: Path, marker: Path) -> Path:
-    """An executable that leaves `marker`."""
+    """Create an executable that creates `marker`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\ntouch '{marker}'\n")
     path.chmod(0o755)
@@ -23,7 +23,7 @@ def program(path: Path, marker: Path) -> Path:
 
 
 def push_tree(upstream: Upstream, name: str) -> None:
-    """Push a commit whose tree has a folder of this name besides, which git itself would refuse to add."""
+    """Push a commit whose tree has a directory with this name, which `git add` would refuse."""
     blob = git("rev-parse", "HEAD:README", cwd=upstream.work)
     folder = make_tree(upstream, f"100755 blob {blob}\tpayload\n")
     tree = make_tree(upstream, f"{git('ls-tree', 'HEAD', cwd=upstream.work)}\n040000 tree {folder}\t{name}\n")
@@ -43,7 +43,7 @@ def nothing_ran(site: Site, run: Run) -> bool:
 
 @pytest.fixture()
 def outside(site: Site) -> Path:
-    """A folder beside the checkouts, which the same user may write, as it may all that other deploys made."""
+    """A directory outside the checkouts that the same user can write."""
     folder = site.folder / "outside"
     folder.mkdir()
     (folder / "file").write_text("mine\n")
@@ -78,7 +78,7 @@ def test_a_file_system_monitor_in_the_tree_does_not_run(synced: Site) -> None:
 
 
 def test_filters_and_drivers_that_a_tree_names_do_not_run(synced: Site) -> None:
-    """Attributes may name them, but what they are stands in the host's configuration alone."""
+    """Attributes may name them, but only the host's configuration defines their commands."""
     program(synced.upstream.work / "driver", synced.folder / "ran")
     evil = "./driver %f"
     synced.upstream.commit(
@@ -99,7 +99,7 @@ def test_filters_and_drivers_that_a_tree_names_do_not_run(synced: Site) -> None:
     "url", ["ext::touch {ran} x/acme/site", "--upload-pack=touch {ran};x/acme/site", "-u{ran}/acme/site"]
 )
 def test_an_origin_that_is_an_option_or_a_command_runs_nothing(synced: Site, url: str) -> None:
-    """Even where the host allows every protocol."""
+    """The host allows every protocol."""
     allowed = synced.folder / "gitconfig"
     allowed.write_text("[protocol]\n\tallow = always\n")
     synced.git("config", "remote.origin.url", url.format(ran=synced.folder / "ran"))
@@ -137,7 +137,7 @@ def test_a_hostile_submodule_runs_nothing_and_leaves_its_place_nowhere(synced: S
 
 
 def test_a_submodule_does_not_read_repositories_of_this_host(synced: Site) -> None:
-    """git's own rule since 2.38.1: a URL that a tree gives may not be a path."""
+    """Since 2.38.1, git does not accept a path as the URL of a submodule."""
     private = Upstream(synced.folder / "elsewhere", "acme/private")
     synced.set("submodules", "true")
     synced.upstream.commit({".gitmodules": f'[submodule "p"]\n\tpath = p\n\turl = {private.bare}\n'})
@@ -199,7 +199,7 @@ LEFT_BY_RUNS = [".git.gitops-ready", ".git.gitops-old", ".git.gitops-building", 
 
 @pytest.mark.parametrize("name", LEFT_BY_RUNS)
 def test_a_tree_cannot_hold_what_passes_for_a_repository(synced: Site, name: str) -> None:
-    """The worst moment: `.git` is away, and what a killed repair would have left is looked for."""
+    """The worst moment: `.git` is missing, and the run looks for the files of a killed repair."""
     hostile = synced.upstream.work / name
     git("clone", "--quiet", "--bare", synced.upstream.bare, hostile, cwd=synced.folder)
     git("config", "--file", hostile / "config", "gitops.deploy", f"touch '{synced.folder}/ran'", cwd=synced.folder)
@@ -234,7 +234,7 @@ def test_links_in_a_tree_are_links_and_nothing_is_written_through_them(
 
 @pytest.mark.parametrize("killed", [True, False], ids=["a run that was killed", "a move that git refuses"])
 def test_undoing_a_move_reaches_nothing_through_a_link_of_the_tree(synced: Site, outside: Path, killed: bool) -> None:
-    """A link becomes a folder with the names of files behind the link; the move ends half way, and is undone."""
+    """A link becomes a directory with the same file names as behind the link. The move stops halfway and is undone."""
     (synced.upstream.work / "link").symlink_to(outside)
     old = synced.upstream.commit()
     synced.run()
@@ -252,7 +252,7 @@ def test_undoing_a_move_reaches_nothing_through_a_link_of_the_tree(synced: Site,
 
 
 def test_a_link_in_place_of_a_file_or_a_folder_is_work_in_the_way(synced: Site, outside: Path) -> None:
-    """Somebody, a deploy perhaps, put links to elsewhere where git will write."""
+    """A deploy replaced files that git will write with links to another directory."""
     synced.upstream.commit({"page": "1\n", "folder/file": "1\n"})
     synced.run()
     (synced.path / "page").unlink()
@@ -269,7 +269,7 @@ def test_a_link_in_place_of_a_file_or_a_folder_is_work_in_the_way(synced: Site, 
 
 
 def test_a_link_to_another_checkout_is_not_taken_for_one(synced: Site) -> None:
-    """`acme` is a checkout itself here, and its tree has a link by which `acme/other` is a checkout elsewhere."""
+    """`acme` is itself a checkout, and its tree has a link `acme/other` to a checkout in another place."""
     other = Upstream(synced.folder / "forge", "acme/other")
     elsewhere = other.checkout(synced.folder / "elsewhere", deploy=f"touch '{synced.folder}/ran'")
     other.commit({"page": "1\n"})

@@ -1,4 +1,4 @@
-"""Upstream moves, in every way that it can."""
+"""Every kind of change at the remote."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_many_commits_forward(synced: Site) -> None:
     assert synced.is_at_upstream() and not synced.status()
 
 
-def test_a_thousand_hints_are_one_run_s_work(synced: Site) -> None:
+def test_an_old_hint_updates_to_the_newest_commit(synced: Site) -> None:
     old = synced.upstream.commit({"a": "1\n"})
     synced.upstream.commit({"a": "2\n"})
     assert synced.run(GITOPS_REF="refs/heads/main", GITOPS_AFTER=old).outcome == "updated"
@@ -47,7 +47,7 @@ def test_upstream_moved_backward(synced: Site) -> None:
 
 
 def rewrite(upstream: Upstream) -> str:
-    """Replace upstream's whole history, and prune the old one away."""
+    """Replace upstream's history and delete the old objects."""
     git("checkout", "--quiet", "--orphan", "fresh", cwd=upstream.work)
     git("commit", "--quiet", "--allow-empty", "-m", "a new beginning", cwd=upstream.work)
     git("branch", "-M", "main", cwd=upstream.work)
@@ -64,7 +64,7 @@ def test_upstream_rewritten_and_the_old_commit_gone(synced: Site) -> None:
     assert synced.is_at_upstream() and not synced.status()
 
 
-def test_rewritten_after_a_move_whose_deploy_was_never_made(synced: Site) -> None:
+def test_upstream_rewritten_while_a_deploy_is_pending(synced: Site) -> None:
     synced.set("deploy", "false")
     synced.upstream.commit({"page": "1\n"})
     assert synced.run().outcome == "deploy-failed"
@@ -108,7 +108,7 @@ def test_branch_absent_upstream(synced: Site) -> None:
     synced.set("branch", "gone")
     files, head = sorted(synced.path.iterdir()), synced.head()
     run = synced.run()
-    assert run.outcome == "missing" and "branch gone is gone" in run.message
+    assert run.outcome == "missing" and "branch gone does not exist" in run.message
     assert sorted(path for path in synced.path.iterdir()) == files and synced.head() == head
 
 
@@ -120,7 +120,7 @@ def test_upstream_without_any_branch(synced: Site) -> None:
     assert synced.head() == head and (synced.path / "README").exists()
 
 
-def test_a_stale_tracking_branch_in_the_way(synced: Site) -> None:
+def test_a_stale_tracking_branch_is_pruned(synced: Site) -> None:
     git("push", "--quiet", "origin", "HEAD:refs/heads/release", cwd=synced.upstream.work)
     synced.git("fetch", "--quiet")
     git(
@@ -147,7 +147,7 @@ def test_a_tag_and_a_branch_of_one_name(synced: Site) -> None:
 
 
 @pytest.mark.parametrize("annotated", [True, False])
-def test_tags_come_along_and_moved_ones_do_not_disturb(synced: Site, annotated: bool) -> None:
+def test_new_tags_are_fetched_and_moved_tags_are_kept(synced: Site, annotated: bool) -> None:
     options = ["--annotate", "--message", "tag"] if annotated else []
     synced.git("config", "remote.origin.tagOpt", "--tags")
     synced.git("tag", *options, "v1")
@@ -162,7 +162,7 @@ def test_tags_come_along_and_moved_ones_do_not_disturb(synced: Site, annotated: 
 
 
 def clone_by_protocol(site: Site, *options: str) -> None:
-    """Clone through a pack, as from a real forge, so that --depth and --filter count."""
+    """Clone through a pack, as from a forge, so that --depth and --filter have an effect."""
     git("config", "uploadpack.allowFilter", "true", cwd=site.upstream.bare)
     git("config", "uploadpack.allowAnySHA1InWant", "true", cwd=site.upstream.bare)
     site.path.parent.mkdir()
@@ -197,19 +197,17 @@ def test_packed_refs(synced: Site) -> None:
     synced.git("gc", "--quiet")
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
     synced.git("pack-refs", "--all")
-    bare = synced.upstream.bare
-    bare.rename(bare.with_suffix(".away"))
-    assert synced.run(GITOPS_REF="refs/heads/main", GITOPS_AFTER=tip).outcome == "unchanged", "no network"
+    assert synced.run(GITOPS_REF="refs/heads/main", GITOPS_AFTER=tip).outcome == "unchanged"
 
 
-def test_the_place_moved_by_hand_is_recorded(synced: Site) -> None:
+def test_a_pull_by_hand_is_recorded(synced: Site) -> None:
     synced.upstream.commit({"page": "1\n"})
     synced.git("pull", "--quiet")
     assert synced.run().outcome == "updated"
     assert synced.is_at_upstream()
 
 
-def test_git_lfs_is_left_to_git_s_filters(synced: Site, tmp_path: Path) -> None:
+def test_git_lfs_filters_run(synced: Site, tmp_path: Path) -> None:
     work = synced.upstream.work
     try:
         git("lfs", "version", cwd=work)
@@ -224,7 +222,7 @@ def test_git_lfs_is_left_to_git_s_filters(synced: Site, tmp_path: Path) -> None:
     assert (synced.path / "big.bin").read_text() == "large\n" * 100 and not synced.status()
 
 
-def test_a_person_s_fetch_of_another_branch_meanwhile(synced: Site) -> None:
+def test_a_concurrent_fetch_of_another_branch(synced: Site) -> None:
     git("push", "--quiet", "origin", "HEAD:refs/heads/feature", cwd=synced.upstream.work)
     synced.upstream.commit({"page": "1\n"})
     assert synced.run(**meanwhile(synced, "fetch", "git fetch origin feature")).outcome == "updated"

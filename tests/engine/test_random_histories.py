@@ -1,4 +1,4 @@
-"""Random histories: whatever upstream, a person and kill -9 do, nothing is lost and all converges.
+"""Random histories of upstream, a person and kill -9: no work is lost, every outcome is true, and runs converge.
 
 Each sequence is drawn from a seed, which a failure names; ``HISTORY_SEED=<seed>`` plays that one alone.
 ``RANDOM_HISTORIES`` says how many are played.
@@ -29,14 +29,14 @@ def blob(text: str) -> str:
 
 
 class History:
-    """One random history of a site, and what a person has made in it."""
+    """One random history of a site, and the work of a person in it."""
 
     def __init__(self, site: Site, seed: int) -> None:
         self.site = site
         self.upstream = site.upstream
         self.random = random.Random(seed)
         self.number = 0
-        self.told: list[str] = []
+        self.log: list[str] = []
         self.commits: set[str] = set()
         #: What a person wrote and has not thrown away, by place: a file in the tree, or in the index.
         self.texts: dict = {}
@@ -132,7 +132,7 @@ class History:
 
     def run(self) -> None:
         run = self.site.run()
-        self.told[-1] += f" {run.outcome}"
+        self.log[-1] += f" {run.outcome}"
         assert run.outcome in ("updated", "unchanged", "diverged", "dirty", "deploy-failed"), run.output
         if run.outcome in ("updated", "unchanged"):
             assert self.site.is_at_upstream(), f"it said {run.outcome}"
@@ -188,12 +188,12 @@ class History:
             ):
                 if act.__name__.startswith("person") and list(self.site.path.glob(".git/*.lock")):
                     continue  # git would refuse a person too
-                self.told.append(act.__name__)
+                self.log.append(act.__name__)
                 act()
                 self.check_nothing_is_lost()
 
     def converge(self) -> None:
-        """A person lets the engine put all aside: the next run must come to upstream, and stay there."""
+        """Allow the script to set all local work aside. The next run must reach the remote's commit."""
         for key, value in {"diverged": "reset", "dirty": "stash", "deploy": "true"}.items():
             self.site.set(key, value)
         run = self.site.run()
@@ -212,5 +212,5 @@ def test_a_random_history(site: Site, seed: int) -> None:
         history.play(6)
         history.converge()
     except BaseException:
-        print(f"HISTORY_SEED={seed}: {', '.join(history.told)}")
+        print(f"HISTORY_SEED={seed}: {', '.join(history.log)}")
         raise

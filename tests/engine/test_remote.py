@@ -1,4 +1,4 @@
-"""The remote is dead, slow, wrong or renamed: no prompt, no hang, and nothing touched."""
+"""Unreachable, slow, wrong and renamed remotes: no prompt, no hang, no change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conftest import Site
 from scratch import Upstream, git
 
 
-def test_a_dead_remote_and_one_that_comes_back(synced: Site) -> None:
+def test_a_remote_that_recovers(synced: Site) -> None:
     bare = synced.upstream.bare
     synced.upstream.commit({"page": "1\n"})
     bare.rename(bare.with_suffix(".away"))
@@ -37,7 +37,7 @@ def test_a_refused_connection(synced: Site, scheme: str) -> None:
 
 @pytest.fixture()
 def listener() -> Iterator[Callable[[bytes], int]]:
-    """Start servers that answer every connection with the same bytes and no more; gives the port."""
+    """Return a function that starts a server and returns its port. The server sends the same bytes to every client."""
     sockets = []
 
     def serve(answer: bytes) -> int:
@@ -75,7 +75,7 @@ def test_a_remote_that_hangs(synced: Site, listener: Callable[[bytes], int], sch
     synced.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{listener(answer)}/acme/site.git")
     start = time.monotonic()
     run = synced.run(GITOPS_REF="refs/heads/main")
-    assert run.outcome == "unreachable" and "no end within 1 s" in run.message
+    assert run.outcome == "unreachable" and "no complete answer within 1 s" in run.message
     assert time.monotonic() - start < 5
 
 
@@ -92,7 +92,7 @@ def test_wrong_credentials_do_not_prompt(synced: Site, listener: Callable[[bytes
     )
     synced.git("remote", "set-url", "origin", f"http://127.0.0.1:{listener(refusal)}/acme/site.git")
     run = synced.run()
-    assert run.outcome == "unreachable" and "Authentication failed" in run.message
+    assert run.outcome == "no-access" and "Authentication failed" in run.message
 
 
 SSH = """#!/bin/bash
@@ -107,7 +107,7 @@ shift $(($# - 1)); exec bash -c "$1"
 
 @pytest.fixture()
 def by_ssh(synced: Site) -> Site:
-    """The checkout's origin is an ssh URL; a stand-in called ssh is first on PATH."""
+    """A checkout with an ssh URL as origin, and a program named ssh first on PATH."""
     tools = synced.folder / "tools"
     tools.mkdir()
     (tools / "ssh").write_text(SSH.replace("{{", "{").replace("}}", "}"))
@@ -117,7 +117,7 @@ def by_ssh(synced: Site) -> Site:
     return synced
 
 
-def test_ssh_is_told_not_to_ask(by_ssh: Site) -> None:
+def test_ssh_runs_in_batch_mode(by_ssh: Site) -> None:
     by_ssh.upstream.commit({"page": "1\n"})
     assert by_ssh.run().outcome == "updated"
     assert "BatchMode=yes" in (by_ssh.folder / "trace").read_text()
@@ -125,17 +125,18 @@ def test_ssh_is_told_not_to_ask(by_ssh: Site) -> None:
 
 def test_an_ssh_host_key_that_changed(by_ssh: Site) -> None:
     run = by_ssh.run(BEHAVIOUR="changed")
-    assert run.outcome == "unreachable" and "Host key verification failed" in run.output
+    assert run.outcome == "no-access" and "Host key verification failed" in run.output
+    assert "ssh -T" in run.fix and run.fix.endswith(" git@forge.example")
     assert by_ssh.run().outcome == "unchanged"
 
 
-def test_the_complaint_is_told_not_git_s_advice_below_it(by_ssh: Site) -> None:
+def test_message_contains_the_cause_and_not_git_s_advice(by_ssh: Site) -> None:
     complaint = "git@forge.example: Permission denied (publickey)"
     run = by_ssh.run(BEHAVIOUR="denied")
-    assert run.message.endswith(f" cannot be fetched: {complaint}; tried again later")
+    assert run.outcome == "no-access" and run.message.endswith(f" ({complaint}); tried again later")
     assert "and the repository exists" in run.output
     run = by_ssh.run("--dry-run", BEHAVIOUR="denied")
-    assert f" cannot be fetched: {complaint}" in run.message and "see above" not in run.output
+    assert f"({complaint})" in run.message and "see the messages above" not in run.output
     run = by_ssh.run(BEHAVIOUR="silent")
     assert "cannot be fetched: fatal: Could not read from remote repository; tried again" in run.message
 
@@ -144,10 +145,10 @@ def test_the_complaint_is_told_not_git_s_advice_below_it(by_ssh: Site) -> None:
     not (shutil.which("localedef") and Path("/usr/share/locale/de/LC_MESSAGES/git.mo").exists()),
     reason="SKIPPED: git speaks no German here, or localedef is missing (Debian's package locales)",
 )
-def test_the_complaint_is_told_whatever_the_host_s_language(by_ssh: Site) -> None:
+def test_message_is_english_in_every_locale(by_ssh: Site) -> None:
     subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", by_ssh.folder / "de_DE.UTF-8"], check=True)
     run = by_ssh.run(BEHAVIOUR="denied", LOCPATH=str(by_ssh.folder), LC_ALL="de_DE.UTF-8")
-    assert "cannot be fetched: git@forge.example: Permission denied (publickey); tried again" in run.message
+    assert "(git@forge.example: Permission denied (publickey)); tried again" in run.message
 
 
 def test_a_dry_run_leaves_no_file_behind(by_ssh: Site) -> None:
@@ -155,7 +156,7 @@ def test_a_dry_run_leaves_no_file_behind(by_ssh: Site) -> None:
     place.mkdir()
     by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR=str(place))
     assert not list(place.iterdir())
-    assert "cannot be fetched: see above" in by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR="/nonexistent").message
+    assert "cannot be fetched: see the messages above" in by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR="/nonexistent").message
 
 
 def test_ssh_that_hangs(by_ssh: Site) -> None:
@@ -163,7 +164,7 @@ def test_ssh_that_hangs(by_ssh: Site) -> None:
     assert by_ssh.run(BEHAVIOUR="hang", GITOPS_REF="refs/heads/main").outcome == "unreachable"
 
 
-def test_the_operator_s_own_ssh_command_stands(by_ssh: Site) -> None:
+def test_a_configured_ssh_command_is_used(by_ssh: Site) -> None:
     by_ssh.git("config", "core.sshCommand", "ssh -i /the/key")
     by_ssh.run()
     trace = (by_ssh.folder / "trace").read_text()
@@ -181,19 +182,19 @@ def test_origin_is_another_repository(synced: Site) -> None:
 
 @pytest.mark.parametrize("name", ["acme/renamed", "other/site"])
 def test_a_renamed_or_transferred_repository_is_explained(synced: Site, name: str) -> None:
-    """The forge's hook says the new name; the checkout, moved to it, still says the old one."""
+    """The webhook has the new name, and the checkout was moved to it, but its origin is the old URL."""
     owner, new = name.split("/")
     (synced.root / owner).mkdir(exist_ok=True)
     synced.path.rename(synced.root / name)
     run = synced.run(name=new, GITOPS_REPOSITORY=name)
     assert run.outcome == "mismatch" and "renamed or transferred" in run.message
-    assert f"git -C '{synced.root / name}' remote set-url origin" in run.message
+    assert run.fix == f"git -C {synced.root / name} remote set-url origin {synced.folder}/forge/{name}.git"
 
 
-def test_no_origin_at_all(synced: Site) -> None:
+def test_no_origin(synced: Site) -> None:
     synced.git("remote", "remove", "origin")
     run = synced.run()
-    assert run.outcome == "mismatch" and "remote add origin" in run.message
+    assert run.outcome == "mismatch" and "no remote named origin" in run.message
 
 
 @pytest.mark.parametrize(
@@ -206,14 +207,14 @@ def test_no_origin_at_all(synced: Site) -> None:
         "forge:acme/site.git",
     ],
 )
-def test_instead_of_is_honoured_and_urls_are_understood(synced: Site, url: str) -> None:
+def test_url_forms_and_instead_of(synced: Site, url: str) -> None:
     synced.git("remote", "set-url", "origin", url)
     synced.git("config", f"url.{synced.upstream.bare}.insteadOf", url)
     synced.upstream.commit({"page": "1\n"})
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 
 
-def test_instead_of_gives_the_name(synced: Site) -> None:
+def test_a_name_known_only_through_instead_of(synced: Site) -> None:
     synced.git("remote", "set-url", "origin", "forge:")
     synced.git("config", f"url.{synced.upstream.bare}.insteadOf", "forge:")
     assert synced.run().outcome == "unchanged"

@@ -1,4 +1,4 @@
-"""Submodules, where gitops.submodules asks for them: added, updated, removed, nested, by relative URLs."""
+"""Submodules with gitops.submodules: added, updated, removed, nested, with relative URLs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_submodule(upstream: Upstream, url: object, path: str) -> None:
 
 @pytest.fixture()
 def with_submodules(synced: Site) -> Site:
-    """A submodule `lib` by a relative URL, which has one of its own; git may use file URLs."""
+    """A checkout with a submodule `lib` (relative URL), which has its own submodule."""
     synced.environment.update(synced.home('[protocol "file"]\n\tallow = always\n'))
     synced.set("submodules", "true")
     synced.inner = Upstream(synced.folder / "forge", "acme/inner")
@@ -34,7 +34,7 @@ def with_submodules(synced: Site) -> Site:
     return synced
 
 
-def test_submodules_are_brought_with_theirs(with_submodules: Site) -> None:
+def test_submodules_are_updated_recursively(with_submodules: Site) -> None:
     site = with_submodules
     assert site.run().outcome == "updated"
     assert (site.path / "lib/README").exists() and (site.path / "lib/inner/README").exists() and not site.status()
@@ -50,7 +50,7 @@ def test_submodules_follow(with_submodules: Site) -> None:
     assert (site.path / "lib/page").read_text() == "lib\n" and not site.status()
 
 
-def test_a_submodule_dropped_upstream_goes_and_its_repository_stays(with_submodules: Site) -> None:
+def test_a_removed_submodule_loses_its_files_and_keeps_its_repository(with_submodules: Site) -> None:
     site = with_submodules
     site.run()
     git("rm", "--quiet", "lib", cwd=site.upstream.work)
@@ -59,7 +59,7 @@ def test_a_submodule_dropped_upstream_goes_and_its_repository_stays(with_submodu
     assert not (site.path / "lib").exists() and (site.path / ".git/modules/lib").exists() and not site.status()
 
 
-def test_a_dropped_submodule_with_work_in_it_stays(with_submodules: Site) -> None:
+def test_a_removed_submodule_with_local_work_stays(with_submodules: Site) -> None:
     site = with_submodules
     site.run()
     site.write("lib/mine", "mine\n")
@@ -69,7 +69,7 @@ def test_a_dropped_submodule_with_work_in_it_stays(with_submodules: Site) -> Non
     assert run.outcome == "dirty" and "lib" in run.message and (site.path / "lib/mine").exists()
 
 
-def test_a_submodule_that_cannot_be_fetched_is_owed(with_submodules: Site) -> None:
+def test_an_unreachable_submodule_leaves_the_deploy_pending(with_submodules: Site) -> None:
     site = with_submodules
     site.lib.bare.rename(site.lib.bare.with_suffix(".away"))
     assert site.run().outcome == "unreachable"
@@ -78,7 +78,7 @@ def test_a_submodule_that_cannot_be_fetched_is_owed(with_submodules: Site) -> No
     assert site.run().outcome == "updated" and site.is_at_upstream() and (site.path / "lib/inner/README").exists()
 
 
-def test_submodules_are_left_alone_unless_asked_for(with_submodules: Site) -> None:
+def test_submodules_are_ignored_by_default(with_submodules: Site) -> None:
     with_submodules.set("submodules", "false")
     assert with_submodules.run().outcome == "updated"
     assert not (with_submodules.path / "lib/README").exists()
@@ -90,7 +90,7 @@ def drop_lib(site: Site, files: dict[str, str] | None = None) -> None:
 
 
 @pytest.mark.parametrize("why", ["status shows no untracked files", "status fails", "ignored", "in its own submodule"])
-def test_work_in_a_dropped_submodule_is_seen_whatever_git_status_is_told(with_submodules: Site, why: str) -> None:
+def test_work_in_a_removed_submodule_is_found_despite_settings(with_submodules: Site, why: str) -> None:
     site = with_submodules
     site.run()
     mine = site.write("lib/inner/mine" if why == "in its own submodule" else "lib/mine", "mine\n")
@@ -107,7 +107,7 @@ def test_work_in_a_dropped_submodule_is_seen_whatever_git_status_is_told(with_su
     assert run.outcome == "dirty" and "lib" in run.message and mine.exists()
 
 
-def test_a_dropped_submodule_comes_back_where_the_move_is_refused(with_submodules: Site) -> None:
+def test_a_removed_submodule_is_restored_after_a_refused_move(with_submodules: Site) -> None:
     site = with_submodules
     site.run()
     drop_lib(site, {"README": "theirs\n"})
@@ -119,7 +119,7 @@ def test_a_dropped_submodule_comes_back_where_the_move_is_refused(with_submodule
     assert site.run().outcome == "updated" and not (site.path / "lib").exists()
 
 
-def test_a_submodule_that_the_tree_says_to_ignore_is_dropped_all_the_same(with_submodules: Site) -> None:
+def test_an_ignored_submodule_is_removed(with_submodules: Site) -> None:
     site = with_submodules
     git("config", "--file", ".gitmodules", "submodule.lib.ignore", "all", cwd=site.upstream.work)
     site.upstream.commit()
@@ -129,7 +129,7 @@ def test_a_submodule_that_the_tree_says_to_ignore_is_dropped_all_the_same(with_s
 
 
 def follow_lib(site: Site, files: dict[str, str]) -> None:
-    """Upstream has a newer commit of lib."""
+    """Push a newer commit of lib, and a commit of upstream that uses it."""
     tip = site.lib.commit(files)
     git("pull", "--quiet", "origin", "main", cwd=site.upstream.work / "lib")
     git("update-index", "--cacheinfo", f"160000,{tip},lib", cwd=site.upstream.work)
@@ -138,7 +138,7 @@ def follow_lib(site: Site, files: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["README", "page"], ids=["edited", "untracked"])
-def test_work_in_a_submodule_in_the_way_of_its_update(with_submodules: Site, name: str) -> None:
+def test_local_work_prevents_a_submodule_update(with_submodules: Site, name: str) -> None:
     site = with_submodules
     site.run()
     mine = site.write(f"lib/{name}", "mine\n")
@@ -151,7 +151,7 @@ def test_work_in_a_submodule_in_the_way_of_its_update(with_submodules: Site, nam
     assert site.run().outcome == "updated" and site.is_at_upstream() and mine.read_text() == "theirs\n"
 
 
-def test_a_submodule_that_the_tree_says_to_ignore_is_deployed_by_its_path(with_submodules: Site) -> None:
+def test_a_change_of_an_ignored_submodule_is_deployed(with_submodules: Site) -> None:
     site = with_submodules
     site.set("deploy", 'echo "$GITOPS_AFTER" >>"$TRACE"')
     site.set("paths", "lib")

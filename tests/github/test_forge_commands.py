@@ -19,7 +19,7 @@ from fake_github import TOKEN, Fault, Forge
 from harness import SECRET, WEBHOOK, Daemon, push
 from scratch import Upstream, git
 
-from gitops_hook.cli import doctor
+from gitops_hook.cli import doctor, forge_commands
 from gitops_hook.config import load
 from gitops_hook.names import name_in_url
 
@@ -136,13 +136,11 @@ def test_pings_that_do_not_arrive_end_it(forge, daemon, hook, at_forge):
 
 
 def test_a_long_wait_for_the_limit_is_told(monkeypatch, capfd):
-    from gitops_hook.cli import actions
-
     slept: list[float] = []
-    monkeypatch.setattr(actions.time, "sleep", slept.append)
-    actions._wait(3.0)
+    monkeypatch.setattr(forge_commands.time, "sleep", slept.append)
+    forge_commands.announced_sleep(3.0)
     assert capfd.readouterr().err == ""
-    actions._wait(600.0)
+    forge_commands.announced_sleep(600.0)
     assert capfd.readouterr().err == "GitHub's rate limit: waiting for 600 s\n"
     assert slept == [3.0, 600.0]
 
@@ -253,7 +251,7 @@ def test_what_was_never_asked_is_not_called_well(forge, daemon, hook, at_forge, 
 
 
 def findings(environ: dict[str, str]) -> list[tuple[str, str]]:
-    found = doctor.examine({"token": doctor.BY_CALLER["token"]}, load(environ, {}))
+    found = doctor.run({"token": doctor.AS_CALLER["token"]}, load(environ, {}))
     assert all(finding.fix for finding in found if finding.level != doctor.OK)
     assert TOKEN not in str(found)
     return [(finding.level, finding.message) for finding in found]
@@ -262,9 +260,9 @@ def findings(environ: dict[str, str]) -> list[tuple[str, str]]:
 def test_the_doctor_tries_a_token_where_there_is_one(forge, at_forge, token_file, tmp_path):
     (tmp_path / "root").mkdir()
     token_file.chmod(stat.S_IRUSR | stat.S_IWUSR)
-    assert findings(at_forge) == [("ok", f"{forge.url} takes the token; 4999 requests are left in this hour")]
+    assert findings(at_forge) == [("ok", f"{forge.url} accepts the token; 4999 requests remain in this hour")]
     token_file.chmod(0o644)
-    assert findings(at_forge)[0] == ("failure", f"{token_file} is open to every user of this host")
+    assert findings(at_forge)[0] == ("failure", f"every user of this host can read or write {token_file}")
     token_file.chmod(0o600)
     token_file.write_text("expired")
     ((level, message),) = findings(at_forge)

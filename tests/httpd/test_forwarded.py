@@ -19,7 +19,7 @@ import pytest
 from harness import SOURCE, WEBHOOK, Daemon, headers, push
 from scratch import Upstream
 
-from gitops_hook.httpd.forwarded import client, forwarded_middleware
+from gitops_hook.httpd.forwarded import client_address, forwarded_middleware
 
 DOCUMENT = (SOURCE / "docs/proxies.md").read_text()
 TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
@@ -55,7 +55,7 @@ TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
     ],
 )
 def test_the_client_is_the_right_most_who_is_no_proxy_of_ours(peer, claim, told):
-    assert client(peer, claim, TRUSTED) == told
+    assert client_address(peer, claim, TRUSTED) == told
 
 
 def test_without_the_header_the_peer_is_the_client():
@@ -77,7 +77,7 @@ def test_the_log_tells_the_client_also_where_a_request_is_refused(start_daemon):
         head = "\r\n".join(f"{name}: {value}" for name, value in headers(b"{}").items())
         channel.sendall(f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.9\r\nContent-Length: 9\r\n{head}\r\n\r\n{{}}".encode())  # fmt: skip
         channel.shutdown(socket.SHUT_WR)
-        daemon.wait_for(r"request refused http=400 .* peer=203\.0\.113\.9")
+        daemon.wait_for(r"webhook refused .*http=400 .* peer=203\.0\.113\.9")
     assert "6.6.6.6" not in daemon.log
 
 

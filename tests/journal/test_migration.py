@@ -46,7 +46,7 @@ def test_version_0_1_keeps_its_content(tmp_path: Path):
     with closing(Journal(tmp_path)) as journal:
         assert journal.pending() == ["acme/blog"]
         assert [journal.deliveries(guid)[0].pending for guid in ("settled", "pending")] == [False, True]
-        assert [run.cause for run in journal.runs()] == [None, "killed", "limit", "command", "shutdown", None]
+        assert [run.cause for run in journal.runs()] == [None, "killed", "limit", "killed", "shutdown", None]
         assert [run.repository for run in journal.running()] == ["acme/running"]
         assert journal.commits([1]) == {1: [Commit("1" * 40, "Ada", "Say hello", 900.0)]}
         assert journal.hook_pings() == [

@@ -23,11 +23,12 @@ from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Claim, Delivery
 from gitops_hook.observers.metrics import Metrics, process_families
-from gitops_hook.observers.prometheus import Counter, Family, Histogram, Sample, exposition, gauge
+from gitops_hook.observers.prometheus import CONTENT_TYPE, Counter, Family, Histogram, Sample, exposition, gauge
+from gitops_hook.outcomes import BY_NAME
 from gitops_hook.receiver.app import RESULTS, WebhookApp
 from gitops_hook.secrets import Secrets
 from gitops_hook.sync.checkouts import Checkouts
-from gitops_hook.sync.runner import BY_NAME, Task
+from gitops_hook.sync.runner import Task
 
 NOW = 1_700_000_000.0
 
@@ -295,7 +296,7 @@ def test_every_answer_is_counted_by_its_result(host: Host, webhook: TestApp, tmp
 
 def test_it_is_one_route_of_the_private_page(host: Host):
     page = TestApp(
-        Dashboard(host.journal, host.checkouts, exposition=host.instruments.exposition),
+        Dashboard(host.journal, host.checkouts, metrics=lambda: (CONTENT_TYPE, host.instruments.exposition())),
         extra_environ={"HTTP_HOST": "127.0.0.1"},
     )
     answer = page.get("/metrics")

@@ -21,6 +21,7 @@ from gitops_hook.model import Delivery
 from gitops_hook.receiver.app import MAX_BODY, WebhookApp
 from gitops_hook.secrets import Secrets, fingerprint
 from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.text import printable
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
@@ -151,8 +152,8 @@ def test_a_ping_is_answered_with_and_without_a_repository(host: Host, guid: str)
 
 
 IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "another event": ("issues", push("acme/site"), "the event `issues` moves nothing here"),
-    "another event, of no repository": ("organization", {}, "the event `organization` moves nothing here"),
+    "another event": ("issues", push("acme/site"), "the event `issues` starts no run"),
+    "another event, of no repository": ("organization", {}, "the event `organization` starts no run"),
     "another branch": ("push", push("acme/site", ref="refs/heads/topic"), "the tracked branch is `main`"),
     "the default branch, where another is tracked": ("push", push("acme/shop"), "the tracked branch is `live`"),
     "a branch of the same beginning": (
@@ -169,11 +170,11 @@ IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a tag of the branch's name": ("push", push("acme/site", ref="refs/tags/main"), "the tracked branch is `main`"),
     "the branch was deleted": ("push", push("acme/site", NOBODY), "the ref was deleted"),
     "deleted, by its zeros": ("push", push("acme/site", NOBODY, deleted=None), "the ref was deleted"),
-    "no checkout": ("push", push("acme/other"), "there is no checkout of it on this host"),
+    "no checkout": ("push", push("acme/other"), "this host has no checkout of the repository"),
     "no checkout, and a pattern for another owner": (
         "push",
         push("gadgets/new"),
-        "there is no checkout of it on this host",
+        "this host has no checkout of the repository",
     ),
 }
 
@@ -190,6 +191,40 @@ def test_what_moves_nothing_here_is_ignored_with_its_reason(
     assert (host.journal.deliveries(guid), host.woken) == ([], [])
 
 
+LONG = "a" * 255
+UNUSUAL: dict[str, tuple[dict[str, Any], str]] = {
+    **{
+        f"the name {name[:12]!r}": (
+            {**push("a"), "repository": {"full_name": name}},
+            f"a checkout cannot have the name `{printable(name)}`",
+        )
+        for name in ("..", ".", "acme/..", "../acme", "-rf", "acme/-rf", ".git", "a b", "a/b/c", "caf\xe9", "a\n", LONG)
+    },
+    **{
+        f"the ref {str(ref)[:20]!r}": (
+            push("acme/site", ref=ref),
+            "the name of the ref is missing, too long or unusual",
+        )
+        for ref in (None, "main", "refs/heads/" + LONG, "refs/heads/a\x85b", "refs/heads/a\u2028b", "refs/heads/a\nb")
+    },
+}
+
+
+@pytest.mark.parametrize(("payload", "reason"), UNUSUAL.values(), ids=UNUSUAL)
+def test_a_name_or_ref_that_no_checkout_can_have_is_ignored(
+    host: Host, guid: str, payload: dict[str, Any], reason: str
+) -> None:
+    answer = host.deliver(payload, guid=guid)
+    assert (answer.status_int, answer.json["status"], answer.json["reason"]) == (200, "ignored", reason)
+    assert host.journal.deliveries(guid) == []
+
+
+def test_a_malformed_commit_is_no_hint(host: Host, guid: str) -> None:
+    answer = host.deliver(push("acme/site", "--output=/etc/passwd", before="1" * 39), guid=guid)
+    assert answer.status_int == 202
+    assert host.journal.deliveries(guid)[0][5:7] == ("", "")
+
+
 # -- 400, 415: proven, but no payload -------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[int, bytes, dict[str, str]]] = {
@@ -201,10 +236,7 @@ REFUSED: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "no event": (400, json.dumps(push("acme/site")).encode(), {"X-GitHub-Event": ""}),
     "a form without payload": (400, b"a=b", {"Content-Type": FORM}),
     "another media type": (415, json.dumps(push("acme/site")).encode(), {"Content-Type": "text/plain"}),
-    **{
-        f"the name {name!r}": (400, json.dumps({**push("a"), "repository": {"full_name": name}}).encode(), {})
-        for name in ("..", ".", "acme/..", "../acme", "-rf", "acme/-rf", ".git", "a b", "a/b/c", "caf\xe9", "a\n", "")
-    },
+    "an empty name": (400, json.dumps({**push("a"), "repository": {"full_name": ""}}).encode(), {}),
 }
 
 
@@ -281,10 +313,15 @@ def untouchable(**environ: str) -> Any:
     return made
 
 
-@pytest.mark.parametrize("path", ["/", "/api/webhook", f"{WEBHOOK}/", f"{WEBHOOK}\0", f"/{WEBHOOK}", "/healthz/"])
-def test_another_path_is_404(host: Host, path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/api/webhook", f"{WEBHOOK}//", f"{WEBHOOK}\0", f"/{WEBHOOK}", "/healthz/"])
+def test_another_path_is_404_and_the_response_names_the_right_one(host: Host, path: str) -> None:
     answer = host.web.do_request(untouchable(PATH_INFO=path), status="*")
-    assert (answer.status_int, answer.json["status"]) == (404, "refused")
+    assert (answer.status_int, answer.json) == (404, {"status": "refused", "reason": f"webhooks go to {WEBHOOK}"})
+
+
+def test_a_trailing_slash_is_accepted(host: Host) -> None:
+    body = json.dumps(push("acme/site")).encode()
+    assert host.web.post(f"{WEBHOOK}/", body, headers=headers(body), status="*").status_int == 202
 
 
 @pytest.mark.parametrize(
@@ -374,7 +411,7 @@ def test_a_host_where_git_cannot_run_is_503(tmp_path: Path, monkeypatch: pytest.
     answer = host.deliver(push("acme/site"))
     host.journal.close()
     assert (answer.status_int, answer.headers["Retry-After"]) == (503, "10")
-    assert answer.json["reason"] == "the checkouts cannot be looked at now"
+    assert answer.json["reason"] == "the checkouts cannot be read now"
 
 
 # -- the log --------------------------------------------------------------------------------------------------------

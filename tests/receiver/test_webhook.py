@@ -13,7 +13,9 @@ from harness import NOBODY, push, sign
 
 from gitops_hook.errors import HTTPError
 from gitops_hook.names import is_valid
-from gitops_hook.receiver.forges import GITHUB, Event, Move, Other, Ping, Push, parse
+from gitops_hook.receiver.events import Event, Ignored, Ping, Push, parse_event
+from gitops_hook.receiver.forges import GITHUB
+from gitops_hook.receiver.payload import RefChange
 from gitops_hook.secrets import Secrets, fingerprint
 
 SECRET = b"It's a Secret to Everybody"
@@ -26,18 +28,18 @@ def match(secrets: Secrets, body: bytes, signature: str) -> str | None:
 
 
 def parse_as(event: str, media_type: str, body: bytes) -> Event:
-    return parse(GITHUB, {"HTTP_X_GITHUB_EVENT": event, "CONTENT_TYPE": media_type}, body)
+    return parse_event(GITHUB, {"HTTP_X_GITHUB_EVENT": event, "CONTENT_TYPE": media_type}, body)
 
 
 def read(payload: Any, event: str = "push") -> Event:
     return parse_as(event, JSON, json.dumps(payload).encode())
 
 
-def read_move(payload: Any) -> Move:
+def read_change(payload: Any) -> RefChange:
     event = read(payload)
     assert isinstance(event, Push)
-    (move,) = event.moves
-    return move
+    (change,) = event.changes
+    return change
 
 
 # -- signatures -----------------------------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def test_an_empty_secret_is_no_secret(secrets: dict[str, bytes]) -> None:
 def test_a_push_is_read() -> None:
     assert read(push("acme/site", "2" * 40, before="1" * 40)) == Push(
         repository="acme/site",
-        moves=[Move("refs/heads/main", before="1" * 40, after="2" * 40, deleted=False)],
+        changes=[RefChange("refs/heads/main", before="1" * 40, after="2" * 40, deleted=False)],
         default_branch="main",
         pusher="ada",
     )
@@ -96,13 +98,13 @@ def test_a_push_in_a_form_is_the_same() -> None:
     ],
 )
 def test_a_deletion_is_told(more: dict[str, Any], deleted: bool) -> None:
-    assert read_move(push("acme/site", **{"after": "1" * 40, **more})).deleted is deleted
+    assert read_change(push("acme/site", **{"after": "1" * 40, **more})).deleted is deleted
 
 
 def test_a_push_moves_its_own_branch_and_no_other() -> None:
-    move = read_move(push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-1-0123"))
-    assert move.is_of("gh-readonly-queue/main/pr-1-0123")
-    assert not any(map(move.is_of, ("main", "gh-readonly-queue/main", "pr-1-0123", "", "refs/heads/main")))
+    change = read_change(push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-1-0123"))
+    assert change.is_branch("gh-readonly-queue/main/pr-1-0123")
+    assert not any(map(change.is_branch, ("main", "gh-readonly-queue/main", "pr-1-0123", "", "refs/heads/main")))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +127,13 @@ def test_a_push_moves_its_own_branch_and_no_other() -> None:
         ({"organization": {"login": "acme"}, "hook_id": "7", "hook": {"config": {"url": "u"}}}, "ping", Ping(None)),
         ({"organization": {"login": "acme"}, "hook_id": 7, "hook": {"config": {"url": 7}}}, "ping", Ping(None)),
         ({"organization": "acme", "hook_id": 7, "hook": []}, "ping", Ping(None)),
-        ({"repository": None}, "issues", Other(None, "issues")),
-        ({"repository": {"name": "site"}}, "a\nb" + "c" * 200, Other("site", "a\ufffdb" + "c" * 97)),
+        ({"repository": None}, "issues", Ignored(None, "event", "the event `issues` starts no run")),
+        ({"repository": {"full_name": "../etc"}}, "ping", Ping(None)),
+        (
+            {"repository": {"name": "site"}},
+            "a\nb" + "c" * 200,
+            Ignored("site", "event", f"the event `a\ufffdb{'c' * 97}` starts no run"),
+        ),
     ],
 )
 def test_other_events_are_told(payload: Any, event: str, expected: Event) -> None:
@@ -167,18 +174,6 @@ REFUSALS: dict[str, tuple[int, str, str, bytes]] = {
     "a repository that is null": (400, "push", JSON, b'{"repository": null}'),
     "a repository without a name": (400, "push", JSON, b'{"repository": {}}'),
     "a name that is a number": (400, "push", JSON, raw({"repository": {"full_name": 1}})),
-    "names that differ": (400, "push", JSON, raw({"repository": {"name": "a", "full_name": "acme/site"}})),
-    "a ping that lies about its name": (400, "ping", JSON, raw({"repository": {"full_name": "../etc"}})),
-    "no ref": (400, "push", JSON, raw(push("acme/site", ref=None))),
-    "a ref that is a branch": (400, "push", JSON, raw(push("acme/site", ref="main"))),
-    "a ref in two lines": (400, "push", JSON, raw(push("acme/site", ref="refs/heads/a\nb"))),
-    "a ref with a line end of Unicode": (400, "push", JSON, raw(push("acme/site", ref="refs/heads/a\u2028b"))),
-    "a ref with a C1 control": (400, "push", JSON, raw(push("acme/site", ref="refs/heads/a\x9bb"))),
-    "a ref with half a character": (400, "push", JSON, raw(push("acme/site", ref="refs/heads/\ud800"))),
-    "a ref without end": (400, "push", JSON, raw(push("acme/site", ref="refs/heads/" + "a" * 300))),
-    "a commit that is an option": (400, "push", JSON, raw(push("acme/site", "--output=/etc/passwd"))),
-    "a commit cut short": (400, "push", JSON, raw(push("acme/site", "1" * 39))),
-    "a commit with a line end": (400, "push", JSON, raw(push("acme/site", "1" * 40 + "\n"))),
 }
 
 
@@ -190,17 +185,18 @@ def test_what_is_no_forges_payload_is_refused(status: int, event: str, media_typ
 
 
 BAD_NAMES = [
-    *("", ".", "..", "-", "-rf", ".git", "acme/.git", "acme/..", "../site", "acme/-site"),
+    *(".", "..", "-", "-rf", ".git", "acme/.git", "acme/..", "../site", "acme/-site"),
     *("/site", "acme/", "acme//site", "a/b/c", "a b", "é", "a\\b", "a:b", "$(reboot)", "~"),
     *("a\0", "a\n", "acme/site\n", "\ud800", "x" * 101),
 ]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
-def test_a_name_that_no_forge_allows_is_refused(name: str) -> None:
-    with pytest.raises(HTTPError) as caught:
-        read({**push("acme/site"), "repository": {"full_name": name}})
-    assert caught.value.status == 400
+def test_a_name_that_no_checkout_can_have_is_ignored(name: str) -> None:
+    event = read({**push("acme/site"), "repository": {"full_name": name}})
+    assert isinstance(event, Ignored)
+    assert (event.repository, event.kind) == (None, "name")
+    assert is_clean(event.reason)
 
 
 REASONS: dict[str, tuple[str, str, bytes]] = {
@@ -211,15 +207,6 @@ REASONS: dict[str, tuple[str, str, bytes]] = {
     "the payload is not JSON": ("push", JSON, b"{"),
     "the payload is not a JSON object": ("push", JSON, b"[]"),
     "the payload names no repository": ("push", JSON, b"{}"),
-    "the repository's name is missing or not one that a forge allows": ("push", JSON, b'{"repository": {}}'),
-    "the repository's name and full_name differ": (
-        "ping",
-        JSON,
-        raw({"repository": {"name": "a", "full_name": "acme/site"}}),
-    ),
-    "the push has no well-formed `ref`": ("push", JSON, raw(push("acme/site", ref="main"))),
-    "the push has no well-formed `after`": ("push", JSON, raw(push("acme/site", "main"))),
-    "the push has no well-formed `before`": ("push", JSON, raw(push("acme/site", before="main"))),
 }
 
 
@@ -232,7 +219,7 @@ def test_a_refusal_says_why(reason: str, request_: tuple[str, str, bytes]) -> No
 
 def test_what_a_push_does_not_say_is_empty() -> None:
     event = read({"ref": "refs/heads/main", "repository": {"full_name": "acme/site"}})
-    assert event == Push("acme/site", [Move("refs/heads/main", "", "", False)], "", "")
+    assert event == Push("acme/site", [RefChange("refs/heads/main", "", "", False)], "", "")
 
 
 def test_what_a_ping_does_not_say_is_empty() -> None:
@@ -312,7 +299,7 @@ def test_no_payload_makes_it_raise_anything_else_and_what_leaves_it_is_clean() -
             continue
         counts["event"] += 1
         assert event.repository is None or is_valid(event.repository)
-        for text in (*event, *(event.moves[0] if isinstance(event, Push) else ())):
+        for text in (*event, *(event.changes[0] if isinstance(event, Push) else ())):
             if isinstance(text, str):
                 assert is_clean(text)
                 text.encode()

@@ -416,14 +416,14 @@ class TestRestarts:
         self.end_by_shutdown(stage, 2)
         stage.checkouts("acme/site")
         delays = []
-        for _ in range(2):
+        for number in (3, 4):
             dispatcher = stage.dispatcher(GATED, scheduled=False, clock=lambda: 1000.0)
             dispatcher.recover()
             dispatcher.sweep()
             assert dispatcher.workers == 0
             delays.append(dispatcher.run_due())
             dispatcher.notify("acme/site", "manual")
-            stage.began(len(stage.runs()) + 1)
+            stage.began(number)
             dispatcher.stop()
             dispatcher.terminate()
             assert dispatcher.join(20)

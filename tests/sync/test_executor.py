@@ -13,7 +13,7 @@ from harness import until
 from stage import GATED, REPORTS, Stage
 
 from gitops_hook.config import load
-from gitops_hook.journal import reader as journal_reader
+from gitops_hook.journal import database
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Claim, Run
 from gitops_hook.outcomes import OUTCOMES
@@ -110,8 +110,7 @@ class TestWhatIsSettled:
         assert "KeyError" in capfd.readouterr().err
 
     def test_a_run_waits_for_a_journal_that_cannot_be_written(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("gitops_hook.journal.writer.BUSY_MS", 20)
-        monkeypatch.setattr(journal_reader, "BUSY_MS", 20)
+        monkeypatch.setattr(database, "BUSY_MS", 20)
         stage.journal.close()
         stage.journal = Journal(stage.folder / "state")
         executor = stage.executor(GATED)

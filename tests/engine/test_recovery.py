@@ -1,4 +1,4 @@
-"""A run was killed, a disk was full, a repository rotted: the next run mends it, or says loudly who must."""
+"""Recovery from killed runs, full disks and damaged repositories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scratch import git
 
 
 def killed_in(site: Site, moment: str) -> None:
-    """Kill a run, with all that it started, when git or the deploy comes to `moment`; a git on PATH tells."""
+    """Kill a run and its children before or after a git command, or in the deploy."""
     marker = site.folder / "moment"
     os.mkfifo(marker)
     tools = site.folder / "tools"
@@ -67,12 +67,12 @@ def test_killed_between_any_two_steps(synced: Site, moment: str) -> None:
     run = synced.run()
     assert run.outcome == "updated"
     assert synced.is_at_upstream() and not synced.status()
-    assert (synced.folder / "trace").read_text().splitlines()[-1] == tip, "the deploy that is owed is made"
+    assert (synced.folder / "trace").read_text().splitlines()[-1] == tip, "the pending deploy runs"
     assert synced.run().outcome == "unchanged"
 
 
 def killed_half_way(site: Site) -> None:
-    """Kill a run while git writes the tree: a filter in the checkout stops it at the file called `stop`."""
+    """Kill a run while git writes the tree: a filter blocks at the file `stop`."""
     marker = site.folder / "moment"
     os.mkfifo(marker)
     (site.path / ".git/info/attributes").write_text("stop filter=stop\n")
@@ -86,7 +86,7 @@ def killed_half_way(site: Site) -> None:
 
 
 def tree_for_a_move(site: Site) -> None:
-    """A state of the tree, synced, and another one upstream; git writes files in the order of names."""
+    """Prepare a synced tree and a different one at the remote. git writes files in the order of their names."""
     site.upstream.commit(
         {
             "a-edited": "old\n",
@@ -133,7 +133,7 @@ def test_killed_while_git_writes_the_tree_and_upstream_moved_on(synced: Site) ->
     assert not (synced.path / "b").exists()
 
 
-def test_work_done_over_a_half_moved_tree_is_kept(synced: Site) -> None:
+def test_edits_after_a_killed_move_are_kept(synced: Site) -> None:
     tree_for_a_move(synced)
     killed_half_way(synced)
     (synced.path / "a-edited").write_text("a person came first\n")
@@ -144,7 +144,7 @@ def test_work_done_over_a_half_moved_tree_is_kept(synced: Site) -> None:
     assert (synced.path / "a-edited").read_text() == "new\n"
 
 
-def test_links_over_a_half_moved_tree(synced: Site) -> None:
+def test_links_after_a_killed_move(synced: Site) -> None:
     for name in ("theirs", "mine"):
         (synced.upstream.work / name).symlink_to("old")
     synced.upstream.commit()
@@ -174,7 +174,7 @@ def test_killed_between_the_index_and_head(synced: Site) -> None:
     assert synced.is_at_upstream() and synced.status().splitlines() == ["M README", "A  staged"]
 
 
-def test_a_smudge_filter_that_fails_puts_the_old_tree_back(synced: Site) -> None:
+def test_a_failing_smudge_filter_restores_the_tree(synced: Site) -> None:
     tree_for_a_move(synced)
     before = synced.status()
     (synced.path / ".git/info/attributes").write_text("stop filter=stop\n")
@@ -189,7 +189,7 @@ def test_a_smudge_filter_that_fails_puts_the_old_tree_back(synced: Site) -> None
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 
 
-def test_what_a_filter_says_is_no_file_in_the_way(synced: Site) -> None:
+def test_filter_output_is_not_parsed_as_file_names(synced: Site) -> None:
     synced.set("dirty", "stash")
     (synced.path / ".git/info/attributes").write_text("page filter=loud\n")
     synced.git("config", "filter.loud.smudge", "printf 'oh\\n\\tREADME\\n' >&2; false")
@@ -217,7 +217,7 @@ LOCKS = [
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_dead_run_s_lock_is_removed(synced: Site, lock: str) -> None:
+def test_stale_git_locks_are_removed(synced: Site, lock: str) -> None:
     path = synced.path / ".git" / lock
     path.parent.mkdir(exist_ok=True)
     path.touch()
@@ -226,7 +226,7 @@ def test_a_dead_run_s_lock_is_removed(synced: Site, lock: str) -> None:
     assert not path.exists()
 
 
-def test_a_branch_whose_name_looks_like_a_lock_s_is_none(synced: Site) -> None:
+def test_a_branch_named_like_a_lock_file(synced: Site) -> None:
     synced.git("branch", "Yarn.LOCK")
     synced.git("tag", "v1.Lock")
     refs = synced.git("show-ref")
@@ -234,7 +234,7 @@ def test_a_branch_whose_name_looks_like_a_lock_s_is_none(synced: Site) -> None:
 
 
 @pytest.mark.parametrize("lock", ["index.lock", "refs/heads/main.lock"])
-def test_a_living_process_s_lock_is_respected(synced: Site, lock: str) -> None:
+def test_a_lock_of_a_living_process_is_respected(synced: Site, lock: str) -> None:
     path = synced.path / ".git" / lock
     synced.upstream.commit({"page": "1\n"})
     with path.open("w"):
@@ -246,7 +246,7 @@ def test_a_living_process_s_lock_is_respected(synced: Site, lock: str) -> None:
 
 @contextlib.contextmanager
 def commit_with_its_editor_open(site: Site, cwd: Path) -> Iterator[None]:
-    """Let a person's `git commit` wait for its editor."""
+    """Keep a `git commit` waiting for its editor."""
     up, down = site.folder / "up", site.folder / "down"
     os.mkfifo(up)
     os.mkfifo(down)
@@ -260,7 +260,7 @@ def commit_with_its_editor_open(site: Site, cwd: Path) -> Iterator[None]:
         assert commit.wait() == 0
 
 
-def test_a_git_commit_with_its_editor_open_is_respected(synced: Site) -> None:
+def test_a_commit_with_an_open_editor_is_respected(synced: Site) -> None:
     synced.upstream.commit({"page": "1\n"})
     lock = synced.path / ".git/index.lock"
     with commit_with_its_editor_open(synced, synced.path):
@@ -269,7 +269,7 @@ def test_a_git_commit_with_its_editor_open_is_respected(synced: Site) -> None:
         lock.unlink(missing_ok=True)
 
 
-def test_a_git_at_work_in_another_worktree_is_respected(synced: Site) -> None:
+def test_git_in_another_worktree_is_respected(synced: Site) -> None:
     other = synced.folder / "other"
     synced.git("worktree", "add", "--quiet", "-b", "other", other)
     lock = synced.path / ".git/packed-refs.lock"
@@ -279,7 +279,7 @@ def test_a_git_at_work_in_another_worktree_is_respected(synced: Site) -> None:
     assert synced.run().outcome == "unchanged" and not lock.exists()
 
 
-def test_a_git_at_work_in_a_submodule_is_respected(synced: Site) -> None:
+def test_git_in_a_submodule_is_respected(synced: Site) -> None:
     inner = synced.path / ".git/modules/lib"
     inner.parent.mkdir()
     git("init", "--quiet", "--separate-git-dir", inner, "lib", cwd=synced.path)
@@ -292,7 +292,7 @@ def test_a_git_at_work_in_a_submodule_is_respected(synced: Site) -> None:
     assert synced.run().outcome == "unchanged" and not lock.exists()
 
 
-def test_a_git_that_begins_to_work_before_the_move_is_respected(synced: Site) -> None:
+def test_git_started_before_the_move_is_respected(synced: Site) -> None:
     synced.upstream.commit({"page": "theirs\n", "README": "theirs\n", "long": "one\ntwo\n"})
     synced.run()
     synced.upstream.commit({"page": "new\n", "README": "new\n", "long": "one\ntwo\nthree\n", "fresh": "new\n"})
@@ -308,7 +308,7 @@ def test_a_git_that_begins_to_work_before_the_move_is_respected(synced: Site) ->
         assert (synced.path / name).read_text() == text
 
 
-def test_a_second_run_waits_and_is_told_to_come_again(synced: Site) -> None:
+def test_a_second_run_ends_as_unreachable(synced: Site) -> None:
     marker = synced.folder / "deploying"
     os.mkfifo(marker)
     synced.set("deploy", f"echo >{marker}; read x <{marker}")
@@ -334,7 +334,7 @@ def loose_objects(site: Site) -> list[Path]:
 
 
 def unpack(site: Site) -> None:
-    """Make every object of the checkout a loose one."""
+    """Convert every object of the checkout to a loose object."""
     packs = list((site.path / ".git/objects/pack").glob("*.pack"))
     for pack in packs:
         aside = site.folder / pack.name
@@ -435,7 +435,7 @@ WRECKS = [
 
 @pytest.mark.parametrize("moved", [True, False], ids=["upstream moved", "upstream still"])
 @pytest.mark.parametrize("wreck", [*WRECKS, a_blob_gone])
-def test_a_rotten_repository_is_built_anew(synced: Site, wreck: Callable[[Site], None], moved: bool) -> None:
+def test_a_damaged_repository_is_rebuilt(synced: Site, wreck: Callable[[Site], None], moved: bool) -> None:
     unpack(synced)
     synced.set("deploy", "true")
     synced.write("README", "a person's edit\n")
@@ -451,7 +451,7 @@ def test_a_rotten_repository_is_built_anew(synced: Site, wreck: Callable[[Site],
         assert run.outcome == "updated"  # nobody needs it: README is edited, and not upstream
         return
     assert run.outcome in ("updated", "unchanged"), run.output
-    if "broken" in run.message or wreck not in (
+    if "damaged" in run.message or wreck not in (
         objects_gone,
         head_commit_gone,
     ):  # git fetches anew what is all gone
@@ -461,10 +461,10 @@ def test_a_rotten_repository_is_built_anew(synced: Site, wreck: Callable[[Site],
     assert synced.status().splitlines() == ["M README", "?? untracked"]
     assert (synced.path / "README").read_text() == "a person's edit\n"
     synced.upstream.commit({"page": "2\n"})
-    assert synced.run().outcome == "updated" and "broken" not in synced.run().message
+    assert synced.run().outcome == "updated" and "damaged" not in synced.run().message
 
 
-def test_a_person_s_commits_survive_the_repair(synced: Site) -> None:
+def test_local_commits_survive_a_repair(synced: Site) -> None:
     unpack(synced)
     synced.git("checkout", "--quiet", "-b", "idea")
     mine = synced.commit_here()
@@ -484,7 +484,7 @@ def test_a_person_s_commits_survive_the_repair(synced: Site) -> None:
     assert synced.git("show", ":new") == "staged"
 
 
-def test_settings_of_the_worktree_survive_the_repair(synced: Site) -> None:
+def test_worktree_settings_survive_a_repair(synced: Site) -> None:
     synced.git("config", "extensions.worktreeConfig", "true")
     synced.git("config", "--worktree", "gitops.deploy", f"touch {synced.folder}/ran")
     corrupt_head(synced)
@@ -493,13 +493,13 @@ def test_settings_of_the_worktree_survive_the_repair(synced: Site) -> None:
     assert synced.git("config", "--worktree", "gitops.deploy")
 
 
-def test_a_broken_local_commit_fails_loudly(synced: Site) -> None:
+def test_a_damaged_local_commit_prevents_a_repair(synced: Site) -> None:
     mine = synced.commit_here()
     (synced.path / f".git/objects/{mine[:2]}/{mine[2:]}").unlink()
     (synced.path / ".git/logs/HEAD").unlink()
     (synced.path / ".git/refs/gitops/deployed").unlink()
     run = synced.run()
-    assert run.outcome == "missing" and "git clone" in run.message and str(synced.path) in run.message
+    assert run.outcome == "missing" and "clone" in run.message and str(synced.path) in run.message
     assert (synced.path / "local").exists() and (synced.path / ".git/refs/heads/main").read_text().strip() == mine
     assert not list(synced.path.glob(".git?*"))
 
@@ -516,15 +516,15 @@ def test_a_repair_from_relative_paths(synced: Site) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0 and "built anew" in done.stdout
+    assert done.returncode == 0 and "rebuilt" in done.stdout
 
 
-def test_a_repair_waits_for_the_remote(synced: Site) -> None:
+def test_a_repair_needs_the_remote(synced: Site) -> None:
     corrupt_head(synced)
     bare = synced.upstream.bare
     bare.rename(bare.with_suffix(".away"))
     run = synced.run()
-    assert run.outcome == "unreachable" and "broken" in run.message
+    assert run.outcome == "unreachable" and "damaged" in run.message
     assert (synced.path / ".git/HEAD").read_bytes() == b"\0garbage\n" and not list(synced.path.glob(".git?*"))
     bare.with_suffix(".away").rename(bare)
     assert synced.run().outcome == "unchanged" and synced.is_at_upstream()
@@ -549,7 +549,7 @@ def test_a_repair_killed_between_its_renames(synced: Site, moment: str) -> None:
     ("room", "outcome"), [(0, "unreachable"), (40, "unreachable"), (125, "failed"), (140, "failed")]
 )
 def test_a_full_disk(site: Site, small_disk: Callable[[int], Path], room: int, outcome: str) -> None:
-    """The disk fills up in the fetch, or in the checkout, wherever `room` KiB end."""
+    """The disk is full after `room` KiB: during the fetch, or during the checkout."""
     disk = small_disk(2048)
     site.root = disk
     site.path = disk / "acme" / "site"
@@ -571,7 +571,7 @@ def test_a_full_disk(site: Site, small_disk: Callable[[int], Path], room: int, o
     assert site.run().outcome == "updated" and site.is_at_upstream() and site.status() == "?? untracked"
 
 
-def test_a_half_written_clone_is_no_checkout(site: Site) -> None:
+def test_a_partial_clone_directory_is_not_a_checkout(site: Site) -> None:
     cloning = {"GITOPS_CLONE_URL": str(site.upstream.bare)}
     building = site.path / ".git:gitops-building"
     building.mkdir(parents=True)
@@ -581,7 +581,7 @@ def test_a_half_written_clone_is_no_checkout(site: Site) -> None:
     assert site.is_at_upstream() and not site.status() and not building.exists()
 
 
-def test_a_clone_killed_before_its_tree_is_whole(site: Site) -> None:
+def test_a_clone_killed_before_its_checkout(site: Site) -> None:
     git("init", "--quiet", "--bare", site.upstream.bare.with_name("empty"), cwd=site.folder)
     site.path.mkdir(parents=True)
     site.git("init", "--quiet")
@@ -595,10 +595,10 @@ def test_a_clone_killed_between_the_index_and_head(site: Site) -> None:
     assert site.status() == "A  README"
     site.upstream.commit({"README": "2\n", "page": "1\n"})
     run = site.run()
-    assert run.outcome == "updated" and "broken" not in run.message and site.is_at_upstream() and not site.status()
+    assert run.outcome == "updated" and "damaged" not in run.message and site.is_at_upstream() and not site.status()
 
 
-def test_a_git_that_was_killed_once_it_had_moved_everything_has_moved_it(synced: Site) -> None:
+def test_git_killed_after_a_complete_move(synced: Site) -> None:
     synced.upstream.commit({"page": "1\n", "README": "2\n"})
     path = tool(synced, 'for word; do [[ $word == switch ]] && { "$real" "$@"; kill -KILL $$; }; done')
     assert synced.run(PATH=path).outcome == "updated"
@@ -606,12 +606,12 @@ def test_a_git_that_was_killed_once_it_had_moved_everything_has_moved_it(synced:
 
 
 def fifo_of(site: Site) -> Path:
-    """A FIFO, for whoever opens it: to read from it waits until that has gone."""
+    """Create a FIFO. Reading from it returns when the process that opened it has ended."""
     os.mkfifo(site.folder / "alive")
     return site.folder / "alive"
 
 
-def test_a_script_that_was_killed_takes_a_git_that_moves_the_tree_with_it(synced: Site) -> None:
+def test_killing_the_script_ends_its_git_switch(synced: Site) -> None:
     alive = fifo_of(synced)
     synced.upstream.commit({"page": "1\n"})
     path = tool(
@@ -627,7 +627,7 @@ def test_a_script_that_was_killed_takes_a_git_that_moves_the_tree_with_it(synced
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 
 
-def test_a_script_that_was_killed_takes_its_deploy_with_it(synced: Site) -> None:
+def test_killing_the_script_ends_its_deploy(synced: Site) -> None:
     alive = fifo_of(synced)
     os.mkfifo(f"{alive}.never")
     synced.set("deploy", f"exec 7>{alive}; echo >&7; read -r -t 3 <>{alive}.never; echo late >&7")
@@ -644,7 +644,7 @@ def test_a_script_that_was_killed_takes_its_deploy_with_it(synced: Site) -> None
 
 
 @pytest.mark.parametrize("deploy", ["trap '' TERM; {}", "(trap '' TERM; {}) & wait", "(trap '' TERM; {}); true"])
-def test_a_deploy_that_ignores_term_keeps_the_lock_while_it_lives(synced: Site, deploy: str) -> None:
+def test_a_deploy_that_ignores_sigterm_keeps_the_lock(synced: Site, deploy: str) -> None:
     alive, hear, go = fifo_of(synced), synced.folder / "hear", synced.folder / "go"
     os.mkfifo(hear)
     os.mkfifo(go)
@@ -667,7 +667,7 @@ def test_a_deploy_that_ignores_term_keeps_the_lock_while_it_lives(synced: Site, 
     [("read-tree", "kill -KILL $$"), ("diff", "kill -KILL $$"), ("checkout-index", "kill -KILL $$"),
      ("checkout-index", "exit 1")],
 )  # fmt: skip
-def test_what_a_killed_run_began_is_undone_though_that_is_cut_short_too(synced: Site, victim: str, fate: str) -> None:
+def test_an_interrupted_undo_is_repeated(synced: Site, victim: str, fate: str) -> None:
     synced.upstream.commit({"a": "1\n", "README": "2\n"})
     path = tool(
         synced,

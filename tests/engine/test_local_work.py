@@ -1,4 +1,4 @@
-"""What a person has made in the checkout is never destroyed, and stops the sync only where it must."""
+"""A person's work is never destroyed, and prevents a sync only if it conflicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_edits_that_upstream_does_not_touch_are_kept(synced: Site) -> None:
     assert (synced.path / "README").read_text() == "mine\n"
 
 
-def test_edits_in_the_way(synced: Site) -> None:
+def test_conflicting_edits(synced: Site) -> None:
     synced.write("README", "mine\n")
     before = synced.head()
     synced.upstream.commit({"README": "theirs\n"})
@@ -26,7 +26,7 @@ def test_edits_in_the_way(synced: Site) -> None:
 
 
 @pytest.mark.parametrize("kind", ["edited", "staged", "untracked", "ignored"])
-def test_what_is_in_the_way_is_stashed_where_asked(synced: Site, kind: str) -> None:
+def test_conflicting_changes_are_stashed_if_configured(synced: Site, kind: str) -> None:
     synced.set("dirty", "stash")
     name = "README" if kind in ("edited", "staged") else "page"
     if kind == "ignored":
@@ -45,7 +45,7 @@ def test_what_is_in_the_way_is_stashed_where_asked(synced: Site, kind: str) -> N
     assert synced.git("show", f"{part}:{name}") == "mine"
 
 
-def test_a_staged_deletion_is_stashed_where_asked(synced: Site) -> None:
+def test_a_staged_deletion_is_stashed_if_configured(synced: Site) -> None:
     synced.set("dirty", "stash")
     synced.git("rm", "--quiet", "README")
     synced.upstream.commit({"README": "theirs\n"})
@@ -64,7 +64,7 @@ def test_staged_edits_stay_staged(synced: Site) -> None:
     assert (synced.path / "README").read_text() == "and edited\n"
 
 
-def test_staged_edits_in_the_way(synced: Site) -> None:
+def test_conflicting_staged_edits(synced: Site) -> None:
     synced.write("README", "staged\n")
     synced.git("add", "README")
     synced.upstream.commit({"README": "theirs\n"})
@@ -81,7 +81,7 @@ def test_untracked_files_are_kept(synced: Site) -> None:
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_an_untracked_file_in_the_way(synced: Site, ignored: bool) -> None:
+def test_conflicting_untracked_file(synced: Site, ignored: bool) -> None:
     if ignored:
         synced.upstream.commit({".gitignore": ".env\n"})
         synced.run()
@@ -95,7 +95,7 @@ def test_an_untracked_file_in_the_way(synced: Site, ignored: bool) -> None:
     assert (synced.path / ".env").read_text() == "secret\n"
 
 
-def test_an_untracked_file_below_a_folder_that_becomes_a_file(synced: Site) -> None:
+def test_untracked_file_in_a_directory_that_becomes_a_file(synced: Site) -> None:
     synced.upstream.commit({"folder/page": "1\n"})
     synced.run()
     synced.write("folder/mine", "mine\n")
@@ -107,7 +107,7 @@ def test_an_untracked_file_below_a_folder_that_becomes_a_file(synced: Site) -> N
     assert (synced.path / "folder/mine").read_text() == "mine\n" and (synced.path / "folder/page").exists()
 
 
-def test_many_and_strange_file_names_are_told(synced: Site) -> None:
+def test_unusual_file_names_in_a_message(synced: Site) -> None:
     for name in ("a b", "é", "c\td"):
         synced.write(name, "mine\n")
     synced.upstream.commit(dict.fromkeys(("a b", "é", "c\td"), "theirs\n"))
@@ -142,7 +142,7 @@ def test_a_commit_made_during_the_fetch(synced: Site, prepare: str) -> None:
 
 
 def test_a_commit_made_while_git_writes_the_tree(synced: Site) -> None:
-    """As by a git commit that waited for its editor, and held no lock meanwhile."""
+    """`git commit` does the same if it waited for its editor: it holds no lock meanwhile."""
     (synced.path / ".git/info/attributes").write_text("page filter=person\n")
     commit = "git update-ref refs/heads/main $(git commit-tree -p main -m mine main^{tree})"
     synced.git("config", "filter.person.smudge", f"{commit}; git rev-parse main >{synced.folder}/mine; cat")
@@ -159,7 +159,7 @@ def test_upstream_s_commits_fetched_and_merged_by_a_person_during_the_fetch(sync
     assert synced.is_at_upstream()
 
 
-def test_local_commits_are_kept_where_reset_is_asked(synced: Site) -> None:
+def test_local_commits_are_backed_up_if_configured(synced: Site) -> None:
     synced.set("diverged", "reset")
     mine = synced.commit_here()
     synced.upstream.commit({"page": "1\n"})
@@ -173,7 +173,7 @@ def test_local_commits_are_kept_where_reset_is_asked(synced: Site) -> None:
         assert other in synced.git("for-each-ref", "--format=%(objectname)", "refs/gitops/backup").splitlines()
 
 
-def test_a_backup_is_made_once_and_told_though_the_move_is_refused(synced: Site) -> None:
+def test_a_backup_is_made_once_although_the_move_is_refused(synced: Site) -> None:
     synced.set("diverged", "reset")
     mine = synced.commit_here()
     synced.write("README", "mine\n")
@@ -184,7 +184,7 @@ def test_a_backup_is_made_once_and_told_though_the_move_is_refused(synced: Site)
     assert synced.ref("refs/gitops/backup") == mine
 
 
-def test_history_that_cannot_be_read_is_no_licence(synced: Site) -> None:
+def test_unreadable_history_prevents_a_move(synced: Site) -> None:
     synced.commit_here("first")
     first = synced.git("rev-parse", "HEAD")
     mine = synced.commit_here("second")
@@ -194,7 +194,7 @@ def test_history_that_cannot_be_read_is_no_licence(synced: Site) -> None:
     assert run.outcome == "missing" and synced.head() == mine
 
 
-def test_pushed_local_commits_are_nobody_s_loss(synced: Site) -> None:
+def test_pushed_local_commits_are_not_backed_up(synced: Site) -> None:
     synced.commit_here()
     synced.git("push", "--quiet", "origin", "HEAD:main")
     git("pull", "--quiet", "origin", "main", cwd=synced.upstream.work)
@@ -202,7 +202,7 @@ def test_pushed_local_commits_are_nobody_s_loss(synced: Site) -> None:
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
 
 
-def test_unpushed_local_branches_are_always_kept(synced: Site) -> None:
+def test_unpushed_local_branches_are_kept(synced: Site) -> None:
     synced.git("checkout", "--quiet", "-b", "idea")
     mine = synced.commit_here()
     synced.git("checkout", "--quiet", "main")
@@ -211,7 +211,7 @@ def test_unpushed_local_branches_are_always_kept(synced: Site) -> None:
     assert synced.ref("refs/heads/idea") == mine
 
 
-def test_on_another_branch_is_brought_back(synced: Site) -> None:
+def test_another_branch_is_left_for_the_tracked_one(synced: Site) -> None:
     synced.git("checkout", "--quiet", "-b", "idea")
     mine = synced.commit_here()
     assert synced.run().outcome == "updated", "even where upstream did not move"
@@ -240,7 +240,7 @@ def test_local_commits_on_the_branch_that_upstream_makes_its_default(synced: Sit
     assert synced.ref("refs/heads/trunk") == mine and synced.git("symbolic-ref", "--short", "HEAD") == "main"
 
 
-def test_detached_is_brought_back(synced: Site) -> None:
+def test_detached_head_returns_to_the_branch(synced: Site) -> None:
     synced.git("checkout", "--quiet", "--detach")
     assert synced.run().outcome == "updated" and synced.is_at_upstream()
     synced.git("branch", "idea")
@@ -251,7 +251,7 @@ def test_detached_is_brought_back(synced: Site) -> None:
     assert synced.is_at_upstream() and synced.ref("refs/heads/idea") == mine
 
 
-def test_detached_with_commits_of_its_own(synced: Site) -> None:
+def test_detached_head_with_own_commits(synced: Site) -> None:
     synced.git("checkout", "--quiet", "--detach")
     mine = synced.commit_here()
     run = synced.run()
@@ -262,7 +262,7 @@ def test_detached_with_commits_of_its_own(synced: Site) -> None:
 
 
 @pytest.mark.parametrize("what", ["merge", "rebase", "cherry-pick"])
-def test_in_the_middle_of_a_merge(synced: Site, what: str) -> None:
+def test_unfinished_merge(synced: Site, what: str) -> None:
     synced.set("diverged", "reset")
     synced.git("checkout", "--quiet", "-b", "idea")
     mine = synced.commit_here("README", "mine\n")
@@ -278,7 +278,7 @@ def test_in_the_middle_of_a_merge(synced: Site, what: str) -> None:
 
 @pytest.mark.parametrize("how", ["checkout --orphan", "switch --orphan"])  # the latter empties the index and the tree
 @pytest.mark.parametrize("moved", [True, False], ids=["upstream moved", "upstream still"])
-def test_an_unborn_branch_of_a_person(synced: Site, how: str, moved: bool) -> None:
+def test_unborn_branch_with_staged_files(synced: Site, how: str, moved: bool) -> None:
     synced.set("deploy", f"touch {synced.folder}/ran")
     synced.git(*how.split(), "mine")
     synced.write("draft", "mine\n")
@@ -295,14 +295,14 @@ def test_an_unborn_branch_of_a_person(synced: Site, how: str, moved: bool) -> No
     assert synced.run().outcome == "updated" and synced.is_at_upstream() and synced.ref("refs/heads/mine") == mine
 
 
-def test_an_unborn_branch_without_anything_in_it_is_left(synced: Site) -> None:
+def test_unborn_branch_without_staged_files(synced: Site) -> None:
     synced.git("switch", "--quiet", "--orphan", "mine")
     synced.write("draft", "mine\n")
     assert "would move" in synced.run("--dry-run").message
     assert synced.run().outcome == "updated" and synced.is_at_upstream() and synced.status() == "?? draft"
 
 
-def test_an_unborn_branch_begun_during_the_fetch(synced: Site) -> None:
+def test_unborn_branch_created_during_the_fetch(synced: Site) -> None:
     synced.upstream.commit({"page": "1\n"})
     assert synced.run(**meanwhile(synced, "fetch", "git checkout --orphan mine")).outcome == "dirty"
     assert synced.git("symbolic-ref", "HEAD") == "refs/heads/mine" and not list(synced.path.glob(".git/broken-*"))

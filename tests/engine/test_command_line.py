@@ -1,4 +1,4 @@
-"""The script as a person meets it: --help, --dry-run, a terminal, messages."""
+"""The command line: --help, --dry-run, a terminal, messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pty
 import subprocess
 
 import pytest
-from conftest import EXIT, SCRIPT, Site
+from conftest import EXIT, PARTS, SCRIPT, Site
 from scratch import git
 
 
@@ -19,7 +19,7 @@ def test_help() -> None:
 
 
 def state(site: Site) -> dict[str, object]:
-    """Everything in the checkout but fetched objects, with its time of change."""
+    """Return all files of the checkout except fetched objects, with their modification times."""
     found = {}
     for path in site.path.rglob("*"):
         if ".git/objects" not in str(path):
@@ -41,7 +41,7 @@ def test_dry_run_of_a_move(synced: Site) -> None:
     )
     assert state(synced) == before
     assert synced.run().outcome == "updated"
-    assert synced.run("--dry-run").message.endswith("as upstream")
+    assert synced.run("--dry-run").message.endswith("the remote's commit")
 
 
 @pytest.mark.parametrize("kind", ["edited", "staged", "untracked"])
@@ -82,7 +82,7 @@ def test_dry_run_of_a_clone_and_a_repair(site: Site) -> None:
     (site.path / ".git/HEAD").unlink()
     before = state(site)
     run = site.run("--dry-run")
-    assert run.outcome == "missing" and "would build" in run.message and state(site) == before
+    assert run.outcome == "missing" and "would rebuild" in run.message and state(site) == before
 
 
 def test_dry_run_of_a_default_branch_that_changed(synced: Site) -> None:
@@ -93,13 +93,25 @@ def test_dry_run_of_a_default_branch_that_changed(synced: Site) -> None:
     assert "would move" in run.message and "trunk" in run.message and state(synced) == before
 
 
-def test_nothing_but_a_name(synced: Site) -> None:
-    """As an old timer calls it."""
+def test_only_a_name_as_argument(synced: Site) -> None:
+    """A timer of an older installation calls the script like this."""
     synced.upstream.commit({"page": "1\n"})
     environment = {key: value for key, value in synced.environment.items() if key != "GITOPS_REPOSITORY"}
     done = subprocess.run([SCRIPT, "site"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("updated: site: main is at ") and not done.stderr
     assert synced.is_at_upstream()
+
+
+def test_the_script_finds_its_parts_through_symlinks(synced: Site) -> None:
+    first, second = synced.folder / "first", synced.folder / "bin" / "second"
+    second.parent.mkdir()
+    first.symlink_to(SCRIPT)
+    second.symlink_to("../first")
+    for command in ([second, "site"], ["bash", "second", "site"]):
+        done = subprocess.run(
+            command, cwd=second.parent, env=synced.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and done.stdout.startswith("unchanged: ") and not done.stderr
 
 
 def test_two_owners_have_one_name(synced: Site) -> None:
@@ -137,15 +149,20 @@ def test_messages_are_one_line_whatever_is_in_them(synced: Site) -> None:
 
 
 def test_every_outcome_has_its_exit_code() -> None:
-    """Held by every run in these tests; here, that the script knows no other."""
+    """Every run in these tests checks the status; this test checks that the script has no other."""
     text = SCRIPT.read_text()
     for outcome, code in EXIT.items():
         assert f"[{outcome}]={code}" in text
 
 
-def test_the_script_is_clean() -> None:
+def test_the_script_and_its_parts_pass_shellcheck() -> None:
+    for path in [SCRIPT, *PARTS]:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        assert "shellcheck disable" not in text.partition("\n\n")[0], f"{path} disables a check for the whole file"
     try:
-        done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, check=False)
+        check = ["shellcheck", "--external-sources", "--check-sourced", SCRIPT]
+        done = subprocess.run(check, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip("SKIPPED FOR WANT OF SHELLCHECK")
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""docs/sync.md is held to the tests and to the script."""
+"""Compare docs/sync.md with the tests and the script."""
 
 from __future__ import annotations
 

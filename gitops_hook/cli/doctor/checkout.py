@@ -1,0 +1,130 @@
+"""Checks of one checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote, skipped, warning
+from gitops_hook.config import Settings
+from gitops_hook.names import name_in_url
+from gitops_hook.sync.checkouts import Checkout
+from gitops_hook.sync.runner import inherited
+
+#: Seconds to wait for a remote.
+FETCH_TIMEOUT = 30
+#: A fix at the end of a message of the script.
+_FIX = re.compile(r"; ((?:sudo |git |rm |mkdir |mv )[^;]+)$")
+
+
+def ownership(settings: Settings, checkout: Checkout) -> Results:
+    """Check that the service's user owns the repository. A single ``git fetch`` by root breaks that."""
+    path, user = checkout.path, current_user()
+    not_owned = ("!", "-user", str(os.geteuid()), "-print", "-quit")
+    foreign = [output_of("find", path, "-maxdepth", "0", *not_owned), output_of("find", path / ".git", *not_owned)]
+    fix = f"sudo chown -R {user}: {quote(path)}"
+    if any(foreign):
+        yield failure(f"{foreign[0] or foreign[1]} does not belong to {user}", fix)
+    elif None in foreign:
+        yield failure(f"the owners of the files in {path} could not be checked", fix)
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield failure(f"{user} cannot write to {path}", f"sudo chmod u+rwx {quote(path)}")
+    else:
+        yield passed(f"{path} belongs to {user}")
+
+
+def origin(settings: Settings, checkout: Checkout) -> Results:
+    """Check that the remote ``origin`` is the repository that the directory is named after."""
+    url = settings.clone_url.replace("{repository}", checkout.repository)
+    remote = checkout.settings.get("origin", "")
+    if not remote:
+        yield failure("there is no remote origin", f"{_git(checkout)} remote add origin {quote(url)}")
+        return
+    rewritten = output_of("git", "-C", checkout.path, "ls-remote", "--get-url", "origin") or ""
+    for candidate in (remote, rewritten):
+        name = (name_in_url(candidate) or "").lower()
+        if checkout.repository.lower() in (name, name.rpartition("/")[2]):
+            yield passed("origin has the name of the directory")
+            return
+    fix = f"{_git(checkout)} remote set-url origin {quote(url)}"
+    yield failure(f"origin is {name_in_url(remote) or 'no repository'}, not {checkout.repository}", fix)
+
+
+def branch(settings: Settings, checkout: Checkout) -> Results:
+    """Check that the branch to track is known."""
+    tracked = checkout.settings.get("branch")
+    if tracked:
+        yield passed(f"the tracked branch is {tracked}, from gitops.branch")
+        return
+    default = output_of("git", "-C", checkout.path, "symbolic-ref", "--short", "refs/remotes/origin/HEAD")
+    if default:
+        yield passed(f"the tracked branch is {default.partition('/')[2]}, the remote's default")
+    else:
+        fix = f"{_git(checkout)} remote set-head origin --auto"
+        yield warning("neither gitops.branch nor the remote's default branch is known, so each run asks for it", fix)
+
+
+def fetch(settings: Settings, checkout: Checkout) -> Results:
+    """Check the remote with a dry run of the script, which changes nothing."""
+    owner, _, name = checkout.repository.rpartition("/")
+    environment = inherited(os.environ, settings.root)
+    if owner:
+        environment["GITOPS_REPOSITORY"] = checkout.repository
+    done = subprocess.run(
+        ["timeout", "--kill-after=2", str(FETCH_TIMEOUT), settings.sync_script, "--dry-run", name],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    message = (done.stdout.strip().splitlines() or [f"no answer within {FETCH_TIMEOUT} s"])[-1]
+    message = message.replace("; tried again later", "")  # true of a run, not of this check
+    fix = _FIX.search(message)
+    if done.returncode == 0:
+        yield passed(message)
+    elif "another run holds" in message:
+        yield skipped("a run is in progress")
+    elif fix:
+        command = f"sudo -u {current_user()} {fix[1]}" if fix[1].startswith("git ") else fix[1]
+        yield failure(message[: fix.start()], command)
+    elif done.returncode in (75, 124):
+        yield failure(message, f"{_git(checkout)} fetch origin")
+    elif done.returncode == 65:
+        yield failure(message, f"{_git(checkout)} status")
+    else:
+        yield failure(message, f"gitops-hook sync {checkout.repository}")
+
+
+def deploy(settings: Settings, checkout: Checkout) -> Results:
+    """Check that bash finds the program of the deploy command."""
+    command = checkout.settings.get("deploy", "")
+    word = _program(command)
+    if not command:
+        yield passed("there is no deploy command")
+    elif not word:
+        yield skipped("gitops.deploy is a shell command that cannot be checked")
+    elif output_of("bash", "-c", 'cd -- "$1" && type -t -- "$2"', "bash", checkout.path, word):
+        yield passed(f"gitops.deploy starts {word}, which exists")
+    elif (checkout.path / word).is_file() and "/" in word:
+        fix = f"{_git(checkout)} config gitops.deploy {quote(f'bash {command}')}"
+        yield failure(f"gitops.deploy starts {word}, which is not executable", fix)
+    else:
+        fix = f"{_git(checkout)} config gitops.deploy COMMAND"
+        yield failure(f"gitops.deploy starts {word}, which {current_user()} does not find", fix)
+
+
+def _program(command: str) -> str:
+    """Return the program that a command starts with, after assignments; "" if that is more than a plain word."""
+    words = command.split()
+    while words and re.match(r"[A-Za-z_]\w*=[\w./:-]*\Z", words[0]):
+        words.pop(0)
+    word = words[0].rstrip(";") if words else ""
+    return word if re.fullmatch(r"[\w./+-]+", word) else ""
+
+
+def _git(checkout: Checkout) -> str:
+    return f"sudo -u {current_user()} git -C {quote(checkout.path)}"

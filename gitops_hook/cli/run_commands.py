@@ -1,0 +1,121 @@
+"""The commands that request runs and follow them: sync, resume, add, send."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gitops_hook.cli import clone, deliver, forge_commands, render
+from gitops_hook.cli.follow import accepted_requests, follow
+from gitops_hook.cli.messages import EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
+from gitops_hook.cli.parser import Arguments
+from gitops_hook.cli.session import become_owner, canonical_name, find_checkout, load_settings, open_reader
+from gitops_hook.cli.writer import requesting_user, requests_to_daemon
+from gitops_hook.config import WEBHOOK, Settings
+from gitops_hook.errors import GitopsError
+from gitops_hook.names import is_valid, may_clone
+from gitops_hook.outcomes import outcome_of
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.text import escape
+
+
+def sync(given: Arguments) -> int:
+    """Sync repositories, or all; returns the exit status of the worst outcome. With --cancel, end their runs."""
+    if bool(given.repository) == given.all:
+        raise GitopsError(EX_USAGE, "give repositories, or --all")
+    settings, user = load_settings(given), requesting_user()
+    client = forge_commands.optional_client(settings) if given.audit else None
+    names = _known_names(settings, given.repository)
+    if given.cancel:
+        return _cancel(settings, names or list(Checkouts(settings.root)), user)
+    body = {"all": True, "trigger": "sweep"} if given.all else {"checkouts": names, "trigger": "manual"}
+    status = _run(settings, "gitops-hook sync", "/runs", {**body, "by": user}, as_json=given.json)
+    if client:
+        forge_commands.audit_after_sweep(settings, client, as_json=given.json)
+    return status
+
+
+def _known_names(settings: Settings, names: Sequence[str]) -> list[str]:
+    """Return the canonical names without duplicates. Raises `GitopsError` for one that has and may get no checkout."""
+    for name in names:
+        if not is_valid(name):
+            raise GitopsError(EX_USAGE, f"`{name}` is not a repository's name")
+        if not may_clone(name, settings.clone):
+            find_checkout(settings, name)
+    return list(dict.fromkeys(canonical_name(settings, name) for name in names))
+
+
+def _run(settings: Settings, what: str, path: str, body: Mapping[str, Any], *, as_json: bool) -> int:
+    """Request runs, follow them to their ends, and return the exit status of the worst outcome."""
+    with requests_to_daemon(settings, what) as post:
+        requests = accepted_requests(post(path, body))
+        return follow(open_reader(settings), requests, as_json=as_json)
+
+
+def _cancel(settings: Settings, names: Sequence[str], user: str) -> int:
+    """End the runs of `names`, and settle their pending deliveries."""
+    with requests_to_daemon(settings, "gitops-hook sync --cancel") as post:
+        ended = post("/cancel", {"checkouts": names, "by": user})["runs"]
+    for run in ended:
+        print(f"run {run} was cancelled")
+    if not ended:
+        print("no run was in progress; pending deliveries were settled")
+    return 0
+
+
+def resume(given: Arguments) -> int:
+    """End the pause of checkouts, and sync them."""
+    settings, user = load_settings(given), requesting_user()
+    for name in given.repository:
+        find_checkout(settings, name)
+    body = {"checkouts": given.repository, "by": user}
+    return _run(settings, "gitops-hook resume", "/resume", body, as_json=False)
+
+
+def add(given: Arguments) -> int:
+    """Clone repositories or adopt their checkouts, sync them, and print the settings of the webhook."""
+    settings, user = load_settings(given), requesting_user()
+    own = {name: value for name, value in (("branch", given.branch), ("deploy", given.deploy)) if value is not None}
+    clone.check(given.repository, own)
+    with requests_to_daemon(settings, "gitops-hook add") as post:
+        for name in given.repository:
+            path = clone.create(settings.root, name, given.url or settings.clone_url, own)
+            if not path:
+                path = find_checkout(settings, name).path
+                for setting, value in own.items():
+                    post("/config", {"checkout": name, "name": setting, "value": value, "by": user})
+            print(f"{name} is at {path}")
+        requests = accepted_requests(post("/runs", {"checkouts": given.repository, "trigger": "add", "by": user}))
+        status = follow(open_reader(settings), requests, as_json=False)
+    _print_webhook(settings, given.repository)
+    return status
+
+
+def _print_webhook(settings: Settings, repositories: Sequence[str]) -> None:
+    print(
+        "\nAt GitHub, once per repository or organisation: Settings, Webhooks, Add webhook\n"
+        f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy forwards to {settings.listen}\n"
+        "  Content type  application/json\n"
+        "  Secret        the first line of the secrets file\n"
+        "  Events        just the push event\n"
+        f"Or, with a token: gitops-hook register {' '.join(repositories)} --url https://<this host>"
+    )
+
+
+def send(given: Arguments) -> int:
+    """Deliver a signed test push to the local daemon, wait for its run, and return the status of its outcome."""
+    settings = load_settings(given)
+    secret = deliver.newest_secret(settings)
+    become_owner(settings)
+    branch = given.branch or find_checkout(settings, given.repository).settings.get("branch") or "main"
+    name = canonical_name(settings, given.repository)
+    guid, status, answer = deliver.send_push(settings.listen, secret, name, branch)
+    print(escape(f"{status} {answer}"))
+    if status != 202:
+        return EX_UNAVAILABLE
+    run = deliver.wait_for_run(open_reader(settings), guid, given.timeout)
+    if not run:
+        problem = f"no run of it has ended within {given.timeout} s; gitops-hook runs --delivery {guid}"
+        raise GitopsError(EX_TEMPFAIL, problem)
+    render.print_runs([run], as_json=given.json)
+    return outcome_of(run.outcome).exit

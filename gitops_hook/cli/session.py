@@ -1,0 +1,73 @@
+"""The parts that several commands share: settings, the user to run as, and lookups."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+
+from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, suggest
+from gitops_hook.config import OPTIONS, Settings, load, unit_environment
+from gitops_hook.errors import GitopsError
+from gitops_hook.journal.reader import JournalReader
+from gitops_hook.sync.checkouts import Checkout, Checkouts
+
+
+def load_settings(given: argparse.Namespace) -> Settings:
+    """Return the daemon's settings: from its unit's files, the environment and the flags; the last one wins.
+
+    Raises `ConfigError` for an invalid one.
+    """
+    return load({**unit_environment(), **os.environ}, given_flags(given))
+
+
+def given_flags(given: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that were given as flags, by field."""
+    fields = {option.field for option in OPTIONS}
+    return {name: value for name, value in vars(given).items() if name in fields}
+
+
+def become_owner(settings: Settings) -> None:
+    """Continue as the owner of the state directory if the process is root's.
+
+    git rejects a checkout of another user, and files that root creates there would block the daemon. Raises
+    `GitopsError` if the owner is unknown.
+    """
+    owner = settings.state if settings.state.exists() else settings.root
+    try:
+        uid = owner.stat().st_uid
+        if os.geteuid() == 0 and uid != 0:
+            account = pwd.getpwuid(uid)
+            os.initgroups(account.pw_name, account.pw_gid)
+            os.setgid(account.pw_gid)
+            os.setuid(uid)
+            os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
+    except (OSError, KeyError) as error:
+        raise GitopsError(EX_NOPERM, f"{owner}: {error}") from error
+
+
+def find_checkout(settings: Settings, name: str) -> Checkout:
+    """Return the checkout of a repository. Raises `GitopsError` if there is none, with a similar name as suggestion."""
+    checkouts = Checkouts(settings.root)
+    checkout = checkouts.find(name)
+    if not checkout:
+        hint = suggest(name, checkouts)
+        raise GitopsError(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}{hint}")
+    return checkout
+
+
+def canonical_name(settings: Settings, name: str) -> str:
+    """Return the name that the daemon and the journal use: a checkout directly under the root has two names."""
+    return Checkouts(settings.root).canonical_name(name)
+
+
+def open_reader(settings: Settings) -> JournalReader:
+    """Return the reader of the journal. Raises `GitopsError` if there is no journal or this user cannot read it."""
+    if settings.state.exists() and not os.access(settings.state, os.R_OK | os.X_OK):
+        page = f", or read http://{settings.dashboard_listen}/api" if settings.dashboard_listen else ""
+        raise GitopsError(
+            EX_NOPERM, f"only root and {settings.state.owner()} can read {settings.state}: use sudo{page}"
+        )
+    if not (settings.state / "journal.db").exists():
+        raise GitopsError(EX_NOINPUT, f"there is no journal in {settings.state}: has the daemon run with this state?")
+    return JournalReader(settings.state)

@@ -1,0 +1,83 @@
+"""Send the requests of a command to the process that performs runs and writes the journal.
+
+Rules:
+
+1. That process is the daemon. If no daemon is running, `gitops_hook.local` starts a temporary one, which needs the
+   permissions of the caller to become the service's user. After that, the command itself becomes that user.
+2. A request that was not accepted is repeated for a while, because the daemon may be restarting.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE
+from gitops_hook.cli.session import become_owner
+from gitops_hook.config import Settings
+from gitops_hook.control import client
+from gitops_hook.errors import GitopsError
+from gitops_hook.local import performer
+from gitops_hook.lock import DAEMON, holder
+
+#: Sends a request body to a path, and returns the answer. Raises `GitopsError` if the request was rejected.
+Post = Callable[[str, Mapping[str, object]], Mapping[str, Any]]
+
+#: Seconds to repeat a request that was not accepted, and between two attempts.
+_PATIENCE = 30.0
+_INTERVAL = 0.2
+#: The exit statuses for rejected requests, by HTTP status.
+_STATUSES = {400: EX_USAGE, 403: EX_NOPERM, 404: EX_NOINPUT}
+
+
+def requesting_user() -> str:
+    """Return the name of the user who runs the command, also through sudo."""
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+@contextmanager
+def requests_to_daemon(settings: Settings, what: str) -> Iterator[Post]:
+    """Yield a function that posts requests to the daemon, or to a temporary one that ends after its runs.
+
+    `what` names this command for others. The command continues as the owner of the state directory.
+    """
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        print(f"gitops-hook: {message}", file=sys.stderr)
+
+    with performer(settings, what, warn) as socket:
+        found = holder(settings.state)
+        if found and found.what != DAEMON and not warnings:
+            warn(f"no daemon is running; {found.what} (process {found.pid}) performs the runs")
+        become_owner(settings)
+        yield lambda path, body: _post(settings, socket, path, body)
+
+
+def _post(settings: Settings, socket: str, path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            status, answer = client.post(socket, path, body)
+        except client.NotAccepted as error:
+            if time.monotonic() > deadline:
+                raise GitopsError(EX_UNAVAILABLE, f"no daemon accepts requests at {socket}: {error.strerror}") from None
+            time.sleep(_INTERVAL)
+            found = holder(settings.state)
+            socket = found.socket if found and found.socket else socket
+        except OSError as error:
+            raise GitopsError(EX_UNAVAILABLE, f"control socket: {error}") from None
+        else:
+            break
+    if 200 <= status < 300:
+        return answer
+    raise GitopsError(_STATUSES.get(status, EX_UNAVAILABLE), str(answer.get("reason") or f"status {status}"))

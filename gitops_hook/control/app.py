@@ -1,0 +1,224 @@
+"""Receive the requests of commands: a WSGI application on the control socket.
+
+Rules:
+
+1. Only root and the user of this process may send requests. The kernel identifies the peer (SO_PEERCRED).
+2. A request for runs is in the journal before it is acknowledged, like a push, so it survives a kill. The response
+   names the delivery of each checkout. The command follows by reading the journal.
+3. Every request is a JSON object, and every response too. An error response has a ``reason``.
+
+=================  ===============================================================  ============================
+path               request                                                          response
+=================  ===============================================================  ============================
+``/runs``          ``checkouts`` or ``all``, ``trigger``, ``force``, ``commit``     202 ``requests``
+``/resume``        ``checkouts``                                                    202 ``requests``
+``/cancel``        ``checkouts``                                                    200 ``runs`` that were ended
+``/pause``         ``checkouts``, ``reason``                                        200
+``/config``        ``checkout``, ``name``, ``value`` (null removes it)              200
+``/forget-ping``   ``target``, ``url``                                              200
+=================  ===============================================================  ============================
+
+Every request also has ``by``, the name of the user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from gitops_hook.errors import HTTPError, JournalError
+from gitops_hook.httpd.connection import PEER, Peer
+from gitops_hook.journal.writer import Journal
+from gitops_hook.log import log
+from gitops_hook.model import Delivery
+from gitops_hook.names import is_valid, may_clone
+from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.sync.dispatcher import Dispatcher
+from gitops_hook.sync.settings import write_setting
+from gitops_hook.text import printable
+
+#: The reasons for a run that a command can give.
+TRIGGERS = ("manual", "sweep", "add", "resume", "deploy")
+#: The longest request, in bytes: the names of some ten thousand checkouts.
+_MAX_LENGTH = 1 << 20
+_COMMIT = re.compile("|[0-9a-f]{40}|[0-9a-f]{64}")
+
+_Body = Mapping[str, Any]
+_Answer = tuple[int, dict[str, Any]]
+
+
+class ControlApp:
+    """The WSGI application. Any thread may call it."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        checkouts: Checkouts,
+        dispatcher: Dispatcher,
+        clone: Sequence[str] = (),
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`clone` holds the patterns of repositories that a run may clone; `now` returns seconds since the epoch."""
+        self._journal = journal
+        self._checkouts = checkouts
+        self._dispatcher = dispatcher
+        self._clone = clone
+        self._now = now
+        self._routes: dict[str, Callable[[_Body], _Answer]] = {
+            "/runs": self._start_runs,
+            "/resume": self._resume,
+            "/cancel": self._cancel,
+            "/pause": self._pause,
+            "/config": self._configure,
+            "/forget-ping": self._forget_ping,
+        }
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Respond to a request."""
+        try:
+            status, answer = self._handle(environ)
+        except HTTPError as error:
+            status, answer = error.status, {"reason": error.reason}
+        except JournalError as error:
+            status, answer = HTTPStatus.SERVICE_UNAVAILABLE, {"reason": str(error)}
+        body = json.dumps(answer).encode() + b"\n"
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response(f"{int(status)} {HTTPStatus(status).phrase}", headers)
+        return [body]
+
+    def _handle(self, environ: Mapping[str, Any]) -> _Answer:
+        peer = environ.get(PEER)
+        if not isinstance(peer, Peer) or peer.uid not in (0, os.geteuid()):
+            raise HTTPError(403, "only root and the user of the daemon may send requests")
+        path = environ.get("PATH_INFO", "")
+        route = self._routes.get(path)
+        if not route:
+            raise HTTPError(404, f"there is no request {printable(path)}")
+        if environ["REQUEST_METHOD"] != "POST":
+            raise HTTPError(405, "a request is a POST")
+        body = _read(environ)
+        if self._dispatcher.stopping:
+            raise HTTPError(503, "the daemon is stopping")
+        status, answer = route(body)
+        log.info("request accepted", path=path, by=_text(body, "by") or None)
+        return status, answer
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def _start_runs(self, body: _Body) -> _Answer:
+        trigger, commit = _text(body, "trigger", "manual"), _text(body, "commit")
+        if trigger not in TRIGGERS:
+            raise HTTPError(400, f"`trigger` is none of {', '.join(TRIGGERS)}")
+        if not _COMMIT.fullmatch(commit):
+            raise HTTPError(400, "`commit` is not a full commit id")
+        names = list(self._checkouts) if body.get("all") is True else self._names(body)
+        return self._accept(names, trigger, body, commit=commit, force=body.get("force") is True)
+
+    def _resume(self, body: _Body) -> _Answer:
+        checkouts = self._existing(body)
+        for checkout in checkouts:
+            _write(checkout, "paused", None)
+        return self._accept([checkout.repository for checkout in checkouts], "resume", body)
+
+    def _cancel(self, body: _Body) -> _Answer:
+        return 200, {"runs": [run for name in self._names(body) for run in self._dispatcher.cancel(name)]}
+
+    def _pause(self, body: _Body) -> _Answer:
+        if body.get("until") is not None:
+            raise HTTPError(400, "a pause has no end yet; use `resume`")
+        for checkout in self._existing(body):
+            _write(checkout, "paused", "true")
+            reason = printable(_text(body, "reason")) or None
+            log.info("checkout paused", repository=checkout.repository, by=_text(body, "by") or None, reason=reason)
+        return 200, {}
+
+    def _configure(self, body: _Body) -> _Answer:
+        value = body.get("value")
+        if value is not None and not isinstance(value, str):
+            raise HTTPError(400, "`value` is neither a text nor null")
+        (checkout,) = self._existing({"checkouts": [_text(body, "checkout")]})
+        _write(checkout, _text(body, "name"), value)
+        return 200, {}
+
+    def _forget_ping(self, body: _Body) -> _Answer:
+        self._journal.forget_pings(_text(body, "target"), _text(body, "url"))
+        return 200, {}
+
+    # -- parts of requests ------------------------------------------------------------------------------------------
+
+    def _accept(
+        self, names: Sequence[str], trigger: str, body: _Body, *, commit: str = "", force: bool = False
+    ) -> _Answer:
+        """Store a delivery for each checkout, in one commit, and ask for their runs."""
+        by, received = _text(body, "by"), self._now()
+        deliveries = [
+            Delivery(str(uuid.uuid4()), trigger, received, name, "", after=commit, pusher=by, force=force)
+            for name in names
+        ]
+        if deliveries:
+            self._journal.record(*deliveries)
+        self._dispatcher.request(names, trigger)
+        return 202, {
+            "requests": [{"checkout": delivery.repository, "delivery": delivery.guid} for delivery in deliveries]
+        }
+
+    def _names(self, body: _Body) -> list[str]:
+        """Return the canonical names in ``checkouts``: each has a checkout, or may be cloned."""
+        given = body.get("checkouts")
+        if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
+            raise HTTPError(400, "`checkouts` is not a list of names")
+        names: dict[str, None] = {}
+        for name in given:
+            if not is_valid(name):
+                raise HTTPError(400, f"`{printable(name)}` is not a repository's name")
+            try:
+                if not self._checkouts.find(name) and not may_clone(name, self._clone):
+                    raise HTTPError(404, f"there is no checkout of {name}")
+                names[self._checkouts.canonical_name(name)] = None
+            except OSError as error:
+                raise HTTPError(503, f"git cannot be started: {error.strerror}") from None
+        return list(names)
+
+    def _existing(self, body: _Body) -> list[Checkout]:
+        found = [(name, self._checkouts.find(name)) for name in self._names(body)]
+        missing = [name for name, checkout in found if not checkout]
+        if missing:
+            raise HTTPError(404, f"there is no checkout of {missing[0]}")
+        return [checkout for _, checkout in found if checkout]
+
+
+def _read(environ: Mapping[str, Any]) -> _Body:
+    """Return the JSON object of a request."""
+    length = str(environ.get("CONTENT_LENGTH") or "")
+    if not length.isdecimal():
+        raise HTTPError(411, "a request needs a Content-Length")
+    if int(length) > _MAX_LENGTH:
+        raise HTTPError(413, "the request is too long")
+    try:
+        body = json.loads(environ["wsgi.input"].read(int(length)))
+    except ValueError:
+        raise HTTPError(400, "the request is not JSON") from None
+    if not isinstance(body, dict):
+        raise HTTPError(400, "the request is not a JSON object")
+    return body
+
+
+def _text(body: _Body, name: str, default: str = "") -> str:
+    value = body.get(name, default)
+    if not isinstance(value, str):
+        raise HTTPError(400, f"`{name}` is not a text")
+    return value
+
+
+def _write(checkout: Checkout, name: str, value: str | None) -> None:
+    try:
+        write_setting(checkout.path, name, value)
+    except (ValueError, OSError) as error:
+        raise HTTPError(400, str(error)) from None

@@ -1,0 +1,67 @@
+#!/bin/bash
+# The settings of a checkout, from its own git config.
+
+declare -A config setting setting_file # see gitops_sync.sh
+
+# Read the configuration with one command, and check the settings. Only scopes that belong to the checkout count
+# (local and worktree, with the files that they include), not the user's or the system's configuration.
+#
+# The daemon reads the settings with the same command, so that both always agree:
+#     GIT_DIR=<git directory> git config --show-scope --show-origin --null --list
+# GIT_DIR must be set: in another user's checkout, git otherwise drops the local scope without an error.
+# Needs: GIT_DIR. Sets: config, setting, setting_file, paths. Returns 1 if git cannot read the configuration.
+read_settings() {
+    local fields scope key value i
+    # The status is the last field, because bash may lose that of a process substitution.
+    mapfile -d '' -t fields < <(git config --show-scope --show-origin --null --list 2>/dev/null; printf '%s\0' "$?")
+    [[ ${fields[-1]} == 0 ]] || return 1
+    paths=()
+    for ((i = 0; i + 2 < ${#fields[@]}; i += 3)); do # scope, origin, key and value; a key without "=" means true
+        scope=${fields[i]} key=${fields[i + 2]%%$'\n'*} value=true
+        if [[ ${fields[i + 2]} == *$'\n'* ]]; then value=${fields[i + 2]#*$'\n'}; fi
+        config[$key]=$value
+        [[ $key == gitops.* && ($scope == local || $scope == worktree) ]] || continue
+        if [[ $key == gitops.paths ]]; then paths+=("$value"); fi
+        setting[${key#gitops.}]=$value
+        setting_file[${key#gitops.}]=${fields[i + 1]#file:}
+    done
+    check_settings
+}
+
+# Sets: setting (booleans as true or false). Ends with `usage` if a value is not valid.
+check_settings() {
+    local key
+    for key in submodules paused verify; do
+        case ${setting[$key],,} in
+            true | yes | on | 1) setting[$key]=true ;;
+            false | no | off | 0 | '') setting[$key]=false ;;
+            *) reject_setting "$key" 'true or false' ;;
+        esac
+    done
+    [[ ${setting[diverged]} == @(refuse|reset) ]] || reject_setting diverged 'refuse or reset'
+    [[ ${setting[dirty]} == @(refuse|stash) ]] || reject_setting dirty 'refuse or stash'
+    [[ ${setting[timeout]} =~ ^[1-9][0-9]{0,5}$ ]] || reject_setting timeout 'a number of seconds'
+    [[ ${setting[healthtimeout]} =~ ^(0|[1-9][0-9]{0,5})$ ]] || reject_setting healthTimeout 'a number of seconds'
+    [[ ! ${setting[branch]} ]] || is_branch "${setting[branch]}" || reject_setting branch 'the name of a branch'
+}
+
+# Each value of gitops.paths is one pattern. One that git does not accept must not mean "deploy everything".
+# Needs: paths, GIT_DIR.
+check_paths() {
+    local pattern
+    for pattern in "${paths[@]}"; do
+        # An index that does not exist is empty, so this only parses the pattern.
+        GIT_INDEX_FILE=$GIT_DIR/gitops-no-index git ls-files -- "$pattern" &>/dev/null && [[ $pattern ]] && continue
+        setting[paths]=$pattern
+        reject_setting paths 'patterns that git accepts (see gitglossary, pathspec)'
+    done
+}
+
+reject_setting() {
+    finish usage "gitops.$1 must be $2, not '${setting[${1,,}]}'" "$(unset_fix "$1")"
+}
+
+end_if_paused() {
+    [[ ${setting[paused]} != true ]] ||
+        finish paused "gitops.paused is set, so nothing was done" "$(unset_fix paused)"
+}
