@@ -38,3 +38,17 @@ def git_output(checkout: Path, *arguments: str) -> str:
         timeout=TIME_LIMIT,
         check=True,
     ).stdout.decode("utf-8", "replace")
+
+
+def is_ancestor(checkout: Path, commit: str, other: str) -> bool:
+    """Return True if `commit` equals `other` or is an ancestor of it. False also if the checkout lacks one of them.
+
+    Raises `OSError` if git cannot be started, and `subprocess.TimeoutExpired` at the time limit.
+    """
+    if not (is_commit_id(commit) and is_commit_id(other)):
+        return False
+    try:
+        git_output(checkout, "merge-base", "--is-ancestor", commit, other)
+    except subprocess.CalledProcessError:
+        return False
+    return True
