@@ -45,6 +45,8 @@ INHERITED = (
     "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
     "GIT_SSH", "GIT_SSH_COMMAND", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM",
 )  # fmt: skip
+#: The longest suggested command.
+_MAX_FIX = 4000
 #: Seconds between SIGTERM and SIGKILL for a process group that must end.
 GRACE = 10
 #: Seconds beyond the limit and the grace period after which the daemon kills a group whose timeout(1) did not.
@@ -86,6 +88,8 @@ class Result(NamedTuple):
     healthy: float | None = None
     #: Why it did not end by itself, a key of `outcomes.CAUSES`.
     cause: str | None = None
+    #: One command that repairs the problem, or empty.
+    fix: str = ""
 
 
 class Runner:
@@ -211,7 +215,10 @@ def classify_exit(status: int, fields: Mapping[str, str], *, timed_out: bool = F
         outcome = "failed"
     before, after, message = (escape(redact(fields.get(key, "")))[:1000] for key in ("before", "after", "message"))
     cause = "limit" if outcome == "timed-out" else None
-    return Result(outcome, status, before, after, message, cause=cause)
+    fix = redact(fields.get("fix", ""))
+    # A command that had to be escaped or shortened would be another command.
+    fix = fix if escape(fix) == fix and len(fix) <= _MAX_FIX else ""
+    return Result(outcome, status, before, after, message, cause=cause, fix=fix)
 
 
 def _step_times(fields: Mapping[str, str], began: float, ended: float) -> dict[str, float]:
