@@ -39,6 +39,7 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_ROOT": ("{tmp}", "{tmp}"),
     "GITOPS_STATE": ("{tmp}/new", "{tmp}/new"),
     "GITOPS_SYNC_SCRIPT": ("{tmp}/program", "{tmp}/program"),
+    "GITOPS_CONTROL": ("/run/hook/control.sock", "/run/hook/control.sock"),
     "GITOPS_LISTEN": ("[::1]:9000", Address("::1", 9000)),
     "GITOPS_DASHBOARD_LISTEN": ("", None),
     "GITOPS_TRUSTED_PROXIES": ("10.0.0.0/8, ::1", (ip_network("10.0.0.0/8"), ip_network("::1"))),
@@ -95,6 +96,7 @@ class TestSources:
             "root": Path(environ["GITOPS_ROOT"]),
             "state": Path("~/.local/state/gitops-hook").expanduser(),
             "sync_script": script,
+            "control": Path("~/.local/state/gitops-hook/control.sock").expanduser(),
             "listen": Address("127.0.0.1", 8787),
             "dashboard_listen": Address("127.0.0.1", 8788),
             "trusted_proxies": (),
@@ -322,3 +324,10 @@ def test_who_asks_about_the_unit_s_daemon_finds_its_secret_and_its_state(tmp_pat
     assert settings.state != tmp_path / "state"  # not there: somebody runs a daemon of his own
     (tmp_path / "state").mkdir()
     assert load({**environ, **module.unit_environment()}, {}).state == tmp_path / "state"
+
+
+def test_the_control_socket_is_in_the_runtime_directory_or_else_in_the_state_directory(environ: dict[str, str]):
+    assert load({**environ, "GITOPS_STATE": "/state"}, {}).control == Path("/state/control.sock")
+    assert load({**environ, "RUNTIME_DIRECTORY": "/run/a:/run/b"}, {}).control == Path("/run/a/control.sock")
+    with pytest.raises(ConfigError, match=r"GITOPS_CONTROL=.*107 bytes"):
+        load({**environ, "GITOPS_STATE": "/" + "x" * 100}, {})

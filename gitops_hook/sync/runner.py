@@ -98,8 +98,8 @@ class Runner:
     def __init__(self, script: Path, root: Path, environ: Mapping[str, str]) -> None:
         self._script = script
         self._environment = inherited(environ, root)
-        # The runs whose script is executed, by the kernel ids of their threads. Guarded by _lock, which `run` takes at its start
-        # and end, and `terminate` while it sends signals.
+        # The runs whose script is executed, by the kernel ids of their threads. Guarded by _lock, which `run` takes at
+        # its start and end, and `terminate` while it sends signals.
         self._threads: dict[int, int] = {}
         self._lock = threading.Lock()
 
