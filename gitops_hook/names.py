@@ -9,6 +9,8 @@ from collections.abc import Sequence
 #: One part of a name. GitHub and Gitea allow 100 characters; file systems allow more.
 _PART = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}")
 _NOT_A_PART = {".", "..", ".git"}
+#: An environment: the part after the ``@`` in the name of an additional checkout.
+_ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 #: The scheme and the host of a clone URL. The scp-like form and a plain path have none.
 _URL_HOST = re.compile(r"\A[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
 #: The last one or two parts of a clone URL's path, in every form that git accepts.
@@ -19,6 +21,29 @@ def is_valid(repository: str) -> bool:
     """Return True if `repository` is ``owner/name`` or ``name`` and is safe as a path below the root."""
     parts = repository.split("/")
     return len(parts) <= 2 and all(_PART.fullmatch(part) and part.lower() not in _NOT_A_PART for part in parts)
+
+
+def is_valid_checkout(checkout: str) -> bool:
+    """Return True if `checkout` is a valid repository, or one followed by ``@`` and the name of an environment."""
+    repository, at, environment = checkout.partition("@")
+    return is_valid(repository) and (not at or bool(_ENVIRONMENT.fullmatch(environment)))
+
+
+def repository_of(checkout: str) -> str:
+    """Return the repository of a checkout: its name without the environment."""
+    return checkout.partition("@")[0]
+
+
+def may_be_origin(url: str, path: str) -> bool:
+    """Return True if the clone URL `url` can belong to the repository with this full path at its forge.
+
+    The path of the URL must be `path`, or end in it, because a forge may be in a subdirectory of its host. An owner in
+    `path` must agree only if the URL has one. Case is ignored.
+    """
+    wanted = path.lower().split("/")
+    own = _URL_HOST.sub("", url, count=1).rpartition(":")[2].lower().rstrip("/")
+    found = [part for part in own.removesuffix(".git").split("/") if part not in ("", ".", "..")]
+    return found[-len(wanted) :] == wanted if len(found) > 1 else found == wanted[-1:]
 
 
 def name_in_url(url: str) -> str | None:
