@@ -31,7 +31,8 @@ from gitops_hook.config import Address, Settings
 from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.errors import JournalError, StartError
-from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
+from gitops_hook.github.commit_status import CommitStatusReporter
+from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
 from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
@@ -120,7 +121,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             observers.append(notifier)
         sender = CommitStatusSender(settings, journal, checkouts) if settings.report else None
         if sender:
-            reporter = CommitStatusReporter(journal, sender.notify)
+            reporter = CommitStatusReporter(journal, checkouts, sender.notify)
             reporter.catch_up()
             observers.append(reporter)
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)

@@ -110,6 +110,18 @@ class History(NamedTuple):
     history: Sequence[tuple[str | None, float, float | None]]
 
 
+class Streak(NamedTuple):
+    """The newest runs of one repository, as far as they say something about it."""
+
+    newest: Run
+    #: The end of the first of the newest runs that all have an outcome that is retried without help, or None.
+    waiting_since: float | None
+    #: The newest run before those, or None.
+    before_waiting: Run | None
+    #: The end of the first run that did not confirm "in sync" after the last one that did, or None.
+    failing_since: float | None
+
+
 class HookPing(NamedTuple):
     """The newest ping of one webhook. It proves that the webhook reaches this daemon and has the right secret."""
 

@@ -34,18 +34,6 @@ def repository_of(checkout: str) -> str:
     return checkout.partition("@")[0]
 
 
-def may_be_origin(url: str, path: str) -> bool:
-    """Return True if the clone URL `url` can belong to the repository with this full path at its forge.
-
-    The path of the URL must be `path`, or end in it, because a forge may be in a subdirectory of its host. An owner in
-    `path` must agree only if the URL has one. Case is ignored.
-    """
-    wanted = path.lower().split("/")
-    own = _URL_HOST.sub("", url, count=1).rpartition(":")[2].lower().rstrip("/")
-    found = [part for part in own.removesuffix(".git").split("/") if part not in ("", ".", "..")]
-    return found[-len(wanted) :] == wanted if len(found) > 1 else found == wanted[-1:]
-
-
 def name_in_url(url: str) -> str | None:
     """Return the ``owner/name`` or the ``name`` at the end of a clone URL, or None if neither is valid."""
     tail = _URL_TAIL.search(_URL_HOST.sub("", url, count=1))
@@ -55,6 +43,22 @@ def name_in_url(url: str) -> str | None:
     if owner and is_valid(f"{owner}/{name}"):
         return f"{owner}/{name}"
     return name if is_valid(name) else None
+
+
+def is_in_url(path: str, url: str) -> bool:
+    """Return True if a clone URL ends in `path`, such as ``group/owner/name``, ignoring case.
+
+    If the URL has fewer components, only those are compared: an alias in ssh_config may stand for the others.
+    """
+    tail = _URL_HOST.sub("", url, count=1)
+    host, colon, rest = tail.partition(":")
+    tail = rest if colon and "/" not in host else tail  # the scp-like form
+    found = [
+        part for part in tail.lower().removesuffix("/").removesuffix(".git").split("/") if part not in ("", ".", "..")
+    ]
+    wanted = path.lower().split("/")
+    compared = min(len(found), len(wanted))
+    return found[len(found) - compared :] == wanted[len(wanted) - compared :]
 
 
 def may_clone(repository: str, patterns: Sequence[str]) -> bool:

@@ -236,6 +236,13 @@ class DispatcherMachine(OnDisk):
         else:
             getattr(self.dispatcher, chore)()
 
+    @rule(repository=REPOSITORIES)
+    def request_a_run(self, repository: str) -> None:
+        guid, received = str(len(self.accepted)), self.clock()
+        self.journal.record(Delivery(guid, "manual", received, repository, ""))
+        self.accepted[guid] = received
+        self.dispatcher.request([repository], "manual")
+
     @rule()
     def restart(self) -> None:
         """In order: nothing more starts, and the workers end."""

@@ -21,15 +21,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gitops_hook.names import is_valid, is_valid_checkout, may_be_origin, name_in_url, repository_of
+from gitops_hook.names import is_in_url, is_valid, is_valid_checkout, name_in_url, repository_of
 from gitops_hook.sync.settings import Stamp, git_directories, is_settled, read_config
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REMOTE = "refs/remotes/origin"
 #: Names whose checkouts are cached: several for each of a thousand checkouts, in a few megabytes.
 MAX_CACHED = 4096
-#: The slashes in a full path from which it has groups that a checkout's directory does not show.
-_FLAT_PATH = 2
 
 
 class Checkout(NamedTuple):
@@ -84,7 +82,7 @@ class Checkouts:
         config = read_config(path)
         checkout = Checkout(repository, path, config.values, config.origins)
         origin = config.values.get("origin")
-        is_foreign = not nested and owner and origin and not may_be_origin(origin, repository_of(repository))
+        is_foreign = not nested and owner and origin and not is_in_url(repository_of(repository), origin)
         found = None if is_foreign else checkout
         if config.stamps:
             self._keep(repository, path, _Cached(found, config.stamps))
@@ -93,8 +91,8 @@ class Checkouts:
     def find_all(self, repository: str, path: str = "") -> list[Checkout]:
         """Return every checkout of `repository`: its own, and one for each environment.
 
-        `path` is the repository's full path at its forge, if that has more than two parts (GitLab's nested groups). The
-        origin of a checkout must agree with it. Raises OSError like `find`.
+        `path` is the full path at a forge whose groups nest. Two such paths can have the same end, so the origin of a
+        checkout must agree with it. Raises OSError like `find`.
         """
         if not is_valid(repository):
             return []
@@ -102,7 +100,7 @@ class Checkouts:
         for name in (repository, *(f"{repository}@{environment}" for environment in self._environments(repository))):
             checkout = self.find(name)
             origin = checkout.settings.get("origin", "") if checkout else ""
-            if checkout and (path.count("/") < _FLAT_PATH or not origin or may_be_origin(origin, path)):
+            if checkout and (not path or is_in_url(path, origin)):
                 found.setdefault(checkout.path, checkout)
         return list(found.values())
 

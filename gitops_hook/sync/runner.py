@@ -99,8 +99,8 @@ class Runner:
     def __init__(self, script: Path, root: Path, environ: Mapping[str, str]) -> None:
         self._script = script
         self._environment = inherited(environ, root)
-        # The kernel ids of the threads that execute a script, by run. Guarded by _lock, which `run` takes at its start
-        # and end, and `terminate` while it sends signals.
+        # The runs whose script is executed, by the kernel ids of their threads. Guarded by _lock, which `run` takes at
+        # its start and end, and `terminate` while it sends signals.
         self._threads: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -130,7 +130,7 @@ class Runner:
     def terminate(self, run: int | None = None) -> None:
         """End the script of a run, or of all: SIGTERM for its group, SIGKILL after the grace period. Do not wait."""
         with self._lock:
-            for thread in [thread for number, thread in self._threads.items() if run in (None, number)]:
+            for thread in [thread for thread, number in self._threads.items() if run in (None, number)]:
                 for child in _children(thread):
                     # timeout(1) forwards a signal to its group, except during its fork.
                     for send in (os.killpg, os.kill):
@@ -140,13 +140,14 @@ class Runner:
     @contextmanager
     def _registered(self, run: int) -> Iterator[None]:
         """Make the current thread known to `terminate`."""
+        thread = threading.get_native_id()
         with self._lock:
-            self._threads[run] = threading.get_native_id()
+            self._threads[thread] = run
         try:
             yield
         finally:
             with self._lock:
-                del self._threads[run]
+                del self._threads[thread]
 
 
 def run_limited(

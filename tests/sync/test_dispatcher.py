@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter
 from contextlib import suppress
 
@@ -367,7 +366,6 @@ class TestReconciliation:
         stage.push(dispatcher, "acme/waits")
         stage.wait_for_runs(1)
         until(lambda: not dispatcher.workers)
-        stage.journal.now = lambda: time.time() + 61
         dispatcher.reconcile()
         assert dispatcher.workers == 0
 

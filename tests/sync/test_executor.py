@@ -66,9 +66,8 @@ class TestWhatIsRun:
         stage.write("exit 0")
         given = {"GITHUB_WEBHOOK_SECRET": "s", "GITOPS_ROOT": str(stage.root), "GITOPS_SYNC_SCRIPT": str(stage.script)}
         made = Dispatcher.from_settings(load(given, {}), os.environ, stage.journal, Checkouts(stage.root))
-        made.notify("acme/site", "manual")
+        made.request(["acme/site"], "manual")
         assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
-        until(lambda: not made.workers)
 
     def test_after_a_stop_nothing_runs(self, stage: Stage):
         executor = stage.executor("exit 0")
