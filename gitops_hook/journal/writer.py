@@ -76,6 +76,10 @@ class Journal(JournalReader):
 
     # -- deliveries and runs ----------------------------------------------------------------------------------------
 
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in the next commit, and return its result once that is on the disk."""
+        return self._call(work)
+
     def record(self, *deliveries: Delivery) -> None:
         """Store accepted deliveries as pending, all in one commit."""
         self._submit(deliveries).result()
