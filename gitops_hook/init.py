@@ -1,8 +1,8 @@
 """The first process of a container: run the daemon as a child, and reap every other process.
 
-The kernel gives orphans to process 1 of their PID namespace (pid_namespaces(7)). If that process does not wait for them,
-they stay as zombies until the container has no process numbers left. The daemon itself must not wait for any child:
-it would take the exit statuses of its scripts.
+The kernel gives orphans to process 1 of their PID namespace (pid_namespaces(7)). If that process does not wait for
+them, they stay as zombies until no process number is left. The daemon itself must not wait for any child: it would take
+the exit statuses of its scripts.
 """
 
 from __future__ import annotations
