@@ -104,7 +104,13 @@ def test_any_bytes_are_an_event_or_refused(forge: Forge, body: bytes, event: str
 def test_a_push_is_read_as_it_was_meant(name: str, branch: str, before: str, after: str, default: str) -> None:
     """By every row alike."""
     owner, _, slug = name.partition("/")
-    owner_and_name = {"full_name": name, "name": slug, "default_branch": default, "slug": slug, "project": {"key": owner}}
+    owner_and_name = {
+        "full_name": name,
+        "name": slug,
+        "default_branch": default,
+        "slug": slug,
+        "project": {"key": owner},
+    }
     one = {"ref": f"refs/heads/{branch}", "before": before, "after": after, "pusher": {"name": "ada"}}
     states = [{"type": "branch", "name": branch, "target": {"hash": commit}} for commit in (before, after)]
     payload = {

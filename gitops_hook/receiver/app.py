@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gitops_hook.config import WEBHOOK
 from gitops_hook.errors import HTTPError, JournalError
@@ -50,6 +50,8 @@ MAX_FORM = 1 << 20
 _SMALL_FORM = 64 << 10
 #: The value of Retry-After, in seconds.
 _RETRY_AFTER = "10"
+#: The reasons to ignore a push on this host that may not hold on the other hosts of a fleet.
+_RELEVANT_ELSEWHERE = ("checkout", "branch")
 #: The class of the reason for each HTTP status of a rejection.
 _REJECTIONS = {
     400: "malformed", 401: "signature", 404: "path", 405: "method", 408: "late", 411: "length", 413: "size",
@@ -74,6 +76,8 @@ class Response(NamedTuple):
     repository: str | None = None
     delivery: str | None = None
     reason: str | None = None
+    #: "committed" if the fleet has the push, or "pending"; None on a host without a fleet.
+    fleet: str | None = None
     #: How it is counted, one of `RESULTS`. Not part of the JSON object.
     result: tuple[str, str] | None = None
     #: The new commit of an accepted push, for the log. Not part of the JSON object.
@@ -81,16 +85,26 @@ class Response(NamedTuple):
 
     def body(self) -> str:
         """Return the JSON object."""
-        members = zip(self._fields[1:5], self[1:5])
+        members = zip(self._fields[1:6], self[1:6])
         return json.dumps({name: value for name, value in members if value}) + "\n"
 
 
+class Forwarder(Protocol):
+    """The fleet's side of an accepted push."""
+
+    def accept(self, deliveries: Sequence[Delivery], push: Delivery, default_branch: str) -> int:
+        """Commit a push and its deliveries on this host; return a number to wait for. Raises JournalError."""
+
+    def wait(self, row: int) -> str:
+        """Return "committed" if the fleet has the push, or "pending" after a short time."""
+
+
 def _rejection(status: int, reason: str, delivery: str | None = None) -> Response:
-    return Response(status, "refused", None, delivery, reason, ("refused", _REJECTIONS[status]))
+    return Response(status, "refused", None, delivery, reason, result=("refused", _REJECTIONS[status]))
 
 
 def _unavailable(kind: str, reason: str, delivery: str | None) -> Response:
-    return Response(503, "unavailable", None, delivery, reason, ("failed", kind))
+    return Response(503, "unavailable", None, delivery, reason, result=("failed", kind))
 
 
 class WebhookApp:
@@ -104,20 +118,22 @@ class WebhookApp:
         notify: Callable[[str], None],
         clone: Sequence[str] = (),
         *,
+        fleet: Forwarder | None = None,
         count: Callable[[str, str], None] = lambda result, reason: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Create the application.
 
         `secrets` returns the secrets in force. `notify` is called with each repository that has a new pending delivery.
-        `clone` holds the patterns of repositories to clone on their first push. `count` is called with a pair of
-        `RESULTS` for each response. `now` returns the time in seconds since the epoch.
+        `clone` holds the patterns of repositories to clone on their first push. `fleet` forwards pushes to other hosts.
+        `count` is called with a pair of `RESULTS` for each response. `now` returns the time in seconds since the epoch.
         """
         self._secrets = secrets
         self._checkouts = checkouts
         self._journal = journal
         self._notify = notify
         self._clone = clone
+        self._fleet = fleet
         self._count = count
         self._now = now
         # Held while a form is decoded and verified, by the thread that does it. Several at a time would keep the other
@@ -189,6 +205,7 @@ class WebhookApp:
         write = log.info if response.http < HTTPStatus.BAD_REQUEST else log.warning
         write(
             f"webhook {response.status}",
+            fleet=response.fleet,
             delivery=delivery,
             repository=response.repository or (event.repository if event else None),
             event=printable(header_value(environ, forge.event)) or None if forge else None,
@@ -227,22 +244,42 @@ class WebhookApp:
     def _respond(self, event: Event, guid: str | None) -> Response:
         """Record a push that concerns this host. Return the response to any event."""
         if isinstance(event, Ping):
-            return Response(200, "pong", event.repository, guid, None, ("ignored", "ping"))
+            return Response(200, "pong", event.repository, guid, result=("ignored", "ping"))
         changes = self._tracked_changes(event) if isinstance(event, Push) else event
+        is_relevant = not isinstance(changes, Ignored) or changes.kind in _RELEVANT_ELSEWHERE
+        if self._fleet and isinstance(event, Push) and is_relevant:
+            return self._forward(event, {} if isinstance(changes, Ignored) else changes, guid, self._fleet)
         if isinstance(changes, Ignored):
-            return Response(200, "ignored", changes.repository, guid, changes.reason, ("ignored", changes.kind))
+            return Response(200, "ignored", changes.repository, guid, changes.reason, result=("ignored", changes.kind))
         assert isinstance(event, Push)
-        received = self._now()
-        self._journal.record(
-            *(
-                Delivery(guid or "", "push", received, name, change.ref, change.before, change.after, event.pusher)
-                for name, change in changes.items()
-            )
-        )
+        self._journal.record(*(self._delivery(event, name, change, guid) for name, change in changes.items()))
         for name in changes:
             self._notify(name)
         commit = next(iter(changes.values())).after or None
-        return Response(202, "queued", event.repository, guid, None, ("accepted", "push"), commit)
+        return Response(202, "queued", event.repository, guid, result=("accepted", "push"), commit=commit)
+
+    def _delivery(self, push: Push, checkout: str, change: RefChange, guid: str | None) -> Delivery:
+        ref, before, after = change.ref, change.before, change.after
+        return Delivery(guid or "", "push", self._now(), checkout, ref, before, after, push.pusher)
+
+    def _forward(self, push: Push, tracked: dict[str, RefChange], guid: str | None, fleet: Forwarder) -> Response:
+        """Record a push for the checkouts of this host that it concerns, and for the other hosts."""
+        deliveries = [self._delivery(push, name, change, guid) for name, change in tracked.items()]
+        changes = [change for change in push.changes if not change.deleted]
+        # Other hosts may track any of several refs, so those are announced without a name.
+        announced = changes[0] if len(changes) == 1 else RefChange("", "", "", deleted=False)
+        row = fleet.accept(deliveries, self._delivery(push, push.repository, announced, guid), push.default_branch)
+        for name in tracked:
+            self._notify(name)
+        return Response(
+            202,
+            "queued",
+            push.repository,
+            guid,
+            fleet=fleet.wait(row),
+            result=("accepted", "push"),
+            commit=announced.after or None,
+        )
 
     def _tracked_changes(self, push: Push) -> dict[str, RefChange] | Ignored:
         """Return the change for each checkout whose tracked branch moved, by name, or the reason why there is none."""

@@ -411,6 +411,7 @@ def test_paused(synced: Site) -> None:
         ("branch", "a b"),
         ("branch", "a..b"),
         ("branch", "x/"),
+        ("approved", "main"),
         ("paths", ":(nonsense)web"),
         ("paths", "../outside"),
     ],
