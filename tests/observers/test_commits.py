@@ -17,6 +17,7 @@ from gitops_hook.model import Claim, Commit, Run
 from gitops_hook.observers.commits import Commits
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.runner import Task
+from gitops_hook.text import rfc3339
 
 
 @pytest.fixture
@@ -152,4 +153,6 @@ def test_a_sync_from_the_shell_notes_them_too(tmp_path, upstream, hook):
     assert row["run"]["fetched"] <= row["run"]["deployed"] <= row["run"]["ended"]
     assert row["fix"] is None
     with closing(Journal(tmp_path / "state")) as journal:
-        assert [Commit(after, "Ada", "Say hello", row["commit"]["time"])] == commits_of(journal, row["run"]["id"])
+        (commit,) = commits_of(journal, row["run"]["id"])
+    assert commit == Commit(after, "Ada", "Say hello", commit.time)
+    assert row["commit"]["time"] == rfc3339(commit.time)
