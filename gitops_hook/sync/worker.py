@@ -29,21 +29,6 @@ class WakeUp(NamedTuple):
     done: Callable[[], None] | None = None
 
 
-class Delay(NamedTuple):
-    """A checkout that waits for its next run."""
-
-    repository: str
-    #: When to run it, on the dispatcher's clock.
-    due: float
-    #: The trigger of that run. A push runs only if something is pending.
-    trigger: str = "retry"
-    #: The number of runs in a row that settled nothing, and those of them that ended early.
-    failures: int = 0
-    early: Early = Early()
-    #: The triggers that do not cut the delay short.
-    ignores: frozenset[str] = frozenset()
-
-
 class Worker:
     """Does the runs of one checkout, one after another."""
 
