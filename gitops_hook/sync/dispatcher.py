@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gitops_hook.config import Settings
 from gitops_hook.errors import JournalError
@@ -33,6 +33,7 @@ from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.delays import RESTARTS_COUNTED, Delay, delay_after, delay_after_restarts
 from gitops_hook.sync.executor import Early, Executor, RunObserver, log_end
 from gitops_hook.sync.runner import GRACE, Runner
+from gitops_hook.sync.sweep import feed
 from gitops_hook.sync.worker import WakeUp, Worker
 
 __all__ = ["Dispatcher", "RunObserver"]
@@ -139,7 +140,7 @@ class Dispatcher:
     def sweep(self) -> None:
         """Sync every checkout once, on at most half of the slots, so that a push never waits for a whole sweep."""
         self._replacements = self._journal.replacements
-        self._feed(self._checkouts, max(1, self._max_syncs // 2))
+        feed(self._checkouts, max(1, self._max_syncs // 2), self._sweep_one)
 
     def notify(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
         """Ask for a run of `repository`. A push asks only for pending deliveries, any other trigger for a run.
@@ -178,7 +179,9 @@ class Dispatcher:
     def request(self, repositories: Sequence[str], trigger: str) -> None:
         """Run the requests of a command, which are in the journal. A sweep leaves half of the slots to pushes."""
         if trigger == "sweep":
-            self._feed(repositories, max(1, self._max_syncs // 2))
+            with self._changed:
+                self._fed.update(name.lower() for name in repositories)
+            feed(repositories, max(1, self._max_syncs // 2), self._sweep_one)
         else:
             for repository in repositories:
                 self.notify(repository, trigger)
@@ -364,25 +367,11 @@ class Dispatcher:
                 )
         return True
 
-    def _feed(self, repositories: Iterable[str], lanes: int) -> None:
-        """Sweep `repositories` one after another, at most `lanes` of them at the same time."""
-        names = list(repositories)
-        rest = iter(names)
+    def _sweep_one(self, repository: str, done: Callable[[], None]) -> bool:
+        """Ask for the sweep of a checkout, and return whether `done` will be called after it."""
         with self._changed:
-            self._fed.update(name.lower() for name in names)
-        lock = threading.Lock()  # guards `rest`, which workers advance, and which may start git to read a name
-
-        def next_one() -> None:
-            while True:
-                with lock:
-                    repository = next(rest, None)
-                if not repository:
-                    return
-                with self._changed:
-                    self._fed.discard(repository.lower())
-                if not self._delay_after_restarts(repository):
-                    self.notify(repository, "sweep", next_one)
-                    return
-
-        for _ in range(lanes):
-            next_one()
+            self._fed.discard(repository.lower())
+        if self._delay_after_restarts(repository):
+            return False
+        self.notify(repository, "sweep", done)
+        return True
