@@ -89,7 +89,7 @@ test-browser: $(BROWSER)/.ready ## test the page in Chromium; PICTURES=docs keep
 	$(BROWSER)/bin/python -m pytest -m browser tests/browser $(ARGS)
 
 test-systemd: $(TEST_TOOLS) ## test the package on a booted Debian; needs root and systemd-nspawn
-	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
+	$(TEST_PYTHON) -m pytest -m systemd -v -rs -p no:randomly tests/systemd $(ARGS)
 
 test-fleet: $(TEST_TOOLS) ## test many hosts on a real etcd, unpacked from Debian's package; ROUNDS=200 for the full torture
 	@if tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || command -v etcd >/dev/null || test -n "$$ETCD"; \
