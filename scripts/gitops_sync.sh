@@ -20,7 +20,8 @@ usage() {
     cat <<'END'
 usage: gitops_sync.sh [--dry-run] [--force] NAME
 
-Update the checkout of the repository NAME under $GITOPS_ROOT (/srv/gitops) from its remote, and deploy it.
+Update the checkout NAME under $GITOPS_ROOT (/srv/gitops) from its remote, and deploy it.
+NAME is a repository, and with @ENVIRONMENT one of its other checkouts: site, acme/site, acme/site@staging.
 
   --dry-run  report what a run would move, deploy or refuse; change nothing except fetched objects
   --force    deploy even if no deploy is pending, and even a commit whose health check failed before;
@@ -28,18 +29,18 @@ Update the checkout of the repository NAME under $GITOPS_ROOT (/srv/gitops) from
   --help     print this text
 
 The settings are in the checkout's git config, for example: git config gitops.branch production
-  branch  deploy  health  healthTimeout  paths  verify  submodules  paused  timeout
+  branch  deploy  health  healthTimeout  paths  verify  submodules  paused  approved  timeout
   diverged = refuse | reset     dirty = refuse | stash
 
-exit  0 updated, unchanged, cloned, paused    64 usage           65 diverged, dirty, unverified
-     66 missing, mismatch                     70 deploy-failed   71 rolled-back
-     75 unreachable, early, no-access         77 denied           1 failed
+exit  0 updated, unchanged, cloned, paused, held   64 usage           65 diverged, dirty, unverified
+     66 missing, mismatch                          70 deploy-failed   71 rolled-back
+     75 unreachable, early, no-access              77 denied           1 failed
 END
 }
 
 # The exit status of each outcome.
 declare -A EXIT=(
-    [updated]=0 [unchanged]=0 [cloned]=0 [paused]=0 [failed]=1 [usage]=64 [diverged]=65 [dirty]=65 [unverified]=65
+    [updated]=0 [unchanged]=0 [cloned]=0 [paused]=0 [held]=0 [failed]=1 [usage]=64 [diverged]=65 [dirty]=65 [unverified]=65
     [missing]=66 [mismatch]=66 [deploy-failed]=70 [rolled-back]=71 [unreachable]=75 [early]=75
     [no-access]=75 [denied]=77
 )
@@ -47,7 +48,7 @@ declare -A EXIT=(
 # The settings of a checkout (`git config gitops.<name>`) and their defaults. Names are in lower case, as git reports them.
 declare -A setting=(
     [branch]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
-    [submodules]=false [paused]=false [verify]=false [timeout]=600
+    [submodules]=false [paused]=false [verify]=false [approved]='' [timeout]=600
 )
 
 # ------------------------------------------------------------------------------------------------- global variables
@@ -57,15 +58,18 @@ script=${BASH_SOURCE[0]}                # the real path of this file; a repair s
 if [[ $script != /* || -L $script ]]; then script=$(readlink -f -- "$script"); fi
 arguments=("$@")                        # the command line, for that second start
 dry_run='' force=''                     # "yes" if the option was given
-name='' repository=''                   # "site", and "acme/site" if the owner is known
+name='' repository=''                   # "site" or "site@staging", and "acme/site" if the owner is known
 announced_branch='' announced_commit='' # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
 
 # The checkout.
 checkout=''                       # its absolute path, which is also the working directory
+created=''                        # "yes" if this run created the directory, for a clone
+lock_directory=''                 # the directory of the lock file
 common_dir=''                     # the repository's directory; differs from GIT_DIR in a linked worktree
 state_refs=''                     # the prefix of the refs `deployed` and `bad`
 move_note=''                      # a file: empty, or "<from> <to> [started]" while a move or deploy is unfinished
 origin=''                         # the remote's URL without a password, for messages
+paths=()                          # the values of gitops.paths
 declare -A config=()              # git's configuration of all scopes, by key
 declare -A setting_file=()        # the file that contains each setting
 
@@ -77,6 +81,7 @@ declare -A local_branch=()        # the commit of each local branch
 declare -A tracking=()            # the commit of refs/remotes/origin/<branch>, for the branches that matter
 branch=''                         # the tracked branch
 target='' previous_tip=''         # its commit at the remote, now and when the remote was last asked
+held=''                           # "yes" if a roll-out has approved an earlier commit, which is the target instead
 before=''                         # HEAD's commit when the run began
 
 # The remote's answer.
@@ -92,6 +97,7 @@ deploy_started=''                 # "started" if a deploy of the checked-out com
 moved='' cloned='' action=''      # what the run did: "yes", "cloned", "deployed"
 failure=''                        # the reason of a failed deploy or health check
 git_error='' blocking_paths=()    # the last error line of git, and the files that git refused to overwrite
+filtered_paths=()                 # files that only git's filters changed
 removed_submodules=()             # paths of submodules that the run removed
 notes=''                          # additions to the message, each starting with "; "
 repaired=${GITOPS_REPAIRED:-}     # the repair that started this run, as a sentence
@@ -134,21 +140,28 @@ main() {
     read_arguments "$@"
     read_hints
     enter_checkout
-    take_lock
-    complete_interrupted_swap
-    [[ -e .git ]] || clone
-    find_repository
-    check_owner
+    if has_repository; then
+        find_repository
+        check_owner
+        take_lock "$lock_directory" || finish unreachable "'$checkout/.git' is being replaced; tried again later"
+        complete_interrupted_swap
+    else
+        clone
+        find_repository
+    fi
     read_settings || repair_or_fail 'git cannot read its configuration'
+    share_files
     forbid_prompts
     check_origin
     end_if_paused
+    check_paths
     remove_stale_locks
     read_refs
     before=$head
     undo_unfinished_move
     locate_upstream
     record_step fetched
+    hold_at_approved
     if [[ -s $move_note || $deployed != "$head" || $force ]]; then deploy_pending=yes; fi
 
     if is_known_bad; then
@@ -156,9 +169,11 @@ main() {
     elif is_at_target; then
         [[ $deploy_pending ]] || end_unchanged
         check_signature
+        check_lfs
         [[ ! $dry_run ]] || finish unchanged "would deploy ${head:0:10}"
     else
         check_signature
+        check_lfs
         keep_local_commits
         [[ ! $dry_run ]] || preview_move
         move
@@ -183,12 +198,13 @@ end_unchanged() {
 end_updated() {
     local outcome=unchanged
     if [[ $moved || $action ]]; then outcome=updated; fi
-    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+, moved from ${before:0:10}}${action:+, $action}"
+    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
 }
 
 # conclude OUTCOME MESSAGE [FIX]: end a run that is at the remote's commit. If the remote does not show the announced
 # commit, the webhook was faster than the remote's replica, or a force push has replaced the commit: the daemon retries.
 conclude() {
+    if [[ $held ]]; then finish held "$2; the remote is at ${previous_tip:0:10}, which no roll-out has approved here"; fi
     if is_early; then
         finish early "$2; ${announced_commit:0:10} was announced and is not at $origin yet; tried again later"
     fi

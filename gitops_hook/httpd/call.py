@@ -38,7 +38,9 @@ class Call(SimpleHandler):
     def __init__(self, environ: dict[str, Any], request: Request, body: RequestBody, resources: Resources) -> None:
         """Prepare a call. `environ` describes the connection."""
         self._response = io.BytesIO()
-        stdin = io.BufferedReader(body, CHUNK) if body.unread else io.BytesIO()
+        stdin = io.BytesIO() if body.complete else io.BufferedReader(body, CHUNK)
+        if request.chunked:  # the convention of WSGI servers for a body without a length: read up to the end
+            environ = {**environ, "wsgi.input_terminated": True}
         super().__init__(stdin, self._response, sys.stderr, {**environ, **request.environ}, multithread=True)
         self._request = request
         self._body = body
@@ -73,8 +75,7 @@ class Call(SimpleHandler):
         self.keep_alive = (
             self.keep_alive
             and not self._resources.draining
-            and self._request.length is not None
-            and not self._body.unread
+            and self._body.complete
             and "Content-Length" in self.headers
         )
         if not self.keep_alive:

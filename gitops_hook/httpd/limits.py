@@ -1,11 +1,11 @@
-"""The limits of a server, and its resources in use: connections, and memory for bodies."""
+"""The limits of a server, and its resources in use: connections, calls, and memory for bodies and responses."""
 
 from __future__ import annotations
 
 import math
-import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -18,13 +18,18 @@ class Limits(NamedTuple):
 
     #: Connections at one time. Each has a thread, about 50 KiB. A forge and its proxies keep a few dozen open.
     connections: int = 512
+    #: Threads that exist before the first connection and stay.
+    reserve: int = 8
+    #: Calls of the application at one time; 0 for no limit. Each call competes with every other thread for the
+    #: interpreter.
+    calls: int = 0
     #: Connections that the kernel queues in a burst (net.core.somaxconn may allow fewer).
     backlog: int = 4096
     #: The head of a request. A forge sends about 1 KiB; proxies stop at 8 to 32 KiB.
     head: int = 32 << 10
-    #: Bodies in memory at one time: four of the largest that GitHub sends.
-    bodies: int = 100 << 20
-    #: The part of each body that does not count, so that an ordinary push always passes: 32 MiB in total.
+    #: Bodies and responses in memory at one time: four of the largest bodies that GitHub sends.
+    memory: int = 100 << 20
+    #: The part of each body or response that does not count, so that an ordinary push always passes: 32 MiB in total.
     uncounted: int = 64 << 10
     #: From the first byte of a request to its last. GitHub gives up after 10 s; a slow link may need more.
     request: float = 30.0
@@ -32,6 +37,11 @@ class Limits(NamedTuple):
     idle: float = 75.0
     #: The part of an unread body that is received and dropped, so that the peer reads the response.
     discarded: int = 32 << 20
+
+
+#: The limits of a server for people and monitoring. It has its own connections and memory, and few calls at a time, so
+#: that it cannot delay the webhooks.
+PAGE_LIMITS = Limits(connections=64, reserve=2, calls=2, memory=32 << 20)
 
 
 class Resources:
@@ -46,33 +56,43 @@ class Resources:
         # Guards the two below. Threads that accept or serve take it for a few steps, never while they wait for a peer.
         # Notified when a connection ends and when memory is released.
         self._changed = threading.Condition()
-        self._streams: dict[socket.socket, Stream] = {}
+        self._streams: set[Stream] = set()
         self._held = 0
+        self._calls = threading.BoundedSemaphore(limits.calls) if limits.calls else None
 
-    def add(self, stream: Stream) -> None:
-        """Register a new connection. At the limit, hang up on the peer that has been waited for longest."""
+    def add(self, stream: Stream) -> bool:
+        """Register a new connection. At the limit, hang up on the peer that has been waited for longest.
+
+        Return False if there is no such peer: every connection is busy.
+        """
         with self._changed:
-            if len(self._streams) >= self.limits.connections:
-                self._evict()
-                # One second at most, because the thread that accepts waits here. Then exceed the limit by one.
-                self._changed.wait_for(lambda: len(self._streams) < self.limits.connections, timeout=1)
-            self._streams[stream.socket] = stream
+            # The thread of an evicted connection ends at once. The thread that accepts may wait that long.
+            if self._has_room() or (self._evict() and self._changed.wait_for(self._has_room, timeout=0.1)):
+                self._streams.add(stream)
+                return True
+            return False
 
-    def stream_of(self, connection: socket.socket) -> Stream:
-        """Return the registered stream of a socket."""
-        with self._changed:
-            return self._streams[connection]
-
-    def remove(self, connection: socket.socket) -> None:
+    def remove(self, stream: Stream) -> None:
         """Forget a connection that ended."""
         with self._changed:
-            self._streams.pop(connection, None)
+            self._streams.discard(stream)
             self._changed.notify_all()
 
-    def evict(self) -> None:
-        """Hang up on the peer that has been waited for longest, if any."""
+    def evict(self) -> bool:
+        """Hang up on the peer that has been waited for longest. Return False if there is none."""
         with self._changed:
-            self._evict()
+            return self._evict()
+
+    @contextmanager
+    def call_slot(self) -> Iterator[None]:
+        """Wait until the application may be called. Raise `HTTPError` (503) if that takes too long."""
+        if self._calls and not self._calls.acquire(timeout=self.limits.request):
+            raise HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests are being processed")
+        try:
+            yield
+        finally:
+            if self._calls:
+                self._calls.release()
 
     def wait_until_empty(self, timeout: float) -> bool:
         """Wait until no connection is left. Return False after `timeout` seconds."""
@@ -82,14 +102,16 @@ class Resources:
     def hang_up(self, how: int, which: Callable[[Stream], bool]) -> None:
         """Shut down the connections that `which` selects."""
         with self._changed:
-            for stream in filter(which, self._streams.values()):
+            for stream in filter(which, self._streams):
                 stream.hang_up(how)
 
     def hold(self, stream: Stream, size: int) -> None:
-        """Reserve memory for `size` bytes of a body until `release`. Raise `HTTPError` (503) if there is none."""
+        """Reserve memory for `size` bytes until `release`. Raise `HTTPError` (503) if there is none."""
+        if size <= 0:
+            return
 
         def is_free() -> bool:
-            return self._held + size <= self.limits.bodies
+            return self._held + size <= self.limits.memory
 
         with self._changed:
             if not is_free():
@@ -108,11 +130,20 @@ class Resources:
                 stream.held = 0
                 self._changed.notify_all()
 
-    def _evict(self, *, holders: bool = False) -> None:
+    def _has_room(self) -> bool:
+        return len(self._streams) < self.limits.connections
+
+    def _evict(self, *, holders: bool = False) -> bool:
         """Hang up on the peer that has been waited for longest; with `holders`, among those that hold memory.
 
         The caller holds the lock.
         """
-        waiting = [stream for stream in self._streams.values() if stream.waiting and (stream.held or not holders)]
-        if waiting:
-            min(waiting, key=lambda stream: stream.since).hang_up()
+        waiting = [
+            stream for stream in self._streams if stream.waiting and not stream.evicted and (stream.held or not holders)
+        ]
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda stream: stream.since)
+        longest.evicted = True
+        longest.hang_up()
+        return True

@@ -5,8 +5,9 @@ Rules (RFC 9112, read strictly):
 1. Reject every head that two readers could understand in two ways. Such heads smuggle requests past a proxy. So no
    line without a colon, no folded line, no control character, no second Content-Length or Host, no Content-Length
    together with a Transfer-Encoding.
-2. Reject a header whose name contains an underscore. In a WSGI environ, ``X_GitHub_Event`` is ``X-GitHub-Event``, and a
-   proxy that filters one of them may pass the other.
+2. Drop a header whose name contains an underscore, as nginx does. In a WSGI environ, ``X_GitHub_Event`` is
+   ``X-GitHub-Event``, and a proxy that filters one of them may pass the other. Reject it if the request also has the
+   header that it imitates, or if it imitates a header that frames the request.
 3. No I/O. For any bytes, the result is a `Request` or an `HTTPError`.
 """
 
@@ -23,9 +24,13 @@ from gitops_hook.errors import HTTPError
 #: The limit on header lines. A forge and three proxies send fewer.
 MAX_LINES = 100
 _REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([\x21\x22\x24-\x7e]+) HTTP/([0-9]\.[0-9])")
-#: A name without an underscore (rule 2), and a value. The spaces around the value are stripped elsewhere: a pattern
+#: A name and a value. The spaces around the value are stripped elsewhere: a pattern
 #: that could match them in two places would backtrack for seconds over 32 KiB of spaces.
-_HEADER = re.compile(r"([!#$%&'*+.^`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
+#: The headers that determine where a request ends and who sent it.
+_FRAMING = frozenset(
+    ("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "HTTP_HOST", "HTTP_CONNECTION", "HTTP_EXPECT", "HTTP_X_FORWARDED_FOR")
+)
 _ABSOLUTE = re.compile(r"https?://[^/?]+(.*)", re.IGNORECASE)
 #: Python's int() also accepts a sign, underscores, and the digits of other alphabets.
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -36,8 +41,10 @@ class Request(NamedTuple):
 
     #: The head as the variables of CGI and WSGI.
     environ: dict[str, str]
-    #: The size of the body in bytes; None if it is unknown (chunked). Then no request may follow.
+    #: The size of the body in bytes; None if the head does not contain it.
     length: int | None
+    #: Whether the body is chunked. If not, and if the length is None, nothing can follow the head.
+    chunked: bool
     keep_alive: bool
     expects_continue: bool
 
@@ -52,10 +59,14 @@ def parse_head(head: bytes) -> Request:
     environ, version = _parse_request_line(request_line)
     if len(lines) > MAX_LINES:
         raise HTTPError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"there are more than {MAX_LINES} header lines")
+    dropped = set()
     for line in lines:
         field = _HEADER.fullmatch(line)
         if not field:
             raise _bad("a header line is malformed")
+        if "_" in field[1]:
+            dropped.add(_environ_key(field[1]))
+            continue
         key, value = _environ_key(field[1]), field[2].strip(" \t")
         if key not in environ:
             environ[key] = value
@@ -63,6 +74,8 @@ def parse_head(head: bytes) -> Request:
             raise _bad("a header that must be unique is repeated")
         else:
             environ[key] += "," + value
+    if dropped and not dropped.isdisjoint(_FRAMING.union(environ)):
+        raise _bad("a header with an underscore imitates another one")
     modern = version != "1.0"
     if modern and "HTTP_HOST" not in environ:
         raise _bad("there is no Host header")
@@ -70,6 +83,7 @@ def parse_head(head: bytes) -> Request:
     return Request(
         environ=environ,
         length=_body_length(environ),
+        chunked=modern and environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked",
         keep_alive=modern and "close" not in connection,
         expects_continue=modern and environ.get("HTTP_EXPECT", "").lower() == "100-continue",
     )

@@ -23,8 +23,10 @@ class Stream:
         self.received = bytearray()
         #: Whether no byte of the next request has arrived.
         self.idle = True
-        #: Whether the daemon waits for the peer.
+        #: Whether the connection's thread waits for the peer, or is about to.
         self.waiting = True
+        #: Whether the connection was ended because of a limit.
+        self.evicted = False
         #: The memory that this connection holds, in bytes. `Resources` sets it.
         self.held = 0
         self.start(timeout)

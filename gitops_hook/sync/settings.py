@@ -66,6 +66,13 @@ SETTINGS = {
         Setting("verify", _SWITCH, "true or false", "false", "default"),
         Setting("submodules", _SWITCH, "true or false", "false", "default"),
         Setting("paused", _SWITCH, "true or false", "false", "default"),
+        Setting(
+            "approved",
+            re.compile("hold|[0-9a-f]{40}|[0-9a-f]{64}"),
+            "a commit id or hold",
+            None,
+            "no roll-out holds the checkout",
+        ),
         Setting("diverged", re.compile("refuse|reset"), "refuse or reset", "refuse", "default"),
         Setting("dirty", re.compile("refuse|stash"), "refuse or stash", "refuse", "default"),
         Setting("environment", re.compile(r"[^\x00-\x1f\x7f]{1,255}"), "a name", None, "the host's name"),

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Which checkout: names, its directory below the root, its repository, its owner, its remote.
 
-# Sets: dry_run, force, name, repository. Ends with `usage` if an argument or GITOPS_REPOSITORY is not valid.
+# Sets: dry_run, force, name, repository. Ends with `usage` if an argument is not valid.
 read_arguments() {
     while [[ ${1:-} == --* ]]; do
         case $1 in
@@ -13,14 +13,34 @@ read_arguments() {
         shift
     done
     (($# == 1)) || finish usage "one repository name expected, $# given" "$(quote_command "$script" --help)"
-    is_name "$1" || finish usage "'${1:0:120}' is not a repository name: at most 100 of A-Z a-z 0-9 . _ -"
+    read_name "$1" "${GITOPS_REPOSITORY:-}"
+}
+
+# read_name ARGUMENT REPOSITORY: the argument is [owner/]name[@environment], and REPOSITORY is empty, the same name, or
+# owner/name[@environment]. Sets: name, repository. Ends with `usage` if they are not valid or do not agree.
+read_name() {
+    local owner='' base rest given
     name=$1
-    [[ ${GITOPS_REPOSITORY:-$name} != "$name" ]] || return 0 # the owner is not known
-    local owner=${GITOPS_REPOSITORY%%/*} rest=${GITOPS_REPOSITORY#*/}
-    if [[ $GITOPS_REPOSITORY != */* || ${rest,,} != "${name,,}" ]] || ! is_name "$owner" || ! is_name "$rest"; then
-        finish usage "GITOPS_REPOSITORY must be owner/$name, not '${GITOPS_REPOSITORY:0:220}'"
+    if [[ $name == */* ]]; then owner=${name%%/*} name=${name#*/}; fi
+    base=${name%%@*}
+    if ! is_name "$base" || { [[ $name == *@* ]] && ! is_name "${name#*@}"; } || { [[ $1 == */* ]] && ! is_name "$owner"; }; then
+        name=''
+        finish usage "'${1:0:120}' is not the name of a checkout: [owner/]name[@environment], each at most 100 of A-Z a-z 0-9 . _ -"
     fi
-    repository=$owner/$rest
+    if [[ $2 && $2 != "$base" && $2 != "$name" ]]; then
+        rest=${2#*/}
+        if [[ $2 != */* ]]; then rest=''; fi
+        case ${rest,,} in
+            "${base,,}" | "${name,,}") ;;
+            *) finish usage "GITOPS_REPOSITORY must be owner/$base, not '${2:0:220}'" ;;
+        esac
+        given=${2%%/*}
+        if ! is_name "$given" || [[ $owner && ${owner,,} != "${given,,}" ]]; then
+            finish usage "GITOPS_REPOSITORY must be ${owner:-owner}/$base, not '${2:0:220}'"
+        fi
+        owner=$given base=${rest%%@*}
+    fi
+    if [[ $owner ]]; then repository=$owner/$base; fi
 }
 
 # Sets: announced_branch, announced_commit.
@@ -46,7 +66,7 @@ enter_checkout() {
     ((${#found[@]} < 2)) ||
         finish usage "more than one checkout matches: ${found[*]}; set GITOPS_REPOSITORY=owner/$name"
     if ((${#found[@]} == 0)); then
-        prepare_clone "$root" "${repository:-$name}"
+        prepare_clone "$root" "${repository:+${repository%/*}/}$name"
     else
         checkout=$root/${found[0]}
     fi
@@ -81,7 +101,7 @@ find_checkouts() {
 }
 
 # prepare_clone ROOT PLACE: create a directory for a clone if GITOPS_CLONE_URL allows one; else end with `missing`.
-# Sets: checkout.
+# Sets: checkout, created.
 prepare_clone() {
     checkout=$1/$2
     local inside=("$checkout"/*) fix=''
@@ -95,13 +115,14 @@ prepare_clone() {
     elif [[ $2 == */* && -e ${checkout%/*}/.git ]]; then
         finish missing "'${checkout%/*}' is itself a checkout; move it away before a clone can be made inside"
     fi
+    [[ -d $checkout ]] || created=yes
     mkdir -p -- "$checkout" ||
         finish denied "'$checkout' cannot be created by $(user_name)" \
             "$(as_root install -d -o "$(user_name)" "$checkout")"
 }
 
 # Name the repository explicitly, so that git never searches upwards and finds one that contains this directory.
-# Needs: checkout. Sets: GIT_DIR, GIT_WORK_TREE, common_dir, state_refs, move_note.
+# Needs: checkout. Sets: GIT_DIR, GIT_WORK_TREE, lock_directory, common_dir, state_refs, move_note.
 find_repository() {
     export GIT_DIR=$checkout/.git GIT_WORK_TREE=$checkout
     if [[ -f .git ]]; then # a linked worktree, or a submodule
@@ -111,6 +132,8 @@ find_repository() {
             finish missing "'$checkout/.git' points to '$GIT_DIR', which does not exist; if the main checkout was moved, repair \
 its worktrees"
     fi
+    lock_directory=$GIT_DIR
+    [[ -e .git ]] || lock_directory=$checkout/.git:gitops-ready
     common_dir=$GIT_DIR state_refs=refs/gitops move_note=$GIT_DIR/gitops-unfinished
     if [[ -f $GIT_DIR/commondir ]]; then # linked worktrees share refs/gitops, and each has its own deploys
         read -r common_dir <"$GIT_DIR/commondir"
@@ -122,7 +145,7 @@ its worktrees"
 # End with `denied` unless this user owns the checkout (or git's safe.directory permits it) and can write it.
 # The owner decides which commands run here, because .git/config can name any command.
 check_owner() {
-    if [[ ! -O . || ! -O .git ]]; then
+    if [[ ! -O . || ( -e .git && ! -O .git ) ]]; then
         (unset GIT_DIR GIT_WORK_TREE && GIT_CEILING_DIRECTORIES=${PWD%/*} git rev-parse 2>/dev/null) ||
             finish denied "'$checkout' belongs to another user, not to $(user_name)" "$(give_to_user)"
     fi
@@ -138,7 +161,7 @@ check_owner() {
 # End with `mismatch` unless origin is the repository of this name. The last components of its URL are compared,
 # without regard to case and ".git". Needs: config, name, repository. Sets: origin.
 check_origin() {
-    local wanted=${repository:-$name} url=${config[remote.origin.url]:-}
+    local wanted=${repository:-${name%%@*}} url=${config[remote.origin.url]:-}
     set_origin "$url"
     if [[ ! $url ]]; then
         # In a directory that is not a repository, `git config` succeeds without any local setting.

@@ -6,7 +6,7 @@
 in_checkout() {
     (
         unset "${PRIVATE_VARIABLES[@]}"
-        export GITOPS_REPOSITORY=${repository:-$name} GITOPS_REF=refs/heads/$branch
+        export GITOPS_REPOSITORY=${repository:-${name%%@*}} GITOPS_REF=refs/heads/$branch
         export GITOPS_BEFORE=$before GITOPS_AFTER=$head
         exec "${END_WITH_SCRIPT[@]}" "$@"
     ) 9<&-
@@ -39,10 +39,8 @@ deploy_if_pending() {
 
 # Return true if a file in gitops.paths changed since the last successful deploy, or if that is not certain.
 affects_deploy() {
-    local patterns
-    [[ ${setting[paths]} && $deployed && $deployed != "$head" && ! $deploy_started && ! $force ]] || return 0
-    read -r -a patterns <<<"${setting[paths]//$'\n'/ }"
-    ! git diff --quiet --ignore-submodules=none "$deployed" "$head" -- "${patterns[@]}" 2>/dev/null
+    [[ ${paths[*]} && $deployed && $deployed != "$head" && ! $deploy_started && ! $force ]] || return 0
+    ! git diff --quiet --ignore-submodules=none "$deployed" "$head" -- "${paths[@]}" 2>/dev/null
 }
 
 UNHEALTHY=2 # the status of deploy() if the health check fails

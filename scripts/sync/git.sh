@@ -10,7 +10,9 @@ unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OB
 # Hooks and fsmonitor are disabled: core.hooksPath may name a directory of the tree (husky does that), and then a push
 # would run code. protectNTFS forbids names in a tree that start like .git, such as the names of the repositories that
 # clone and repair build beside it.
-GIT=(git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.ext.allow=never -c core.protectNTFS=true)
+# The other settings may be in a user's configuration, and change what our commands do or print.
+GIT=(git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.ext.allow=never -c core.protectNTFS=true
+    -c submodule.recurse=false -c color.ui=false -c color.advice=false -c color.transport=false -c grep.patternType=default)
 
 # Variables that are set for our own git commands, and removed for the operator's commands.
 PRIVATE_VARIABLES=(
@@ -71,10 +73,19 @@ is_unborn() {
 # Return true if the trees of HEAD's commit are readable and their files exist. git checks contents when it reads them.
 is_complete() { git rev-list --objects --no-walk --exclude-promisor-objects HEAD >/dev/null 2>&1; }
 
-# Return true if the repository is damaged. This reads all of it, so it is called only after git failed.
+# Return true if the repository is damaged: HEAD, the index or a ref cannot be read, an object that a ref needs is
+# missing, or one that HEAD or the target needs cannot be read. `git fsck` is not asked, because it also complains about
+# old commits that are malformed and usable. This reads much, so it is called only after git failed.
+# Needs: target.
 is_broken() {
-    { is_unborn || git rev-parse --quiet --verify 'HEAD^{commit}' &>/dev/null; } &&
-        git fsck --no-dangling --no-progress &>/dev/null
+    local tips=()
+    if ! is_unborn; then tips=(HEAD); fi
+    if [[ $target ]] && git cat-file -e "$target^{commit}" 2>/dev/null; then tips+=("$target"); fi
+    {
+        git ls-files && git rev-list --quiet --objects --all --exclude-promisor-objects "${tips[@]}" &&
+            git rev-list --objects --no-walk --exclude-promisor-objects "${tips[@]}" |
+            git cat-file --buffer --batch='%(objecttype) %(rest)'
+    } &>/dev/null
     (($? > 0 && $? <= 128)) # above 128, git was killed, which proves nothing
 }
 

@@ -52,6 +52,45 @@ keep_overwritten_commit() {
     if [[ $last != "$tip" ]] && is_commit "$last" && has_own_commits "$last"; then back_up_commit "$last" "$branch"; fi
 }
 
+# Some files appear modified although no person changed them: git's filters (line endings, LFS, ident) would not produce
+# the committed content from them. They have exactly the content that a checkout writes, so nothing is lost with them.
+# Needs: head. Sets: filtered_paths; removes them from blocking_paths.
+exclude_filtered_paths() {
+    local path others=()
+    filtered_paths=()
+    for path in "${blocking_paths[@]}"; do
+        if [[ $head && ( -f $path || -L $path ) ]] && equals_committed "$path" "$head" &&
+            git diff --cached --quiet "$head" -- ":(top,literal)$path"; then
+            filtered_paths+=("$path")
+        else
+            others+=("$path")
+        fi
+    done
+    blocking_paths=("${others[@]}")
+}
+
+# The move was refused: write the removed files again.
+restore_filtered_paths() {
+    ((${#filtered_paths[@]} == 0)) || printf '%s\0' "${filtered_paths[@]}" | git checkout-index --quiet -z --stdin
+}
+
+# End with `missing` if the target needs Git LFS and this host does not have it: git would write pointers instead of
+# the files. A filter.lfs of the operator's own is respected.
+# Needs: config, target.
+check_lfs() {
+    local filter=${config[filter.lfs.process]:-${config[filter.lfs.smudge]:-}} fix=''
+    if [[ $filter ]] && { [[ $filter != git?(-| )lfs* ]] || type -P git-lfs >/dev/null; }; then return 0; fi
+    git grep --quiet -E '^[^#]*filter=lfs' "$target" -- .gitattributes ':(glob)**/.gitattributes' 2>/dev/null || return 0
+    if type -P git-lfs >/dev/null; then
+        fix=$(git_fix lfs install --local)
+    elif type -P apt-get >/dev/null; then
+        fix=$(as_root apt-get install git-lfs)
+    elif type -P dnf >/dev/null; then
+        fix=$(as_root dnf install git-lfs)
+    fi
+    finish missing "${target:0:10} has files in Git LFS, and git-lfs is not set up on this host; nothing was moved" "$fix"
+}
+
 # Stash the files that block the move, and leave other work in place. git stash cannot select a staged deletion by its
 # path; then it stashes all changes of tracked files.
 # Needs: target, blocking_paths. Sets: notes. Returns git's status.

@@ -1,11 +1,39 @@
 #!/bin/bash
 # One run at a time: the lock, the end of a run by a signal, and lock files of dead processes.
 
-# Wait up to 5 seconds for the checkout's lock. It is on the checkout's directory: no file can go stale, and the lock
-# stays valid while a repair replaces .git. The kernel releases it when this process ends.
+# take_lock DIRECTORY: wait up to 5 seconds for the lock of the repository in DIRECTORY. Other users cannot open the
+# file, so they cannot stop runs. The kernel releases the lock when this process ends.
+# Needs: checkout, dry_run. Sets: descriptor 9. Returns false if the directory was replaced while the run waited.
 take_lock() {
-    exec 9<.
+    local file=$1/gitops.lock
+    if [[ ! -e $file ]]; then
+        [[ ! $dry_run ]] || return 0 # no run was ever here
+        create_lock "$1" || return
+    fi
+    if [[ ! /dev/fd/9 -ef $file ]]; then # after a repair, this process has inherited the lock
+        [[ -r $file ]] || finish denied "the lock '$file' cannot be opened by $(user_name)" "$(give_to_user)"
+        { exec 9<"$file"; } 2>/dev/null || return
+    fi
     flock --wait 5 9 || finish unreachable "another run holds '$checkout'; tried again later"
+    [[ /dev/fd/9 -ef $file ]] # else the directory was removed or renamed by the run that held the lock
+}
+
+# create_lock DIRECTORY: create the lock file, for its owner only. Returns false if the directory does not exist.
+create_lock() {
+    (umask 077 && : >>"$1/gitops.lock") 2>/dev/null || return
+    # root may run this in another user's checkout (safe.directory), who must be able to lock it too.
+    [[ -O $1 ]] || ((EUID)) || chown --reference="$1" -- "$1/gitops.lock"
+}
+
+# Let the group write our files in a group-shared repository, as git does with its own.
+# Needs: config, GIT_DIR, lock_directory, move_note.
+share_files() {
+    local file
+    [[ ${config[core.sharedrepository]:-} == @(group|true|1|all|world|everybody|2|06?(6)[0-7]) && ! $dry_run ]] || return 0
+    for file in "$GIT_DIR"/gitops.lock "$move_note" "$GIT_DIR"/gitops-remote-errors; do
+        if [[ $file != */gitops.lock && ! -e $file ]]; then : >"$file"; fi
+        [[ ! -O $file ]] || chmod g+rw -- "$file"
+    done
 }
 
 # A prefix for commands that move the tree or deploy. They do not hold the lock, so they must end with this script.
@@ -45,7 +73,7 @@ remove_stale_locks() {
     local lock fix
     for lock in {"$GIT_DIR","$common_dir"}/*.lock "$common_dir"/objects/{,info/,info/commit-graphs/}*.lock \
         "$common_dir"/refs/**/*.lock "$common_dir"/modules/{*,*/*,*/*/*}/*.lock; do
-        [[ -e $lock ]] || continue # listed twice
+        [[ -e $lock && $lock != */gitops.lock ]] || continue # removed before (the patterns overlap), or our own
         if is_held "$lock"; then
             fix=''
             if [[ ! -O $lock ]]; then fix=$(as_root rm -- "$lock"); fi # its processes cannot be inspected

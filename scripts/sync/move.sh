@@ -7,8 +7,13 @@ move() {
     local there="$branch ${target:0:10}"
     remove_dropped_submodules
     move_to "$target" && return
-    if ((${#blocking_paths[@]})) && [[ ${setting[dirty]} == stash ]]; then
-        stash_blocking_paths && move_to "$target" && return
+    if ((${#blocking_paths[@]})); then
+        exclude_filtered_paths
+        if ((${#blocking_paths[@]} == 0)) || { [[ ${setting[dirty]} == stash ]] && stash_blocking_paths; }; then
+            rm -f -- "${filtered_paths[@]}" # git writes them again
+            move_to "$target" && return
+            restore_filtered_paths
+        fi
     fi
     restore_dropped_submodules
     ((${#blocking_paths[@]} == 0)) ||
@@ -43,7 +48,7 @@ move_to() {
         restore_head
     fi
     # A refusal, or a lock of another git, comes before the first file is written.
-    if ((${#blocking_paths[@]} == 0)) && [[ ! $lock_taken ]] && ! has_unfinished_merge && ! put_back "$from" "$to"; then
+    if ((${#blocking_paths[@]} == 0)) && [[ ! $lock_taken ]] && ! has_unfinished_merge && ! put_back "$from" "$to" live; then
         git_error+='; some files cannot be put back now, and the next run tries again'
     elif [[ $deploy_pending ]]; then
         write_note "$from" "$from" "$deploy_started"
@@ -65,7 +70,10 @@ is_checked_out() {
 # git moves HEAD and exits 0 even if it cannot write or remove some files; it only prints a message.
 is_tree_written() {
     [[ $'\n'$3 == *$'\n'@(error|warning)': '* ]] || return 0
-    ! IFS= read -r -d '' _ < <(LC_ALL=C comm -z -12 \
+    local path
+    while IFS= read -r -d '' path; do
+        git cat-file -e "$2:$path" 2>/dev/null && equals_committed "$path" "$2" || return 1
+    done < <(LC_ALL=C comm -z -12 \
         <(git diff --name-only -z --no-renames --ignore-submodules=all "$1" "$2") \
         <(git ls-files -z --modified --deleted --others | LC_ALL=C sort -zu))
 }

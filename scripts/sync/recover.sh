@@ -4,79 +4,140 @@
 # Both build a complete repository beside .git and rename it into place, so that a partial one is never used:
 #     .git:gitops-building   being built        .git:gitops-ready   complete, not yet in place
 #     .git:gitops-old        the damaged one, until it is in its final place .git/broken-<time>
+# The lock file is the same inode in all of them, so that the lock stays valid.
 
-# Complete or discard what a killed clone or repair left.
-# Needs: dry_run, checkout.
+has_repository() { [[ -e .git || -e .git:gitops-ready ]]; }
+
+# Complete or discard what a killed clone or repair left. Needs: dry_run, checkout, the lock.
 complete_interrupted_swap() {
     if [[ $dry_run ]]; then
         [[ -e .git ]] || finish missing "'$checkout' has no repository; a run would complete its clone or repair"
         return
     fi
-    if [[ ! -e .git && -e .git:gitops-ready ]]; then mv -T .git:gitops-ready .git; fi
-    if [[ -e .git && -e .git:gitops-old ]]; then mv -T .git:gitops-old ".git/broken-$(timestamp)"; fi
+    if [[ ! -e .git ]]; then mv -T .git:gitops-ready .git; fi
+    if [[ -e .git:gitops-old ]]; then keep_damaged; fi
     if [[ -e .git:gitops-ready || -e .git:gitops-building ]]; then rm -rf .git:gitops-ready .git:gitops-building; fi
 }
 
-# build_repository URL [CONFIG]: create .git:gitops-building, with all branches of the remote.
-# Needs: checkout. Sets: GIT_DIR (the new repository), config, setting, remote_error. Returns git's status.
-build_repository() {
-    rm -rf .git:gitops-building
-    export GIT_DIR=$checkout/.git:gitops-building
-    unset GIT_WORK_TREE
-    git init --quiet --bare "$GIT_DIR" || return
-    if [[ ${2:-} ]]; then cp -- "$2" "$GIT_DIR/config"; else git remote add origin "$1"; fi || return
-    git config core.bare false && read_settings || return
-    forbid_prompts
-    remote_git fetch --quiet --no-auto-maintenance origin
+# Keep the damaged repository as .git/broken-<time>, and only the last one. Sets: REPLY (its path).
+keep_damaged() {
+    REPLY=.git/broken-$(timestamp)
+    rm -rf .git/broken-* .git:gitops-old/broken-*
+    mv -T .git:gitops-old "$REPLY"
 }
 
-# Clone into the checkout, which is an empty directory. The normal run then checks out the branch.
-# Needs: GITOPS_CLONE_URL. Sets: cloned.
+# Clone into the checkout, which is an empty directory. The normal run then checks out the branch. Only the default
+# branch is fetched: other branches, which anyone may push, can have names that do not exist beside each other here.
+# Needs: GITOPS_CLONE_URL, created. Sets: cloned, the lock. If another run has cloned meanwhile, only the lock.
 clone() {
-    if ! build_repository "$GITOPS_CLONE_URL"; then
-        cd / && rm -rf "$GIT_DIR" && rmdir -- "$checkout"
-        set_origin "$GITOPS_CLONE_URL"
-        end_refused "$remote_error"
-        finish unreachable "$origin cannot be cloned: $remote_error; tried again later"
-    fi
-    mv -T .git:gitops-building .git || finish failed "'$checkout/.git' cannot be created"
-    cloned=cloned
+    local format=sha1 status=0
+    claim_building || return 0
+    export GIT_DIR=$checkout/.git:gitops-building
+    forbid_prompts
+    set_origin "$GITOPS_CLONE_URL"
+    config[remote.origin.url]=$GITOPS_CLONE_URL
+    ask_remote "$GITOPS_CLONE_URL" || abandon_clone "$?"
+    branch=$remote_default
+    [[ $branch ]] || { discard_clone && finish missing "$origin has no default branch that could be cloned"; }
+    if ((${#remote_tip[$branch]} == 64)); then format=sha256; fi
+    {
+        git init --quiet --bare --template= --object-format="$format" "$GIT_DIR" &&
+            git config core.bare false && git remote add origin "$GITOPS_CLONE_URL" &&
+            git symbolic-ref HEAD "refs/heads/$branch" &&
+            git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$branch" &&
+            remote_git fetch --quiet --no-auto-maintenance origin "+refs/heads/$branch:refs/remotes/origin/$branch"
+    } || status=$?
+    ((status == 0)) || abandon_clone "$status"
+    mv -T .git:gitops-building .git 2>/dev/null ||
+        { discard_clone && finish unreachable "'$checkout/.git' was created by another process; tried again later"; }
+    branch='' cloned=cloned
 }
 
-# repair REASON: rebuild the repository from the remote, copy everything readable from the damaged one (objects, refs,
-# reflogs, index, settings), and start the run again. The work tree is not touched. The damaged repository is kept,
-# because it may hold a person's commits.
-# Needs: checkout, dry_run, repaired. Sets: GITOPS_REPAIRED for the new start. Does not return.
+# Create .git:gitops-building with the lock in it, or take over what a dead clone left.
+# Returns false if another run has completed its clone, whose lock is then held.
+claim_building() {
+    local building=.git:gitops-building file
+    until mkdir -p -- "$building" 2>/dev/null && take_lock "$building" && [[ ! -e .git ]]; do
+        if [[ -e .git ]] && take_lock .git; then return 1; fi
+        [[ -d $checkout ]] || finish unreachable "another run could not clone into '$checkout'; tried again later"
+        [[ -w . ]] || finish denied "'$checkout' cannot be written by $(user_name)" "$(give_to_user)"
+    done
+    for file in "$building"/*; do
+        [[ $file == */gitops.lock ]] || rm -rf -- "$file"
+    done
+}
+
+# Remove an unfinished clone, and the directories that were created for it.
+discard_clone() {
+    rm -rf -- "$checkout/.git:gitops-building"
+    if [[ $created ]]; then
+        cd -- "$GITOPS_ROOT" && rmdir -p --ignore-fail-on-non-empty -- "${checkout#"$GITOPS_ROOT"/}"
+    fi
+}
+
+# abandon_clone STATUS: end a clone that failed. Does not return.
+abandon_clone() {
+    local more=''
+    if (($1 == TIMED_OUT)); then more='; GITOPS_SYNC_TIMEOUT allows more time'; fi
+    discard_clone
+    end_refused "$remote_error"
+    finish unreachable "$origin cannot be cloned: ${remote_error:-the repository cannot be created}$more; tried again later"
+}
+
+# repair REASON: rebuild the repository from the remote, copy everything readable from the damaged one, and start the
+# run again. The work tree is not touched. The damaged repository is kept, because it may hold a person's commits.
+# Needs: checkout, dry_run, repaired, the lock. Sets: GITOPS_REPAIRED for the new start. Does not return.
 repair() {
-    local problem="the repository of '$checkout' is damaged: $1" url broken=$checkout/.git aside fix
+    local problem="the repository of '$checkout' is damaged: $1" url broken=$checkout/.git fix
     [[ ! $repaired && -d .git && ! -L .git ]] || finish missing "$problem" "$(git_fix fsck)"
     url=$(git config --file .git/config remote.origin.url) || url=''
     set_origin "$url"
     fix=$(as_owner mv -- "$checkout" "$checkout.broken") # then a clone can take its place
     [[ $url ]] || finish missing "$problem, and its config has no origin; move it away, and make a clone" "$fix"
     [[ ! $dry_run ]] || finish missing "$problem; a run would rebuild it from $origin"
-    build_repository "$url" .git/config || discard_building unreachable "$problem, and $origin cannot be fetched: $remote_error"
-    carry_over "$broken" || discard_building missing "$problem, and $origin does not have the commit that was here; move it away, and make a clone" "$fix"
+    rebuild || discard_building unreachable "$problem, and $origin cannot be fetched: $remote_error"
+    carry_over "$broken" ||
+        discard_building missing "$problem, and $origin does not have the commit that was here; move it away, and make a clone" "$fix"
     # If the run dies after any of these renames, complete_interrupted_swap does the others.
-    aside=.git/broken-$(timestamp)
     if ! { mv -T .git:gitops-building .git:gitops-ready && mv -T .git .git:gitops-old &&
-        mv -T .git:gitops-ready .git && mv -T .git:gitops-old "$aside"; }; then
+        mv -T .git:gitops-ready .git && keep_damaged; }; then
         finish failed "$problem, and it cannot be replaced"
     fi
     export GITOPS_REPAIRED="the repository was damaged ($1) and was rebuilt from $origin; the damaged one is kept as \
-'$checkout/$aside' until a person removes it"
+'$checkout/$REPLY' until a person removes it"
     unset GIT_DIR GIT_WORK_TREE
-    exec "$BASH" "$script" "${arguments[@]}" 9<&- # the new process takes the lock again
+    exec "$BASH" "$script" "${arguments[@]}" # with descriptor 9, which is the lock
+}
+
+# Create .git:gitops-building with the damaged repository's config, and fetch all branches, or else the tracked one.
+# Sets: GIT_DIR (the new repository), config, setting, remote_error. Returns git's status.
+rebuild() {
+    rm -rf .git:gitops-building
+    export GIT_DIR=$checkout/.git:gitops-building
+    unset GIT_WORK_TREE
+    git init --quiet --bare --template= "$GIT_DIR" && cp -- .git/config "$GIT_DIR/config" || return
+    git config core.bare false && read_settings || return
+    forbid_prompts
+    remote_git fetch --quiet --no-auto-maintenance origin && return
+    branch=${setting[branch]}
+    ask_remote && branch=${branch:-$remote_default} && [[ $branch ]] &&
+        remote_git fetch --quiet --no-auto-maintenance origin "+refs/heads/$branch:refs/remotes/origin/$branch"
 }
 
 discard_building() { rm -rf "$GIT_DIR" && finish "$@"; }
 
-# carry_over BROKEN: copy what is readable into the new repository. Files are linked, not copied.
+# carry_over BROKEN: copy what is readable into the new repository. Files are linked, not copied. Other tools keep keys
+# and state in .git, so everything is copied except what git itself rebuilds.
 # Needs: GIT_DIR (the new repository). Returns 1 if HEAD's commit is not available.
 carry_over() {
-    local broken=$1 part file
-    for part in objects info hooks modules worktrees lfs logs config.worktree gitops-unfinished; do
-        [[ ! -e $broken/$part ]] || cp -a --link --no-clobber -- "$broken/$part" "$GIT_DIR/" 2>/dev/null
+    local broken=$1 file
+    for file in "$broken"/*; do
+        case ${file##*/} in
+            HEAD | config | index | refs | packed-refs | shallow | gc.pid | broken-*) ;;
+            gitops.lock) ln -- "$file" "$GIT_DIR/" ;;
+            *.lock) ;;
+            *) cp -a --link --no-clobber -- "$file" "$GIT_DIR/" 2>/dev/null ;;
+        esac
     done
     for file in "$GIT_DIR"/objects/**; do
         [[ ! -f $file || -s $file ]] || rm -f -- "$file"

@@ -52,20 +52,28 @@ remote_git() {
 # read_remote_error FILE STATUS: forward the error output to the log, without the remote's terminal sequences, and find
 # the line that gives the reason. Sets: remote_messages, remote_error.
 read_remote_error() {
-    local lines=('see the messages above')
+    local lines=('see the messages above') last i indent
     if [[ -s $1 ]]; then mapfile -t lines <"$1"; fi
+    last=${#lines[@]}
+    while ((last > 1)) && is_advice "${lines[last - 1]}"; do last=$((last - 1)); done
     lines=("${lines[@]//$'\e['*([0-9;?])[A-Za-z]/}")
-    lines=("${lines[@]//[[:cntrl:]]/}")
-    if (($2 == TIMED_OUT)); then lines+=("no complete answer within $(remote_limit) s"); fi
+    for ((i = 0; i < ${#lines[@]}; i++)); do
+        indent=''
+        if [[ ${lines[i]} == $'\t'* ]]; then indent=$'\t'; fi # parse_git_errors recognizes file names by it
+        lines[i]=$indent${lines[i]//[[:cntrl:]]/}
+    done
+    if (($2 == TIMED_OUT)); then
+        lines+=("no complete answer within $(remote_limit) s")
+        last=${#lines[@]}
+    fi
     remote_messages=$(printf '%s\n' "${lines[@]}")
-    printf '%s\n' "${lines[@]}" >&2
-    while ((${#lines[@]} > 1)) && is_advice "${lines[-1]}"; do unset 'lines[-1]'; done
-    remote_error=${lines[-1]%.}
+    printf '%s\n' "$remote_messages" >&2
+    remote_error=${lines[last - 1]%.}
 }
 
-# Return true for a line that git prints below the error of ssh, which is more precise.
+# Return true for a line that git prints below an error that is more precise.
 is_advice() {
-    [[ ! $1 || $1 == 'fatal: Could not read from remote repository.' ||
+    [[ ! $1 || $1 == $'\t'* || $1 == 'To add an exception for this directory, call:' || $1 == 'fatal: Could not read from remote repository.' ||
         $1 == 'Please make sure you have the correct access rights' || $1 == 'and the repository exists.' ]]
 }
 
@@ -74,8 +82,9 @@ is_advice() {
 # the refs again if anything changed since they were read.
 locate_upstream() {
     branch=${setting[branch]:-$default_branch}
+    if is_adoption; then branch=$head_branch; fi
     if [[ $branch ]]; then previous_tip=${tracking[$branch]:-}; fi
-    if is_announced_commit_new; then
+    if is_announced_commit_new && ! is_adoption; then
         fetch_branch
     else
         ask_remote || end_unreachable "$remote_error"
@@ -89,6 +98,13 @@ locate_upstream() {
     is_commit "$target" || finish failed "git fetch brought no commit of $branch"
 }
 
+# Return true if no run has deployed here and the checkout is on another branch than the default one. Then that branch is
+# what the operator wants: it becomes gitops.branch, if the remote has it. (Linked worktrees share the setting.)
+is_adoption() {
+    [[ ! ${setting[branch]} && ! $deployed && ! $bad && $head && $head_branch && $head_branch != "$default_branch" ]] &&
+        [[ $common_dir == "$GIT_DIR" ]]
+}
+
 # Return true if a commit of the tracked branch was announced that is not the last one known: a fetch is needed anyway.
 is_announced_commit_new() {
     [[ ! $dry_run && $branch && $announced_branch == "$branch" && $announced_commit != "$previous_tip" ]] &&
@@ -96,11 +112,11 @@ is_announced_commit_new() {
 }
 
 # Ask the remote for its default branch, and for the commits of that and of the tracked branch, in one connection.
-# Needs: branch. Sets: remote_default, remote_tip. Returns git's status.
+# ask_remote [URL]. Needs: branch. Sets: remote_default, remote_tip. Returns git's status.
 ask_remote() {
     local value ref head_tip=''
     remote_default='' remote_tip=()
-    remote_git ls-remote --symref origin HEAD ${branch:+"refs/heads/$branch"} || return
+    remote_git ls-remote --symref -- "${1:-origin}" HEAD ${branch:+"refs/heads/$branch"} || return
     while IFS=$'\t' read -r value ref; do
         # git compares only the last components: the pattern HEAD also matches refs/heads/HEAD.
         case $ref in
@@ -116,7 +132,15 @@ ask_remote() {
 # Needs: setting, remote_default, remote_tip. Sets: branch, target, previous_tip; if the default branch changed, the
 # refs and refs/remotes/origin/HEAD. Ends with `missing` if the remote has no such branch.
 choose_branch() {
-    if [[ ! ${setting[branch]} && $remote_default ]]; then branch=$remote_default; fi
+    if is_adoption && [[ ${remote_tip[$head_branch]:-} && $head_branch != "$remote_default" ]]; then
+        branch=$head_branch setting[branch]=$head_branch
+        [[ $dry_run ]] || git config gitops.branch "$branch" || finish failed "gitops.branch cannot be set"
+        notes+="; the checkout was on $branch, which is now its gitops.branch"
+        list_refs # with the refs of this branch
+        previous_tip=${tracking[$branch]:-}
+    elif [[ ! ${setting[branch]} && $remote_default ]]; then
+        branch=$remote_default
+    fi
     [[ $branch ]] || finish missing "$origin has no default branch; set gitops.branch"
     target=${remote_tip[$branch]:-}
     [[ $target ]] || finish missing "the branch $branch does not exist at $origin; nothing was changed" \
@@ -148,7 +172,7 @@ fetch_branch() {
 
 # Needs: branch, target in a dry run. Sets: target, the refs. Returns git's status.
 fetch_once() {
-    local options=(--quiet --no-auto-maintenance --no-write-fetch-head)
+    local options=(--quiet --no-auto-maintenance --no-write-fetch-head --no-prune)
     if [[ -t 2 ]]; then options[0]=--progress; fi
     if [[ $dry_run ]]; then
         git cat-file -e "$target^{commit}" 2>/dev/null ||

@@ -7,7 +7,7 @@ declare -A EXIT # see gitops_sync.sh
 # contains a command, so that no reader has to search a message, which may quote the remote, for one.
 # Needs: EXIT, repository, name, notes, repaired, before, head, steps, GITOPS_RESULT.
 finish() {
-    local outcome=$1 fix=${3:-} message="${repository:-${name:-gitops_sync.sh}}: $2$notes${repaired:+; $repaired}"
+    local outcome=$1 fix=${3:-} message="${repository:+${repository%/*}/}${name:-gitops_sync.sh}: $2$notes${repaired:+; $repaired}"
     escape_controls
     printf '%s: %s\n' "$outcome" "$message"
     if [[ $fix && -t 1 ]]; then printf 'fix: %s\n' "$fix"; fi

@@ -9,19 +9,19 @@ declare -A config setting setting_file # see gitops_sync.sh
 # The daemon reads the settings with the same command, so that both always agree:
 #     GIT_DIR=<git directory> git config --show-scope --show-origin --null --list
 # GIT_DIR must be set: in another user's checkout, git otherwise drops the local scope without an error.
-# Needs: GIT_DIR. Sets: config, setting, setting_file. Returns 1 if git cannot read the configuration.
+# Needs: GIT_DIR. Sets: config, setting, setting_file, paths. Returns 1 if git cannot read the configuration.
 read_settings() {
     local fields scope key value i
     # The status is the last field, because bash may lose that of a process substitution.
     mapfile -d '' -t fields < <(git config --show-scope --show-origin --null --list 2>/dev/null; printf '%s\0' "$?")
     [[ ${fields[-1]} == 0 ]] || return 1
-    setting[paths]=''
+    paths=()
     for ((i = 0; i + 2 < ${#fields[@]}; i += 3)); do # scope, origin, key and value; a key without "=" means true
         scope=${fields[i]} key=${fields[i + 2]%%$'\n'*} value=true
         if [[ ${fields[i + 2]} == *$'\n'* ]]; then value=${fields[i + 2]#*$'\n'}; fi
         config[$key]=$value
         [[ $key == gitops.* && ($scope == local || $scope == worktree) ]] || continue
-        if [[ $key == gitops.paths ]]; then value+=" ${setting[paths]}"; fi
+        if [[ $key == gitops.paths ]]; then paths+=("$value"); fi
         setting[${key#gitops.}]=$value
         setting_file[${key#gitops.}]=${fields[i + 1]#file:}
     done
@@ -42,7 +42,20 @@ check_settings() {
     [[ ${setting[dirty]} == @(refuse|stash) ]] || reject_setting dirty 'refuse or stash'
     [[ ${setting[timeout]} =~ ^[1-9][0-9]{0,5}$ ]] || reject_setting timeout 'a number of seconds'
     [[ ${setting[healthtimeout]} =~ ^(0|[1-9][0-9]{0,5})$ ]] || reject_setting healthTimeout 'a number of seconds'
+    [[ ${setting[approved]} =~ ^(|hold|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting approved 'a commit id or hold'
     [[ ! ${setting[branch]} ]] || is_branch "${setting[branch]}" || reject_setting branch 'the name of a branch'
+}
+
+# Each value of gitops.paths is one pattern. One that git does not accept must not mean "deploy everything".
+# Needs: paths, GIT_DIR.
+check_paths() {
+    local pattern
+    for pattern in "${paths[@]}"; do
+        # An index that does not exist is empty, so this only parses the pattern.
+        GIT_INDEX_FILE=$GIT_DIR/gitops-no-index git ls-files -- "$pattern" &>/dev/null && [[ $pattern ]] && continue
+        setting[paths]=$pattern
+        reject_setting paths 'patterns that git accepts (see gitglossary, pathspec)'
+    done
 }
 
 reject_setting() {
@@ -52,4 +65,16 @@ reject_setting() {
 end_if_paused() {
     [[ ${setting[paused]} != true ]] ||
         finish paused "gitops.paused is set, so nothing was done" "$(unset_fix paused)"
+}
+
+# Replace the target by the commit that a roll-out has approved (gitops.approved). `hold` permits no move and no deploy.
+# Needs: setting, branch, target. Sets: target, previous_tip, held.
+hold_at_approved() {
+    local approved=${setting[approved]}
+    [[ $approved && $approved != "$target" ]] || return 0
+    [[ $approved != hold ]] ||
+        finish held "a roll-out holds the checkout; $branch is at ${target:0:10} at the remote"
+    git merge-base --is-ancestor "$approved" "$target" 2>/dev/null ||
+        finish early "the approved commit ${approved:0:10} is not in $branch at the remote; tried again later"
+    previous_tip=$target target=$approved held=yes # the remote has what lies between, so it is no person's work
 }

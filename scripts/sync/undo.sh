@@ -24,11 +24,13 @@ undo_unfinished_move() {
     write_note "$from" "$from" "$deploy_started"
 }
 
-# put_back FROM TO: restore every file that differs between two commits. A file that the move can have written contains
-# a prefix of the content in TO, and is removed. A file with other content is a person's later work: it is renamed.
+# put_back FROM TO [live]: restore every file that differs between two commits. A file that the move can have written contains
+# a prefix of the content in TO, and is removed. A file with other content is a person's later work: it is renamed. So
+# is an empty file, unless this run has just made the move ("live"): git leaves one on a full disk.
 # Sets: notes. Returns false if it could not finish (killed, disk full) and must be repeated.
 put_back() {
-    local from=$1 to=$2 path aside changes i lost=()
+    local from=$1 to=$2 live=${3:-} path aside changes i lost=()
+    local -A excluded=()
     # git refuses if the index is not at either commit, as when the move died before it wrote the index.
     git read-tree -i -m "$to" "$from" 2>/dev/null || (($? <= 128)) || return
     mapfile -d '' -t changes < <(
@@ -36,16 +38,19 @@ put_back() {
         printf '%s\0' "$?"
     )
     [[ ${changes[-1]} == 0 ]] || return
+    list_excluded
     for ((i = 0; i + 1 < ${#changes[@]}; i += 2)); do
         path=${changes[i + 1]}
         if is_behind_link "$path"; then
             continue # outside the tree
+        elif [[ ! -e $path && ! -L $path && ${excluded[$path]:-} ]]; then
+            continue # a sparse checkout does not contain it
         elif [[ ! -L $path && (-d $path || ! -e $path) ]]; then
             : # a missing file is restored below; a directory is removed with its last file
-        elif is_prefix_of_committed "$path" "$to"; then
+        elif [[ ${changes[i]} != D ]] && is_written_by_move "$path"; then
             rm -f -- "$path"
             [[ $path != */* ]] || rmdir -p --ignore-fail-on-non-empty -- "${path%/*}"
-        elif equals_committed "$path" "$from"; then
+        elif [[ ${changes[i]} != A ]] && equals_committed "$path" "$from"; then
             continue
         else
             aside=$path.kept-$(timestamp)
@@ -56,6 +61,21 @@ put_back() {
     done
     # On a full disk, the first attempt may fail although the removed files left enough space.
     ((${#lost[@]} == 0)) || restore_lost || restore_lost --force || is_restored
+}
+
+# List the paths that a sparse checkout leaves out. Needs: config. Sets: excluded (of put_back).
+list_excluded() {
+    local line
+    [[ ${config[core.sparsecheckout]:-} == true ]] || return 0
+    while IFS= read -r -d '' line; do
+        if [[ $line == 'S '* ]]; then excluded[${line#S }]=yes; fi
+    done < <(git ls-files -t -z)
+}
+
+# Return true if the move can have written the file. Needs: to, live (of put_back).
+is_written_by_move() {
+    [[ -s $1 || -L $1 || $live || ! $(committed_content "$1" "$to" | head -c 1 | wc -c) == 1 ]] &&
+        is_prefix_of_committed "$1" "$to"
 }
 
 # Return true if a parent of the path is a symbolic link.

@@ -76,8 +76,8 @@ def test_the_overview_tells_the_health_of_the_daemon_and_counts(page, journal):
     shown = page.get("/").text
     assert "Running" in shown
     assert "0 runs" in shown
-    assert "1 run in hand" in (journal.start("acme/other", "push"), page.get("/").text)[1]
-    assert re.search(r"<b>1</b> syncing", page.get("/").text)
+    assert "1 run<" in (journal.start("acme/other", "push"), page.get("/").text)[1]
+    assert re.search(r"<b>1</b> running", page.get("/").text)
     journal.fault = "no space <left>"
     assert "The journal cannot be written: no space &lt;left&gt;" in page.get("/").text
 
@@ -255,16 +255,16 @@ def test_what_became_of_a_delivery(page, journal):
     assert "ada pushed aaaaaaaaaa to refs/heads/main." in told("g")
     assert "queued" in told("g")
     claim = journal.start("acme/site", "push")
-    assert f"in hand run {claim.run.id} is at work on it, since 0 s." in told("g")
+    assert f"running run {claim.run.id}, since 0 s." in told("g")
     ended = claim.run._replace(ended=claim.run.started + 2, outcome="unreachable", message="acme/site: no answer")
     journal.finish(ended, settled=False)
-    assert re.search(r"unreachable run 1 ended 3\.\d s after it was received, and is tried again\.no answer", told("g"))
+    assert re.search(r"unreachable run 1 ended 3\.\d s after the push\. It will be retried\.no answer", told("g"))
     again = journal.start("acme/site", "retry")
     journal.finish(again.run._replace(ended=time.time(), outcome="updated", after="a" * 40), settled=True)
     journal.save_commits(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
-    assert re.search(r"updated run 2 ended 1\.\d s after it was received\.aaaaaaaaaa Say hello", told("g"))
+    assert re.search(r"updated run 2 ended 1\.\d s after the push\.aaaaaaaaaa Say hello", told("g"))
     journal._call(lambda connection: connection.execute("DELETE FROM runs"))
-    assert "Its run is not remembered any more." in told("g")
+    assert "The run is no longer in the journal." in told("g")
 
 
 def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
@@ -323,9 +323,7 @@ def test_a_person_is_refused_with_a_page_and_a_program_with_json(page):
     refused = page.get("/runs/77", headers={"Accept": "text/html,*/*;q=0.8"}, status=404)
     assert refused.content_type == "text/html"
     assert "No such run." in refused.text
-    assert page.get("/api/runs/77", headers={"Accept": "text/html"}, status=404).json == {
-        "reason": "no such run"
-    }
+    assert page.get("/api/runs/77", headers={"Accept": "text/html"}, status=404).json == {"reason": "no such run"}
 
 
 @pytest.mark.parametrize(

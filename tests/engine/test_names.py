@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 from conftest import SCRIPT, Site
+from scratch import git
 
 BAD = [
     "..",
     ".",
     ".git",
     ".GIT",
-    "a/b",
+    "a/b/c",
+    "site@",
+    "site@a@b",
+    "@staging",
     "../site",
     "/etc",
     "-x",
@@ -55,6 +59,8 @@ def test_a_bad_name_touches_nothing(synced: Site, name: str) -> None:
         "/site",
         "acme/",
         "acme/other",
+        "acme/site@",
+        "acme/site@staging",
         "acme\n/site",
         "-a/site",
         ".../../site",
@@ -103,3 +109,29 @@ def test_hints_are_no_more_than_hints(synced: Site, hint: str) -> None:
     run = synced.run(GITOPS_AFTER=synced.head(), GITOPS_REF=f"refs/heads/../../{hint}")
     assert run.outcome == "unchanged"
     assert not list(synced.folder.rglob("x"))
+
+
+def test_the_environments_of_a_repository(site: Site) -> None:
+    for name in ("acme/site", "acme/site@staging"):
+        git("clone", "--quiet", site.upstream.bare, site.root / name, cwd=site.root)
+        git(
+            "config",
+            "gitops.deploy",
+            f'echo "$GITOPS_REPOSITORY" >{site.folder}/{name.partition("@")[2]}.log',
+            cwd=site.root / name,
+        )
+    for repository in ("acme/site", "acme/site@staging", None):
+        site.upstream.commit()
+        run = site.run(name="site@staging", GITOPS_REPOSITORY=repository)
+        assert run.outcome == "updated" and "site@staging: " in run.message
+        assert (site.folder / "staging.log").read_text() == ("acme/site\n" if repository else "site\n")
+    assert not (site.folder / ".log").exists(), "the other checkout is not touched"
+    assert site.run().outcome == "updated"
+
+
+def test_a_name_with_its_owner(synced: Site) -> None:
+    for repository in (None, "acme/site"):
+        assert synced.run(name="acme/site", GITOPS_REPOSITORY=repository).outcome == "unchanged"
+    assert synced.run(name="other/site").outcome == "usage"
+    run = synced.run(name="acme/site@new", GITOPS_REPOSITORY=None, GITOPS_CLONE_URL=str(synced.upstream.bare))
+    assert run.outcome == "cloned" and (synced.root / "acme/site@new/.git").is_dir()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from fake_github import TOKEN, Fault, Forge
@@ -129,7 +134,7 @@ def test_one_who_cannot_wait_is_told_until_when(forge, clock):
     client.call("GET", HOOKS)
     error = refused(client)
     assert (error.http, error.status) == (429, 75)
-    assert re.search(r"nothing through before \d\d:\d\d:\d\d", str(error))
+    assert re.search(r"permits no request before \d\d:\d\d:\d\d", str(error))
     assert error.again > clock.now + 3000
     assert clock.slept == []
 
@@ -160,27 +165,74 @@ def test_a_slow_forge_is_left(forge, clock, monkeypatch):
     assert "timed out" in str(error)
 
 
-def test_a_body_that_drips_or_never_ends_is_left(forge, clock, monkeypatch):
-    monkeypatch.setattr(module, "_MOST", 1000)
+def test_a_body_that_is_too_large_is_rejected(forge, clock, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_BYTES", 1000)
     forge.faults.append(Fault("", 200, body=["x" * 2000]))
-    assert "takes too long" in str(refused(Client(forge.url, TOKEN, tries=1, clock=clock)))
+    assert "too large" in str(refused(Client(forge.url, TOKEN, tries=1, clock=clock)))
+
+
+@pytest.mark.parametrize(
+    "drip",
+    [
+        pytest.param([b"HTTP/1.1 200 OK\r\n", *[b"X-Slow: 1\r\n"] * 1000], id="headers"),
+        pytest.param([b"HTTP/1.1 100 Continue\r\n\r\n"] * 1000, id="continue"),
+        pytest.param([b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", *[b" "] * 1000], id="body"),
+    ],
+)
+def test_an_answer_that_never_ends_reaches_the_deadline(clock, monkeypatch, drip):
+    monkeypatch.setattr(module, "_DEADLINE", 0.4)
+    with dripping(drip) as url:
+        started = time.monotonic()
+        error = refused(Client(url, TOKEN, tries=1, clock=clock))
+    assert "takes too long" in str(error)
+    assert time.monotonic() - started < 5
+
+
+@contextmanager
+def dripping(pieces: list[bytes]) -> Iterator[str]:
+    """Serve one connection that gets a piece of the answer every 50 ms; yields the URL."""
+    ended = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            for piece in pieces:
+                connection.sendall(piece)
+                if ended.wait(0.05):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("link", ["", "?page=2"])
+def test_a_listing_never_requests_a_page_twice(forge, client, link):
+    forge.faults.append(Fault("GET", 200, {"Link": f'<{forge.url}{HOOKS}{link}>; rel="next"'}, [{}], times=-1))
+    with pytest.raises(ApiError, match="do not end"):
+        list(client.pages(HOOKS))
+    assert len(forge.asked) <= 2
 
 
 def test_nobody_there(clock):
     error = refused(Client("http://127.0.0.1:9", TOKEN, tries=1, clock=clock))
     assert error.http == 0
-    assert "http://127.0.0.1:9 cannot be asked: Connection refused" in str(error)
+    assert "http://127.0.0.1:9 does not answer: Connection refused" in str(error)
 
 
 def test_what_is_no_json_is_a_fault_and_a_proxys_page_an_answer(forge, client):
     forge.faults.append(Fault("", 200, body=b"<html>Sign in"))
-    assert "is no JSON" in str(refused(client, "POST"))
+    assert "not JSON" in str(refused(client, "POST"))
     forge.faults.append(Fault("", 422, body=b"<html>"))
     assert "answers 422" in str(refused(client))
     forge.faults.append(Fault("", 200, body=b"[" * 100_000))
-    assert "is no JSON" in str(refused(client, "POST"))
+    assert "not JSON" in str(refused(client, "POST"))
     forge.faults.append(Fault("", 200, body={}))
-    with pytest.raises(ApiError, match="no listing"):
+    with pytest.raises(ApiError, match="not a listing"):
         list(client.pages(HOOKS))
 
 
@@ -223,7 +275,7 @@ def test_a_token_that_is_not_valid_and_one_that_is_to_be_authorised(forge, clien
     assert "not valid" in str(error)
     assert "Bad credentials" in str(error)
     forge.faults.append(Fault("", 403, {"X-GitHub-SSO": "required; url=https://github.com/orgs/acme/sso?x=1"}))
-    assert "wants this token to be authorised: https://github.com/orgs/acme/sso?x=1" in str(refused(client))
+    assert "requires an authorization of this token: https://github.com/orgs/acme/sso?x=1" in str(refused(client))
 
 
 @pytest.mark.parametrize("status", [409, 410, 422])

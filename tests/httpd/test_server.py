@@ -45,6 +45,10 @@ class Desk:
     def echo(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         return self._say(start_response, environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
 
+    def all(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        assert environ["wsgi.input_terminated"]
+        return self._say(start_response, environ["wsgi.input"].read())
+
     def taste(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         return self._say(start_response, environ["wsgi.input"].read(1))
 
@@ -58,7 +62,8 @@ class Desk:
         first = environ["wsgi.input"].read(half)
         self.arrived.release()
         assert self.go.wait(PATIENCE)
-        return self._say(start_response, first + environ["wsgi.input"].read(half))
+        second = environ["wsgi.input"].read(half)
+        return self._say(start_response, str(len(first + second)).encode())
 
     def refuse(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         return self._say(start_response, b"too large", "413 Too Large")
@@ -369,51 +374,143 @@ def test_a_body_that_was_read_ahead_is_no_request_either() -> None:
 
 
 def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
-    with Serving(bodies=1000, uncounted=0) as serving:
+    with Serving(memory=1000, uncounted=0) as serving:
         first, second = serving.connect(), serving.connect()
         first.send(request("/halves", bytes(800), length=1000))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)  # 500 bytes at least are in, and it is our turn
-        answer = second.send(request("/echo", bytes(700))).answer()
+        answer = second.send(request("/sip", bytes(700))).answer()
         assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
         assert second.is_closed()
         serving.desk.go.set()
         assert first.send(bytes(200)).answer().status == 200
-        assert serving.connect().send(request("/echo", bytes(1000))).answer().status == 200
+        assert serving.connect().send(request("/sip", bytes(1000))).answer().status == 200
 
 
 def test_who_holds_memory_and_keeps_us_waiting_gives_way() -> None:
-    with Serving(bodies=1000, uncounted=0) as serving:
-        slow = serving.connect().send(request("/echo", bytes(800), length=1000))
-        until(
-            lambda: [(peer.held, peer.waiting) for peer in serving.server.resources._streams.values()] == [(800, True)]
-        )
-        assert serving.connect().send(request("/echo", bytes(900))).answer().status == 200
+    with Serving(memory=1000, uncounted=0) as serving:
+        slow = serving.connect().send(request("/sip", bytes(800), length=1000))
+        until(lambda: [(peer.held, peer.waiting) for peer in serving.server.resources._streams] == [(800, True)])
+        assert serving.connect().send(request("/sip", bytes(900))).answer().status == 200
         assert slow.is_closed()
 
 
 def test_a_usual_body_is_let_in_whoever_holds_the_memory() -> None:
-    with Serving(bodies=1000, uncounted=100) as serving:
-        holder = serving.connect().send(request("/halves", bytes(1100), length=1100))
+    with Serving(memory=1000, uncounted=200) as serving:
+        holder = serving.connect().send(request("/halves", bytes(1200), length=1200))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)
-        assert serving.connect().send(request("/echo", bytes(100))).answer().status == 200
+        assert serving.connect().send(request("/sip", bytes(100))).answer().status == 200
         serving.desk.go.set()
         assert holder.answer().status == 200
 
 
 def test_who_announces_much_and_sends_nothing_keeps_no_memory_from_others() -> None:
-    with Serving(bodies=1000, uncounted=0) as serving:
+    with Serving(memory=1000, uncounted=0) as serving:
         for _ in range(4):
-            peer = serving.connect().send(request("/echo", b"", EXPECT, length=1000))
+            peer = serving.connect().send(request("/sip", b"", EXPECT, length=1000))
             assert peer.line() == b"HTTP/1.1 100 Continue\r\n"
-        assert serving.connect().send(request("/echo", bytes(1000))).answer().status == 200
+        assert serving.connect().send(request("/sip", bytes(1000))).answer().status == 200
 
 
 def test_the_memory_of_a_peer_that_went_away_is_given_back() -> None:
-    with Serving(bodies=1000, uncounted=0) as serving:
+    with Serving(memory=1000, uncounted=0) as serving:
         for _ in range(3):
             peer = serving.connect().send(request("/echo", bytes(900), length=1000))
             peer.channel.shutdown(socket.SHUT_WR)
             assert peer.answer().status == 400
+
+
+def test_a_response_that_nobody_reads_counts_and_gives_way() -> None:
+    with Serving(memory=10 << 20, uncounted=0) as serving:
+        unread = [serving.connect().send(request("/large")) for _ in range(2)]
+        until(lambda: sum(stream.held for stream in serving.server.resources._streams) > 8 << 20)
+        assert serving.connect().get("/large").status == 200
+        assert serving.connect().get("/echo").status == 200
+        with suppress(ConnectionError, ValueError):  # the response ends in the middle, or was never begun
+            assert len(unread[0].answer().body) < 4 << 20
+        assert unread[1].answer().status == 200
+
+
+def test_a_response_beyond_the_memory_is_503() -> None:
+    with Serving(memory=1 << 20, uncounted=1000) as serving:
+        assert serving.connect().get("/large").status == 503
+        assert serving.connect().get("/echo").status == 200
+
+
+def test_calls_of_the_application_are_limited_and_wait_for_each_other() -> None:
+    with Serving(calls=1, request=0.5) as serving:
+        busy = serving.connect().send(request("/wait"))
+        assert serving.desk.arrived.acquire(timeout=PATIENCE)
+        assert serving.connect().get("/echo").status == 503
+        waiting = serving.connect().send(request("/echo"))
+        assert not waiting.has_news(within=0.1)
+        serving.desk.go.set()
+        assert (busy.answer().status, waiting.answer().status) == (200, 200)
+
+
+# -- chunked bodies ---------------------------------------------------------------------------------------------------
+
+
+def chunked(path: str, *parts: bytes) -> bytes:
+    head = request(path, None, "Transfer-Encoding: chunked", method="POST")
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
+def test_a_chunked_body_is_read_to_its_end_and_the_connection_is_kept() -> None:
+    with Serving() as serving:
+        parts = [b"one", b"x" * 100_000, b"two"]
+        raw = chunked("/all", *parts) + b"0;last\r\nX-Trailer: dropped\r\n\r\n" + request("/echo", b"next")
+        peer = serving.connect()
+        for start in range(0, len(raw), 7777):
+            peer.send(raw[start : start + 7777])
+        answer = peer.answer()
+        assert (answer.status, answer.body, answer.headers["Connection"]) == (200, b"".join(parts), None)
+        assert peer.answer().body == b"next"
+
+
+def test_a_peer_that_expects_it_may_send_chunks() -> None:
+    with Serving() as serving:
+        peer = serving.connect().send(request("/all", None, "Transfer-Encoding: chunked", EXPECT, method="POST"))
+        assert (peer.line(), peer.line()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
+        assert peer.send(b"4\r\nbody\r\n0\r\n\r\n").answer().body == b"body"
+
+
+MALFORMED_CHUNKS = {
+    "no size": b"\r\n",
+    "a size in another base": b"0x1\r\na\r\n0\r\n\r\n",
+    "a sign": b"+1\r\na\r\n0\r\n\r\n",
+    "an underscore": b"1_0\r\n" + b"a" * 16 + b"\r\n0\r\n\r\n",
+    "nine digits": b"000000001\r\na\r\n0\r\n\r\n",
+    "a bare line feed": b"1\na\n0\n\n",
+    "a bare line feed in an extension": b"1;a\nb\r\na\r\n0\r\n\r\n",
+    "more data than announced": b"1\r\nab\r\n0\r\n\r\n",
+    "less data than announced": b"3\r\na\r\n0\r\n\r\n",
+    "an endless extension": b"1;" + b"a" * 5000,
+    "endless trailers": b"0\r\n" + b"a: b\r\n" * 200,
+    "a trailer with a bare line feed": b"0\r\na: b\nc: d\r\n\r\n",
+    "a body in tiny chunks": b"1\r\na\r\n" * 2000,
+}
+
+
+@pytest.mark.parametrize("chunks", MALFORMED_CHUNKS.values(), ids=MALFORMED_CHUNKS)
+def test_a_malformed_chunked_body_is_400_and_the_last_request(chunks: bytes) -> None:
+    with Serving() as serving:
+        peer = serving.connect().send(chunked("/all") + chunks + request("/echo"))
+        answer = peer.answer()
+        assert (answer.status, answer.headers["Connection"]) == (400, "close")
+        assert peer.is_closed()
+
+
+def test_a_chunked_body_that_ends_early_is_400() -> None:
+    with Serving() as serving:
+        peer = serving.connect().send(chunked("/all", b"half"))
+        peer.channel.shutdown(socket.SHUT_WR)
+        assert peer.answer().status == 400
+
+
+def test_a_chunked_body_has_the_limits_of_any_other() -> None:
+    with Serving(memory=1000, uncounted=0, request=0.3) as serving:
+        assert serving.connect().send(chunked("/all", bytes(2000))).answer().status == 503
+        assert serving.connect().send(chunked("/all", bytes(500))).answer().status == 408
 
 
 # -- peers that say nothing, too much, or nonsense --------------------------------------------------------------------
@@ -424,6 +521,7 @@ def test_the_memory_of_a_peer_that_went_away_is_given_back() -> None:
     [
         pytest.param(b"GET / HTTP/1.1\nHost: here\n\n", 400, id="line feeds alone"),
         pytest.param(b"\n", 400, id="one line feed"),
+        pytest.param(b"\x16\x03\x01", 400, id="the start of a TLS handshake"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: here\r\nX: " + b"x" * 40_000, 431, id="a head without end"),
     ],
 )
@@ -478,7 +576,7 @@ def test_a_request_that_dribbles_has_one_deadline_for_all_of_it(begin: bytes) ->
 
 
 def test_a_peer_that_never_stops_sending_has_the_same_deadline() -> None:
-    with Serving(request=0.3, bodies=10**15) as serving:
+    with Serving(request=0.3, memory=10**15) as serving:
         peer = serving.connect().send(request("/sip", b"", length=10**15))
         began = time.monotonic()
         while not peer.has_news() and time.monotonic() < began + 3:
@@ -549,24 +647,58 @@ def test_who_says_nothing_cannot_keep_others_out() -> None:
         assert sum(peer.is_closed() for peer in silent[:16]) == 16
 
 
-def test_a_request_in_hand_never_gives_way() -> None:
+def test_a_busy_connection_never_gives_way_and_the_new_one_gets_503() -> None:
     with Serving(connections=1) as serving:
         busy = serving.connect().send(request("/echo", b"one") + request("/wait"))  # at once: no waiting between them
         assert serving.desk.arrived.acquire(timeout=PATIENCE)
-        assert serving.connect().get("/echo").status == 200  # one too many, after a second
+        for _ in range(3):
+            peer = serving.connect()
+            answer = peer.get("/echo")
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
+            assert peer.is_closed()
+        assert len(serving.server.resources._streams) == 1
         serving.desk.go.set()
         assert [busy.answer().body, busy.answer().body] == [b"one", b"waited"]
 
 
-def test_a_connection_that_gets_no_thread_is_closed_and_the_next_one_served() -> None:
-    with Serving() as serving:
+def test_the_accepting_thread_waits_for_nobody() -> None:
+    with Serving(connections=1) as serving:
+        serving.connect().send(request("/wait"))
+        assert serving.desk.arrived.acquire(timeout=PATIENCE)
+        began = time.monotonic()
+        peers = [serving.connect() for _ in range(200)]
+        assert {peer.answer().status for peer in peers} == {503}
+        assert serving.server.turned > began
+        assert time.monotonic() - began < 5
+        serving.desk.go.set()
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Make every start of a thread in this process fail, by a stack that exceeds the address space."""
+    usual = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(usual)
+
+
+def test_the_reserve_serves_while_the_system_refuses_threads() -> None:
+    with Serving(reserve=2) as serving, no_more_threads():
+        for _ in range(20):
+            assert serving.connect().get("/echo").status == 200  # and stays open: an idle one gives way
+
+
+def test_without_any_thread_the_response_is_503_and_the_next_connection_is_served() -> None:
+    with Serving(reserve=1) as serving:
+        busy = serving.connect().send(request("/wait"))
+        assert serving.desk.arrived.acquire(timeout=PATIENCE)
+        with no_more_threads():
+            answer = serving.connect().answer()
+            assert (answer.status, json.loads(answer.body)["reason"]) == (503, "no thread is available")
         assert serving.connect().get("/echo").status == 200
-        usual = threading.stack_size(1 << 46)  # more than there are addresses for
-        try:
-            assert serving.connect().is_closed()
-        finally:
-            threading.stack_size(usual)
-        assert serving.connect().get("/echo").status == 200
+        serving.desk.go.set()
+        assert busy.answer().body == b"waited"
 
 
 SCARCE = """

@@ -160,7 +160,9 @@ class Host:
     def is_idle_but_for_the_last(self) -> bool:
         """Whether nothing is owed to any repository but the last, which honest deliveries go to."""
         last = self.repositories[-1]
-        undone = "SELECT repository FROM deliveries WHERE pending UNION SELECT repository FROM runs WHERE outcome IS NULL"
+        undone = (
+            "SELECT repository FROM deliveries WHERE pending UNION SELECT repository FROM runs WHERE outcome IS NULL"
+        )
         return {name for (name,) in self.daemon.query(undone)} <= {last}
 
     def has_ended(self) -> bool:

@@ -87,7 +87,9 @@ def cut_the_power(folder: Path, account: Account, rounds: int, seed: int) -> Non
                 live, synced = folder / f"live {number}", folder / f"synced {number}"
                 host.daemon.process.send_signal(signal.SIGSTOP)
                 os.waitpid(host.daemon.process.pid, os.WUNTRACED)
-                shutil.copytree(host.state, live, ignore=shutil.ignore_patterns("*-shm", "*.log", "*.result", "*.new"))
+                shutil.copytree(
+                    host.state, live, ignore=shutil.ignore_patterns("*-shm", "*.log", "*.result", "*.new", "*.sock")
+                )
                 shutil.copytree(faulty.synced, synced)
                 host.daemon.process.send_signal(signal.SIGCONT)
                 mixed = folder / f"torn {number}"
