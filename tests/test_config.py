@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from ipaddress import ip_network
-import socket
 from pathlib import Path
 from typing import Any
 

@@ -26,6 +26,7 @@ LAYERS = {
     0: [
         "model",
         "outcomes",
+        "init",
         "config",
         "parsers",
         "shipped",

@@ -40,8 +40,8 @@ class LifeChangedError(EtcdError):
 class Listener:
     """The reactions to what the fleet's keys show. Methods are called by the following thread."""
 
-    def wants(self, want: Want, *, is_live: bool) -> str | None:
-        """Return the checkout that a push concerns on this host, or None."""
+    def wants(self, want: Want, *, is_live: bool) -> Sequence[str]:
+        """Return the checkouts that a push concerns on this host."""
         raise NotImplementedError
 
     def notify(self, checkout: str) -> None:
@@ -178,9 +178,7 @@ class Follower:
             if not want or pair.is_deleted or not is_valid(want.repository):
                 continue
             self.revisions[want.repository.lower()] = pair.mod_revision
-            checkout = self._listener.wants(want, is_live=is_live)
-            if checkout:
-                deliveries.append(_delivery(want, checkout))
+            deliveries += [_delivery(want, name) for name in self._listener.wants(want, is_live=is_live)]
         for delivery in self._journal.follow(cursor, deliveries):
             log.info(
                 "push from the fleet",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gitops_hook import __version__
 from gitops_hook.config import Settings
@@ -24,7 +24,7 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Run
 from gitops_hook.names import may_clone
-from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.runner import Task
 
 #: Seconds that the host's key outlives its last sign of life, and seconds between two signs.
@@ -101,16 +101,15 @@ class FleetNode(Listener):
 
     # -- what the follower shows --------------------------------------------------------------------------------------
 
-    def wants(self, want: Want, *, is_live: bool) -> str | None:
-        """Return the checkout of a push, if this host has it or may clone it, and if it may have moved."""
-        if self.deployer.ignores_pushes(want.repository):
-            return None
-        checkout = self._checkouts.find(want.repository)
-        if not checkout:
-            return want.repository if may_clone(want.repository, self._clone) else None
-        branch = checkout.settings.get("branch") or want.default_branch
-        is_tracked = not want.ref or not branch or want.ref == f"refs/heads/{branch}"
-        return want.repository if is_tracked or not is_live else None
+    def wants(self, want: Want, *, is_live: bool) -> Sequence[str]:
+        """Return the checkouts whose tracked branch a push may have moved, or the repository if it is to be cloned."""
+        checkouts = self._checkouts.find_all(want.repository)
+        if not checkouts:
+            is_foreign = self._checkouts.find(want.repository) is not None
+            is_new = not is_foreign and may_clone(want.repository, self._clone)
+            return [want.repository] if is_new and not self.deployer.ignores_pushes(want.repository) else []
+        moved = [checkout for checkout in checkouts if not is_live or _may_have_moved(checkout, want)]
+        return [checkout.repository for checkout in moved if not self.deployer.ignores_pushes(checkout.repository)]
 
     def notify(self, checkout: str) -> None:
         """Run what is pending."""
@@ -198,3 +197,8 @@ class FleetNode(Listener):
             self._note_seen()
         # A member that is paused keeps its connections. If requests have moved on to another one, so must the watch.
         self.follower.reconnect(self._etcd.preferred)
+
+
+def _may_have_moved(checkout: Checkout, want: Want) -> bool:
+    branch = checkout.settings.get("branch") or want.default_branch
+    return not want.ref or not branch or want.ref == f"refs/heads/{branch}"

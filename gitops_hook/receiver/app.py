@@ -288,7 +288,8 @@ class WebhookApp:
             return Ignored(push.repository, kind, reason)
 
         checkouts = self._checkouts.find_all(push.repository, push.path)
-        foreign = not checkouts and self._checkouts.find(push.repository)
+        flat = push.repository.rpartition("/")[2]
+        foreign = not checkouts and (self._checkouts.find(push.repository) or self._checkouts.find(flat))
         if foreign or not (checkouts or may_clone(push.repository, self._clone)):
             other = "the checkout of this name on this host belongs to another repository"
             return ignored("checkout", other if foreign else "this host has no checkout of the repository")

@@ -22,47 +22,24 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 from gitops_hook.config import Settings
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Run
-from gitops_hook.sync import backoff
 from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.delays import RESTARTS_COUNTED, Delay, delay_after, delay_after_restarts
 from gitops_hook.sync.executor import Early, Executor, RunObserver, log_end
-from gitops_hook.sync.loops import LOOP_RUNS
 from gitops_hook.sync.runner import GRACE, Runner
+from gitops_hook.sync.sweep import feed
 from gitops_hook.sync.worker import WakeUp, Worker
 
 __all__ = ["Dispatcher", "RunObserver"]
 
 #: Workers that may go on beyond the slots: their runs are recorded, and their observers still work.
 _SPARE = 4
-#: The number of runs to look back for those that the daemon's shutdown ended.
-_RESTARTS_COUNTED = 10
-
-
-#: The triggers that wait for the end of a delay after restarts of the daemon, and of a delay of a loop (`loops`).
-_RESTART_IGNORES = frozenset({"sweep", "recovery"})
-_LOOP_IGNORES = frozenset({"push", "sweep", "recovery"})
-
-
-class Delay(NamedTuple):
-    """A checkout that waits for its next run."""
-
-    repository: str
-    #: When to run it, on the dispatcher's clock.
-    due: float
-    #: The trigger of that run. A push runs only if something is pending.
-    trigger: str = "retry"
-    #: The number of runs in a row that settled nothing, and those of them that ended early.
-    failures: int = 0
-    early: Early = Early()
-    #: The triggers that do not cut the delay short.
-    ignores: frozenset[str] = frozenset()
 
 
 class Dispatcher:
@@ -163,7 +140,7 @@ class Dispatcher:
     def sweep(self) -> None:
         """Sync every checkout once, on at most half of the slots, so that a push never waits for a whole sweep."""
         self._replacements = self._journal.replacements
-        self._feed(self._checkouts, max(1, self._max_syncs // 2))
+        feed(self._checkouts, max(1, self._max_syncs // 2), self._sweep_one)
 
     def notify(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
         """Ask for a run of `repository`. A push asks only for pending deliveries, any other trigger for a run.
@@ -202,7 +179,9 @@ class Dispatcher:
     def request(self, repositories: Sequence[str], trigger: str) -> None:
         """Run the requests of a command, which are in the journal. A sweep leaves half of the slots to pushes."""
         if trigger == "sweep":
-            self._feed(repositories, max(1, self._max_syncs // 2))
+            with self._changed:
+                self._fed.update(name.lower() for name in repositories)
+            feed(repositories, max(1, self._max_syncs // 2), self._sweep_one)
         else:
             for repository in repositories:
                 self.notify(repository, trigger)
@@ -310,17 +289,6 @@ class Dispatcher:
         self._delays[delay.repository.lower()] = delay
         self._changed.notify_all()
 
-    def _next_delay(self, worker: Worker) -> Delay | None:
-        """Return the delay before the next run of a checkout whose run has ended, or None if there is none."""
-        now, repository = self._clock(), worker.repository
-        if worker.failures:
-            due = now + worker.retry_delay(self._jitter)
-            return Delay(repository, due, failures=worker.failures, early=worker.early)
-        if worker.last and worker.last.loop:
-            due = now + backoff.LOOPS.delay(worker.last.loop - LOOP_RUNS + 1, self._jitter)
-            return Delay(repository, due, "push", ignores=_LOOP_IGNORES)
-        return None
-
     def _enter_due(self) -> float | None:
         """Put every due checkout in line, and return the seconds until the next is due."""
         now = self._clock()
@@ -362,7 +330,7 @@ class Dispatcher:
         with self._changed:
             self._active.pop(key, None)
             worker.has_slot = False
-            delay = None if self._stopping else self._next_delay(worker)
+            delay = None if self._stopping else delay_after(worker, self._clock(), self._jitter)
             wakes = worker.peek()
             if delay and all(wake.trigger in delay.ignores for wake in wakes):
                 self._delay(delay)
@@ -383,45 +351,27 @@ class Dispatcher:
     def _delay_after_restarts(self, repository: str) -> bool:
         """Delay `repository` if the daemon's shutdown ended at least its last two runs, and return whether it did."""
         try:
-            runs = self._journal.runs(repository, _RESTARTS_COUNTED)
+            runs = self._journal.runs(repository, RESTARTS_COUNTED)
         except JournalError:
             return False  # then no run can start either
-        ended = [run.cause == "shutdown" for run in runs]
-        count = ended.index(False) if False in ended else len(ended)
-        if count < 2:
+        delay = delay_after_restarts(repository, runs, self._clock(), self._jitter)
+        if not delay:
             return False
-        seconds = backoff.RESTARTS.delay(count - 1, self._jitter)
         with self._changed:
             if not self._stopping and not self._is_known(repository):
-                self._delay(Delay(repository, self._clock() + seconds, ignores=_RESTART_IGNORES))
+                self._delay(delay)
                 log.error(
                     "the daemon's shutdown ended the last runs, so the next is delayed; a deploy that restarts the"
                     " daemon must not wait for it: systemctl --no-block restart gitops-hook",
                     repository=repository,
-                    runs=count,
-                    seconds=round(seconds),
                 )
         return True
 
-    def _feed(self, repositories: Iterable[str], lanes: int) -> None:
-        """Sweep `repositories` one after another, at most `lanes` of them at the same time."""
-        names = list(repositories)
-        rest = iter(names)
+    def _sweep_one(self, repository: str, done: Callable[[], None]) -> bool:
+        """Ask for the sweep of a checkout, and return whether `done` will be called after it."""
         with self._changed:
-            self._fed.update(name.lower() for name in names)
-        lock = threading.Lock()  # guards `rest`, which workers advance, and which may start git to read a name
-
-        def next_one() -> None:
-            while True:
-                with lock:
-                    repository = next(rest, None)
-                if not repository:
-                    return
-                with self._changed:
-                    self._fed.discard(repository.lower())
-                if not self._delay_after_restarts(repository):
-                    self.notify(repository, "sweep", next_one)
-                    return
-
-        for _ in range(lanes):
-            next_one()
+            self._fed.discard(repository.lower())
+        if self._delay_after_restarts(repository):
+            return False
+        self.notify(repository, "sweep", done)
+        return True

@@ -20,7 +20,7 @@ from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Run
-from gitops_hook.names import may_clone
+from gitops_hook.names import may_clone, repository_of
 from gitops_hook.outcomes import CAUSES, GOOD, REST, settles, severity_of
 from gitops_hook.sync.backoff import RETRIES
 from gitops_hook.sync.checkouts import Checkout, Checkouts
@@ -191,7 +191,7 @@ class Executor:
             checkout = self._checkouts.find(run.repository)
             limit = self._time_limit(checkout)
             if not checkout and may_clone(run.repository, self._clone):
-                task = task._replace(clone_url=self._clone_url.format(repository=task.repository))
+                task = task._replace(clone_url=self._clone_url.format(repository=repository_of(task.repository)))
             self._deadlines[run.id] = self._clock() + limit + GRACE + OVERDUE
             return self._runner.run(task, self._journal.log_path(run.id), limit)
         except OSError as error:

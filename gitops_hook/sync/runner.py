@@ -30,6 +30,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from gitops_hook.names import repository_of
 from gitops_hook.outcomes import BY_SCRIPT
 from gitops_hook.sync.run_log import BoundedLog
 from gitops_hook.text import escape, redact
@@ -234,7 +235,7 @@ def _step_times(fields: Mapping[str, str], began: float, ended: float) -> dict[s
 def _contract(task: Task, result_file: Path, limit: int) -> dict[str, str]:
     """Return the variables that the script's contract defines; one without a value is not set."""
     variables = {
-        "GITOPS_REPOSITORY": task.repository if "/" in task.repository else "",
+        "GITOPS_REPOSITORY": repository_of(task.repository) if "/" in task.repository else "",
         "GITOPS_REF": task.ref,
         "GITOPS_AFTER": task.after,
         "GITOPS_EVENT": task.event,

@@ -140,7 +140,9 @@ class History:
         self.site.git("checkout", "--quiet", "main", check=False)
 
     def person_changes_the_sparse_checkout(self) -> None:
-        self.site.git("sparse-checkout", *self.random.choice([["disable"], ["set", "b"], ["set", "elsewhere"]]), check=False)
+        self.site.git(
+            "sparse-checkout", *self.random.choice([["disable"], ["set", "b"], ["set", "elsewhere"]]), check=False
+        )
 
     def person_changes_a_worktree_setting(self) -> None:
         self.site.git("config", "extensions.worktreeConfig", "true")
@@ -157,7 +159,9 @@ class History:
     def run(self) -> None:
         hint = self.random.choice(["none", "tip", "old", "early"])
         commits = {"tip": "HEAD", "old": "HEAD~1"}
-        announced = git("rev-parse", "--verify", "--quiet", commits.get(hint, "HEAD"), cwd=self.upstream.work, check=False)
+        announced = git(
+            "rev-parse", "--verify", "--quiet", commits.get(hint, "HEAD"), cwd=self.upstream.work, check=False
+        )
         after = {"none": None, "early": f"{self.random.getrandbits(160):040x}"}.get(hint, announced)
         run = self.site.run(GITOPS_REF=f"refs/heads/{self.upstream.branch}", GITOPS_AFTER=after)
         self.log[-1] += f" ({hint}) {run.outcome}"

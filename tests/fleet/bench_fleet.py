@@ -85,8 +85,8 @@ class Counting(Listener):
         self.delays: list[float] = []
         self.done = threading.Event()
 
-    def wants(self, want: Want, *, is_live: bool) -> str | None:
-        return want.repository
+    def wants(self, want: Want, *, is_live: bool) -> list[str]:
+        return [want.repository]
 
     def notify(self, checkout: str) -> None:
         self.delays.append(time.monotonic() - self.begins[checkout])
