@@ -64,7 +64,8 @@ def create(root: Path, repository: str, url: str, settings: Mapping[str, str]) -
 
 def _rename(temporary: Path, path: Path) -> bool:
     """Rename the clone into place; return False if another process has created the checkout meanwhile."""
-    lock = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    # scripts/sync/lock.sh has the same file.
+    lock = os.open(temporary / ".git/gitops.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         temporary.rename(path)  # replaces an empty directory, and fails for any other

@@ -523,7 +523,7 @@ def test_local_changes_are_a_failure(settings, upstream):
 
 def test_a_current_run_passes(settings):
     with subprocess.Popen(
-        ["flock", settings.root / "acme/site", "bash", "-c", "echo; read -r"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["flock", settings.root / "acme/site/.git/gitops.lock", "bash", "-c", "echo; read -r"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:  # fmt: skip
         assert holder.stdout
         holder.stdout.readline()
