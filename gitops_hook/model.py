@@ -121,7 +121,7 @@ class Streak(NamedTuple):
 
 
 class HookPing(NamedTuple):
-    """The newest ping of one webhook. It proves that the webhook reaches this daemon and has the right secret."""
+    """A registered webhook and its newest ping, which proves that the webhook reaches this daemon with our secret."""
 
     #: The forge's id of the webhook.
     hook: int
@@ -130,6 +130,7 @@ class HookPing(NamedTuple):
     #: The URL that the webhook delivers to.
     url: str
     guid: str
+    #: When it was received; 0 before the first ping.
     received: float
     #: The `secrets.fingerprint` of the secret that signed it.
     signed: str
