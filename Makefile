@@ -36,8 +36,8 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
-.PHONY: help demo run test test-interpreter test-slow test-github test-systemd test-browser coverage fuzz mutation \
-    torture bench figures lint install uninstall dist deb clean environment environments
+.PHONY: help demo demo-fleet run test test-interpreter test-slow test-fleet test-github test-systemd test-browser \
+    coverage fuzz mutation torture bench figures lint install uninstall dist deb clean environment environments
 
 help:
 	@awk '/^## /{print "\n" substr($$0, 4) ":"} match($$0, /^[a-z-]+:.*## /){split($$0, part, /:.*## /); \
@@ -47,6 +47,10 @@ help:
 
 demo: ## push to a scratch repository and show the deploy; remove everything afterwards
 	@$(PYTHON) tests/demo.py
+
+demo-fleet: ## roll a good and a bad push out to three hosts, with three etcd members; remove everything afterwards
+	@tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || true
+	@PYTHONPATH=.:tests:tests/fleet $(PYTHON) tests/fleet/demo.py
 
 run: ## run the daemon in the foreground, with its state in ./var; print a command that sends a push
 	@mkdir -p var/root
@@ -85,7 +89,12 @@ test-browser: $(BROWSER)/.ready ## test the page in Chromium; PICTURES=docs keep
 	$(BROWSER)/bin/python -m pytest -m browser tests/browser $(ARGS)
 
 test-systemd: $(TEST_TOOLS) ## test the package on a booted Debian; needs root and systemd-nspawn
-	$(TEST_PYTHON) -m pytest -m systemd -v -rs tests/systemd $(ARGS)
+	$(TEST_PYTHON) -m pytest -m systemd -v -rs -p no:randomly tests/systemd $(ARGS)
+
+test-fleet: $(TEST_TOOLS) ## test many hosts on a real etcd, unpacked from Debian's package; ROUNDS=200 for the full torture
+	@if tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || command -v etcd >/dev/null || test -n "$$ETCD"; \
+	then FLEET=1 ROUNDS=$(or $(ROUNDS),20) $(TEST_PYTHON) -m pytest -m 'slow or not slow' -v -rs tests/fleet $(ARGS); \
+	else echo 'SKIPPED: apt offers no etcd-server, and neither PATH nor ETCD names an etcd'; fi
 
 test-github: $(TEST_TOOLS) ## test the API client against GitHub's OpenAPI description; needs node and npm
 	@if ! command -v node >/dev/null; then echo "SKIPPED: no node on this machine"; \

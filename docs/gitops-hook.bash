@@ -6,7 +6,8 @@ _gitops_hook() {
     local settings='--root --state'
     local -A flags=(
         [serve]="$settings --control --webhook-secret-file --sync-script --listen --trusted-proxies --dashboard-listen
-            --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format"
+            --max-syncs --sync-timeout --clone --clone-url --token-file --api-url --report --public-url --notify --log-format \
+            --fleet --etcd --etcd-ca-file --etcd-cert-file --etcd-key-file --etcd-password-file --fleet-host --fleet-labels"
         [status]="$settings --json"
         [runs]="$settings --json --delivery --failed --since --number"
         [logs]="$settings --follow"
@@ -22,6 +23,8 @@ _gitops_hook() {
         [hooks]="$settings --token-file --api-url --json --org --all --url"
         [audit]="$settings --token-file --api-url --json --redeliver"
         [doctor]="$settings --json"
+        [fleet]="$settings --json --fleet --etcd --etcd-ca-file --etcd-cert-file --etcd-key-file --etcd-password-file --fleet-host --fleet-labels \
+            --commit --delete"
     )
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple, Union
-from urllib.parse import urlsplit
 
+from gitops_hook import parsers
 from gitops_hook.errors import ConfigError, reason_of
 from gitops_hook.shipped import sync_script
 
@@ -98,6 +98,14 @@ class Settings(NamedTuple):
     public_url: str
     notify: tuple[str, ...]
     log_format: str
+    fleet: str
+    etcd: tuple[str, ...]
+    etcd_ca_file: Path | None
+    etcd_cert_file: Path | None
+    etcd_key_file: Path | None
+    etcd_password_file: Path | None
+    fleet_host: str
+    fleet_labels: Mapping[str, str]
 
 
 def _address(text: str) -> Address:
@@ -186,24 +194,6 @@ def _log_format(text: str) -> str:
     return text
 
 
-def _api_url(text: str) -> str:
-    url = urlsplit(text)
-    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
-        raise ValueError("it must start with https://, because the token is sent there")
-    return _base_url(text)
-
-
-def _base_url(text: str) -> str:
-    url = urlsplit(text)
-    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
-        raise ValueError("it is not a plain http or https URL")
-    return text.rstrip("/")
-
-
-def _optional_base_url(text: str) -> str:
-    return _base_url(text) if text else ""
-
-
 def _report(text: str) -> str:
     if text not in ("", "status", "deployment"):
         raise ValueError("it is neither empty nor `status` nor `deployment`")
@@ -264,13 +254,15 @@ def _fixed(env: str, parse: Callable[[str], Any], text: str, help: str) -> Optio
     return Option(env, parse, lambda environ: text, f"`{text}`" if text else "none", help)
 
 
+def _file(env: str, credential: str, help: str) -> Option:
+    return Option(env, _optional_path, _credential(credential), f"`$CREDENTIALS_DIRECTORY/{credential}` if there", help)
+
+
 OPTIONS = (
     _fixed("GITHUB_WEBHOOK_SECRET", str, "", "the shared secret; the daemon does not start without a secret"),
-    Option(
+    _file(
         "GITHUB_WEBHOOK_SECRET_FILE",
-        _optional_path,
-        _credential("webhook-secret"),
-        "`$CREDENTIALS_DIRECTORY/webhook-secret` if there",
+        "webhook-secret",
         "file of secrets, one per line, newest first, all valid; read again after a change",
     ),
     _fixed(
@@ -332,16 +324,10 @@ OPTIONS = (
         "patterns such as `acme/*`: a push to a matching repository without a checkout clones it",
     ),
     _fixed("GITOPS_CLONE_URL", _clone_url, "https://github.com/{repository}.git", "URL of a clone"),
-    Option(
-        "GITHUB_TOKEN_FILE",
-        _optional_path,
-        _credential("github-token"),
-        "`$CREDENTIALS_DIRECTORY/github-token` if there",
-        "file with the token for GitHub's API; read again for each use",
-    ),
+    _file("GITHUB_TOKEN_FILE", "github-token", "file with the token for GitHub's API; read again for each use"),
     _fixed(
         "GITHUB_API_URL",
-        _api_url,
+        parsers.api_url,
         "https://api.github.com",
         "URL of GitHub's API; on an Enterprise server `https://HOST/api/v3`",
     ),
@@ -351,7 +337,9 @@ OPTIONS = (
         "",
         "`status` or `deployment`: how to report the outcome of each run to GitHub, on the commit",
     ),
-    _fixed("GITOPS_PUBLIC_URL", _optional_base_url, "", "URL of the status page, for links from GitHub to its runs"),
+    _fixed(
+        "GITOPS_PUBLIC_URL", parsers.optional_base_url, "", "URL of the status page, for links from GitHub to its runs"
+    ),
     _fixed(
         "GITOPS_NOTIFY",
         _command,
@@ -359,6 +347,14 @@ OPTIONS = (
         "command to run when a repository starts to fail, daily while it fails, and when it works again",
     ),
     _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "format of the log on standard error: `text` or `json`"),
+    _fixed("GITOPS_FLEET", parsers.fleet_or_none, "", "name of the host's fleet; empty for a host on its own"),
+    _fixed("GITOPS_ETCD", parsers.endpoints, "http://127.0.0.1:2379", "URLs of the fleet's etcd, separated by commas"),
+    _file("GITOPS_ETCD_CA_FILE", "etcd-ca", "file of the certificate authority that signed the members' certificates"),
+    _file("GITOPS_ETCD_CERT_FILE", "etcd-cert", "file of this host's certificate for etcd"),
+    _file("GITOPS_ETCD_KEY_FILE", "etcd-key", "file of the key of that certificate"),
+    _file("GITOPS_ETCD_PASSWORD_FILE", "etcd-password", "file with NAME:PASSWORD of a user of etcd, if it has users"),
+    Option("GITOPS_FLEET_HOST", parsers.name, parsers.default_host, "the host's name", "name in the fleet"),
+    _fixed("GITOPS_FLEET_LABELS", parsers.labels, "", "labels of this host, such as `stage=canary,region=eu`"),
 )
 #: Variables that the daemon sets for the script. A daemon that a deploy starts inherits them, so they are no error.
 CONTRACT = {

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
@@ -53,6 +53,9 @@ from gitops_hook.sync.runner import GRACE, inherited
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 from gitops_hook.text import escape, local
 
+if TYPE_CHECKING:
+    from gitops_hook.fleet.node import FleetNode
+
 #: Seconds until requests and runs must end after a SIGTERM. The unit's TimeoutStopSec is longer than their sum.
 REQUESTS_DEADLINE = 5.0
 RUNS_DEADLINE = 60.0
@@ -66,6 +69,8 @@ _PRUNE_INTERVAL = 3600.0
 _STATUS_INTERVAL = 1.0
 #: Seconds after which a server's accept loop counts as stuck. An iteration takes 0.25 s, and little over 1 s at most.
 _ACCEPT_LIMIT = 10.0
+#: Seconds that each of the fleet's threads has to end.
+FLEET_DEADLINE = 3.0
 #: Codes that threads send to the main thread, next to the numbers of signals.
 _RUNS_ENDED = 254
 _ACCEPT_FAILED = 255
@@ -115,23 +120,30 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         checkouts = Checkouts(settings.root)
         metrics = Metrics(journal, checkouts, RESULTS)
         observers: list[RunObserver] = [metrics, Commits(journal, checkouts)]
-        notifier = None
-        if settings.notify:
-            notifier = Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
-            observers.append(notifier)
+        notifier = _make_notifier(settings, environ, journal, checkouts) if settings.notify else None
+        observers += [notifier] if notifier else []
         sender = CommitStatusSender(settings, journal, checkouts) if settings.report else None
         if sender:
             reporter = CommitStatusReporter(journal, checkouts, sender.notify)
             reporter.catch_up()
             observers.append(reporter)
+        fleet = _make_fleet(settings, journal, checkouts, observers) if settings.fleet else None
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
-            secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=metrics.answered
+            secrets.current,
+            checkouts,
+            journal,
+            dispatcher.notify,
+            settings.clone,
+            fleet=fleet.forwarder if fleet else None,
+            count=metrics.answered,
         )
-        app = forwarded_middleware(webhook, settings.trusted_proxies)
         dashboard = Dashboard(journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()))
-        servers = _serve_both(settings, environ, app, dashboard)
+        servers = _serve_both(settings, environ, forwarded_middleware(webhook, settings.trusted_proxies), dashboard)
         dispatcher.start()
+        if fleet:
+            fleet.start(dispatcher.notify, dispatcher.sweep)
+            stack.callback(fleet.stop, FLEET_DEADLINE)
         control = start_control(settings, journal, checkouts, dispatcher, signals)
         lock.describe(str(settings.control))
         if sender:
@@ -139,8 +151,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             stack.callback(sender.stop, REQUESTS_DEADLINE)
         for server in servers:
             _start_accepting(server, signals)
-            address = _describe(server.server_address)
-            log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
+            _log_listening(server, settings)
         notify(environ, "READY=1")
         if notifier:
             notifier.start()
@@ -153,6 +164,28 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             notifier.stop(NOTICE_DEADLINE)
     log.info("stopped", exit=status)
     return status
+
+
+def _log_listening(server: Server, settings: Settings) -> None:
+    address = _describe(server.server_address)
+    log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
+
+
+def _make_notifier(
+    settings: Settings, environ: MutableMapping[str, str], journal: Journal, checkouts: Checkouts
+) -> Notifier:
+    return Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
+
+
+def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts, observers: list[RunObserver]) -> FleetNode:
+    """Return this host's side of its fleet, as an observer of runs. The package is optional: import it only here."""
+    from gitops_hook.fleet.access import open_etcd  # noqa: PLC0415
+    from gitops_hook.fleet.node import FleetNode  # noqa: PLC0415
+
+    fleet = FleetNode(settings, journal, checkouts, open_etcd(settings))
+    fleet.prepare()
+    observers.append(fleet)
+    return fleet
 
 
 class _MainLoop:

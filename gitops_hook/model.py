@@ -57,6 +57,8 @@ class Run(NamedTuple):
     brought: int | None = None
     #: Why the daemon ended it, a key of `outcomes.CAUSES`; None if it ended by itself.
     cause: str | None = None
+    #: One command that repairs the problem, or empty. It works when pasted.
+    fix: str | None = None
 
 
 class Claim(NamedTuple):

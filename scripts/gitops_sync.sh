@@ -29,18 +29,18 @@ NAME is a repository, and with @ENVIRONMENT one of its other checkouts: site, ac
   --help     print this text
 
 The settings are in the checkout's git config, for example: git config gitops.branch production
-  branch  deploy  health  healthTimeout  paths  verify  submodules  paused  timeout
+  branch  deploy  health  healthTimeout  paths  verify  submodules  paused  approved  timeout
   diverged = refuse | reset     dirty = refuse | stash
 
-exit  0 updated, unchanged, cloned, paused    64 usage           65 diverged, dirty, unverified
-     66 missing, mismatch                     70 deploy-failed   71 rolled-back
-     75 unreachable, early, no-access         77 denied           1 failed
+exit  0 updated, unchanged, cloned, paused, held   64 usage           65 diverged, dirty, unverified
+     66 missing, mismatch                          70 deploy-failed   71 rolled-back
+     75 unreachable, early, no-access              77 denied           1 failed
 END
 }
 
 # The exit status of each outcome.
 declare -A EXIT=(
-    [updated]=0 [unchanged]=0 [cloned]=0 [paused]=0 [failed]=1 [usage]=64 [diverged]=65 [dirty]=65 [unverified]=65
+    [updated]=0 [unchanged]=0 [cloned]=0 [paused]=0 [held]=0 [failed]=1 [usage]=64 [diverged]=65 [dirty]=65 [unverified]=65
     [missing]=66 [mismatch]=66 [deploy-failed]=70 [rolled-back]=71 [unreachable]=75 [early]=75
     [no-access]=75 [denied]=77
 )
@@ -48,7 +48,7 @@ declare -A EXIT=(
 # The settings of a checkout (`git config gitops.<name>`) and their defaults. Names are in lower case, as git reports them.
 declare -A setting=(
     [branch]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
-    [submodules]=false [paused]=false [verify]=false [timeout]=600
+    [submodules]=false [paused]=false [verify]=false [approved]='' [timeout]=600
 )
 
 # ------------------------------------------------------------------------------------------------- global variables
@@ -81,6 +81,7 @@ declare -A local_branch=()        # the commit of each local branch
 declare -A tracking=()            # the commit of refs/remotes/origin/<branch>, for the branches that matter
 branch=''                         # the tracked branch
 target='' previous_tip=''         # its commit at the remote, now and when the remote was last asked
+held=''                           # "yes" if a roll-out has approved an earlier commit, which is the target instead
 before=''                         # HEAD's commit when the run began
 
 # The remote's answer.
@@ -160,6 +161,7 @@ main() {
     undo_unfinished_move
     locate_upstream
     record_step fetched
+    hold_at_approved
     if [[ -s $move_note || $deployed != "$head" || $force ]]; then deploy_pending=yes; fi
 
     if is_known_bad; then
@@ -202,6 +204,7 @@ end_updated() {
 # conclude OUTCOME MESSAGE [FIX]: end a run that is at the remote's commit. If the remote does not show the announced
 # commit, the webhook was faster than the remote's replica, or a force push has replaced the commit: the daemon retries.
 conclude() {
+    if [[ $held ]]; then finish held "$2; the remote is at ${previous_tip:0:10}, which no roll-out has approved here"; fi
     if is_early; then
         finish early "$2; ${announced_commit:0:10} was announced and is not at $origin yet; tried again later"
     fi

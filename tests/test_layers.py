@@ -23,7 +23,21 @@ LAYERS = {
     3: ["receiver", "control", "observers", "github", "dashboard", "fleet"],
     2: ["sync"],
     1: ["journal", "httpd"],
-    0: ["model", "outcomes", "config", "shipped", "secrets", "names", "lock", "log", "systemd", "text", "errors"],
+    0: [
+        "model",
+        "outcomes",
+        "init",
+        "config",
+        "parsers",
+        "shipped",
+        "secrets",
+        "names",
+        "lock",
+        "log",
+        "systemd",
+        "text",
+        "errors",
+    ],
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 LINES = 400
@@ -33,7 +47,9 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 #: `service_actions` is socketserver's name.
-EMPTY_WORDS = re.compile(r"(manager|utils?|helpers?|(?<!_)services?(?!_actions|_user)|processors?)(?![a-z])", re.IGNORECASE)
+EMPTY_WORDS = re.compile(
+    r"(manager|utils?|helpers?|(?<!_)services?(?!_actions|_user)|processors?)(?![a-z])", re.IGNORECASE
+)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gitops_hook import daemon, log
+from gitops_hook import daemon, init, log
 from gitops_hook.cli import doctor as checks
 from gitops_hook.cli import migrate as migration
 from gitops_hook.cli import render, timers
@@ -19,7 +19,8 @@ def serve(given: Arguments) -> int:
     """Run the daemon until a signal ends it."""
     settings = load(os.environ, given_flags(given))
     log.setup(settings.log_format, under_systemd="JOURNAL_STREAM" in os.environ)
-    return daemon.serve(settings, os.environ)
+    status = init.run_child(os.environ) if init.is_first_process() else None
+    return daemon.serve(settings, os.environ) if status is None else status
 
 
 def doctor(given: Arguments) -> int:

@@ -35,6 +35,11 @@ _SERVE_NOTE = (
     "because every user of the host can read the arguments of a process."
 )
 _AUDIT_NOTE = "Exits with 1 if a push was missed, no run has repaired it, and no redelivery was requested."
+_FLEET_NOTE = (
+    "A plan names stages by label: canary:1 web:25%,wait=2m rest. After the colon goes how many hosts deploy at once, "
+    "a number or a share that is rounded up to at least 1. "
+    "Drift exits with 1 if a host has another commit than it should."
+)
 _DOCTOR_NOTE = "Exits with 0 if all checks pass, 1 if there is a warning, 2 if there is a failure."
 
 
@@ -68,6 +73,7 @@ def build_parser() -> Parser:
     _add_settings(commands)
     _add_host(commands)
     _add_forge(commands)
+    _add_fleet(commands)
     parser.commands = list(commands.names)
     return parser
 
@@ -98,6 +104,7 @@ class _Commands:
 
 
 _FOLDERS = {"root", "state"}
+_FLEET = {"root", "state", *(option.field for option in OPTIONS if option.field.startswith(("fleet", "etcd")))}
 _FORGE = {"root", "state", "token_file", "api_url"}
 
 
@@ -215,6 +222,16 @@ def _add_forge(commands: _Commands) -> None:
     audit = commands.add("audit", "forge_commands.audit", text, settings=_FORGE, epilog=_AUDIT_NOTE, json=True)
     audit.add_argument("repository", nargs="*", metavar="OWNER/NAME")
     audit.add_argument("--redeliver", action="store_true", help="request redelivery of those that no run has repaired")
+
+
+def _add_fleet(commands: _Commands) -> None:
+    text = "show the hosts of the fleet and their commits, or control the roll-out of a repository"
+    fleet = commands.add("fleet", "fleet_commands.fleet", text, settings=_FLEET, epilog=_FLEET_NOTE, json=True)
+    fleet.add_argument("action", choices=("status", "hosts", "drift", "plan", "promote", "halt", "resume"))
+    fleet.add_argument("repository", nargs="?", metavar="REPO")
+    fleet.add_argument("words", nargs="*", metavar="STAGE")
+    fleet.add_argument("--commit", default="", metavar="ID", help="promote: the commit, instead of the stage's own")
+    fleet.add_argument("--delete", action="store_true", help="plan: end the plan")
 
 
 def _add_dry_run(parser: Parser) -> None:

@@ -55,7 +55,7 @@ def repository(
     return document(
         f"{status.repository} · gitops-hook",
         f'<h1>{name}</h1><p class="lead">{label(status.state)} confirmed in sync {ago(status.confirmed)}</p>'
-        + (message_box(status.run) if status.run and status.fix else "")
+        + (message_box(status.run) if status.run and status.problem else "")
         + f'<p class="stands">{commit_line(status.commit)}</p>{history_chart(status.history)}'
         + section("runs", "Runs", _run_table(runs) + more if runs else never)
         + section("settings", "Settings in force", _settings_table(settings) if settings else gone),

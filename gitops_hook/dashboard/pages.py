@@ -152,7 +152,7 @@ def error(status: str, reason: str) -> str:
 
 def has_problem(status: RepositoryStatus) -> bool:
     """Return whether the first page shows this repository among the problems."""
-    return status.fix is not None and severity_of(status.state) == "bad"
+    return status.problem is not None and severity_of(status.state) == "bad"
 
 
 def _health_line(health: Health) -> str:

@@ -108,14 +108,6 @@ class JournalReader:
             return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
         return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
 
-    def newest(self, outcomes: Sequence[str], before: float) -> list[Run]:
-        """Return the newest run of each repository if it ended before the time `before` with one of `outcomes`."""
-        marks = ", ".join("?" * len(outcomes))
-        sql = (
-            f"WITH RECURSIVE {_ALL_NAMES} SELECT {RUN_COLUMNS} {_NEWEST_RUNS} WHERE outcome IN ({marks}) AND ended < ?"
-        )
-        return [Run(*row) for row in self._query(sql, *outcomes, before)]
-
     def running(self) -> list[Run]:
         """Return the runs without a recorded end."""
         return self._runs("outcome IS NULL")

@@ -106,6 +106,7 @@ STEPS = (
     CREATE INDEX runs_running ON runs (id) WHERE outcome IS NULL;
     ALTER TABLE deliveries ADD COLUMN force INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE runs ADD COLUMN cause TEXT;
+    ALTER TABLE runs ADD COLUMN fix TEXT;
     UPDATE runs SET cause = 'shutdown'
         WHERE message = 'The daemon''s shutdown ended this run; it is done again at the next start.';
     UPDATE runs SET cause = 'killed' WHERE message IN (
@@ -115,5 +116,28 @@ STEPS = (
     UPDATE runs SET cause = 'limit' WHERE outcome = 'timed-out';
     DELETE FROM pings;  -- a payload chose their URLs; `register` stores the webhooks again, with the operator's URL
     CREATE TABLE probe (id INTEGER PRIMARY KEY, time REAL NOT NULL);  -- one row, which the health check writes
+    """,
+    """
+    CREATE TABLE fleet_outbox (  -- pushes that this host accepted and the fleet does not have yet
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        guid TEXT NOT NULL,
+        received REAL NOT NULL,
+        repository TEXT NOT NULL COLLATE NOCASE,
+        ref TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        pusher TEXT NOT NULL,
+        default_branch TEXT NOT NULL
+    );
+    CREATE TABLE fleet_cursor (  -- one row: the revision up to which this host has the fleet's pushes
+        life TEXT NOT NULL,
+        revision INTEGER NOT NULL
+    );
+    CREATE TABLE fleet_rollouts (  -- checkouts that a roll-out holds on this host
+        checkout TEXT PRIMARY KEY COLLATE NOCASE,
+        plan BLOB NOT NULL,
+        commit_id TEXT NOT NULL,  -- the commit of a deploy that has begun, or empty
+        guid TEXT NOT NULL  -- the delivery that deploys it
+    );
     """,
 )

@@ -6,20 +6,23 @@ Rules:
    outside passes `is_valid` before it becomes part of a path.
 2. A checkout is a directory with a ``.git``, at ``<root>/<owner>/<name>`` or at ``<root>/<name>``. Forges ignore the
    case of names, so a directory whose name differs only in case matches too; an exact match wins.
-3. A lookup starts no process while the configuration of the checkout is unchanged (`settings`).
+3. ``<name>@<environment>`` is an additional checkout of the same repository.
+4. A checkout directly below the root belongs to the repository that its origin names, and to no other.
+5. A lookup starts no process while the configuration of the checkout is unchanged (`settings`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gitops_hook.names import is_valid, name_in_url
-from gitops_hook.sync.settings import Stamp, git_directories, read_config
+from gitops_hook.names import is_in_url, is_valid, is_valid_checkout, name_in_url, repository_of
+from gitops_hook.sync.settings import Stamp, git_directories, is_settled, read_config
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REMOTE = "refs/remotes/origin"
@@ -42,9 +45,9 @@ class Checkout(NamedTuple):
 
 
 class _Cached(NamedTuple):
-    """A checkout, and the stamps of the files that must be unchanged for it to be still valid."""
+    """The result of a lookup, and the stamps of the files that must be unchanged for it to be still valid."""
 
-    checkout: Checkout
+    checkout: Checkout | None
     stamps: Sequence[Stamp]
 
 
@@ -53,9 +56,11 @@ class Checkouts:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        # By repository. Each entry is replaced in one step, so no lock is needed; at worst two threads read the same
+        # By name. Each entry is replaced in one step, so no lock is needed; at worst two threads read the same
         # configuration. A peer can invent many owners for a checkout directly below the root, hence MAX_CACHED.
         self._cache: dict[str, _Cached] = {}
+        # The environments of each repository in lower case, and the stamps of the directories that have them.
+        self._cached_environments: dict[str, tuple[Sequence[str], Sequence[Stamp]]] = {}
 
     def find(self, repository: str) -> Checkout | None:
         """Return the checkout of `repository`, or None if there is none or the name is invalid.
@@ -66,7 +71,7 @@ class Checkouts:
         cached = self._cache.get(repository)
         if cached and all(Stamp.of(stamp.path) == stamp for stamp in cached.stamps):
             return cached.checkout
-        if not is_valid(repository):  # checked here too, because an invalid name could lead out of the root
+        if not is_valid_checkout(repository):  # checked here too, because an invalid name could lead out of the root
             return None
         owner, _, name = repository.rpartition("/")
         nested = _descend(self.root, [owner, name]) if owner else None
@@ -76,17 +81,61 @@ class Checkouts:
             return None
         config = read_config(path)
         checkout = Checkout(repository, path, config.values, config.origins)
+        origin = config.values.get("origin")
+        is_foreign = not nested and owner and origin and not is_in_url(repository_of(repository), origin)
+        found = None if is_foreign else checkout
         if config.stamps:
-            self._keep(repository, checkout, config.stamps)
-        return checkout
+            self._keep(repository, path, _Cached(found, config.stamps))
+        return found
 
-    def _keep(self, repository: str, checkout: Checkout, stamps: Sequence[Stamp]) -> None:
+    def find_all(self, repository: str, path: str = "") -> list[Checkout]:
+        """Return every checkout of `repository`: its own, and one for each environment.
+
+        `path` is the full path at a forge whose groups nest. Two such paths can have the same end, so the origin of a
+        checkout must agree with it. Raises OSError like `find`.
+        """
+        if not is_valid(repository):
+            return []
+        found: dict[Path, Checkout] = {}
+        for name in (repository, *(f"{repository}@{environment}" for environment in self._environments(repository))):
+            checkout = self.find(name)
+            origin = checkout.settings.get("origin", "") if checkout else ""
+            if checkout and (not path or is_in_url(path, origin)):
+                found.setdefault(checkout.path, checkout)
+        return list(found.values())
+
+    def _environments(self, repository: str) -> Sequence[str]:
+        """Return the environments that have a directory, sorted. Cached while the parent directories are unchanged."""
+        key = repository.lower()
+        cached = self._cached_environments.get(key)
+        if cached and all(Stamp.of(stamp.path) == stamp for stamp in cached[1]):
+            return cached[0]
+        owner, _, name = key.rpartition("/")
+        began = time.time_ns()
+        parents = [self.root]
+        stamps = [Stamp.of(self.root)]
+        if owner:
+            parents += [child for child in _directories(self.root) if child.name.lower() == owner]
+            stamps += [Stamp.of(parent) for parent in parents[1:]]
+        environments = {
+            child.name.partition("@")[2]
+            for parent in parents
+            for child in _directories(parent)
+            if child.name.lower().startswith(f"{name}@")
+        }
+        if all(is_settled(stamp, began) for stamp in stamps):
+            if len(self._cached_environments) >= MAX_CACHED:
+                self._cached_environments.clear()
+            self._cached_environments[key] = sorted(environments), stamps
+        return sorted(environments)
+
+    def _keep(self, repository: str, path: Path, cached: _Cached) -> None:
         exact = self.root / repository
-        if checkout.path != exact:  # a checkout that appears there takes precedence
-            stamps = [*stamps, Stamp.of(exact / ".git")]
+        if path != exact:  # a checkout that appears there takes precedence
+            cached = cached._replace(stamps=[*cached.stamps, Stamp.of(exact / ".git")])
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()
-        self._cache[repository] = _Cached(checkout, stamps)
+        self._cache[repository] = cached
 
     def __iter__(self) -> Iterator[str]:
         """Yield the name of each checkout. One directly below the root has the name that its origin ends in."""
@@ -94,8 +143,7 @@ class Checkouts:
             if is_checkout(path):
                 yield self._name_by_origin(path)
             else:
-                for nested in filter(is_checkout, _directories(path)):
-                    yield f"{path.name}/{nested.name}"
+                yield from (f"{path.name}/{nested.name}" for nested in _nested(path))
 
     def canonical_name(self, repository: str) -> str:
         """Map a bare directory name to the name that iteration yields; return any other name unchanged.
@@ -116,13 +164,12 @@ class Checkouts:
         except OSError:  # no process can be started; the run of the checkout reports it
             checkout = None
         name = name_in_url(checkout.settings.get("origin", "") if checkout else "") or ""
-        return name if name.rpartition("/")[2].lower() == path.name.lower() else path.name
+        own, at_sign, environment = path.name.partition("@")
+        return f"{name}{at_sign}{environment}" if name.rpartition("/")[2].lower() == own.lower() else path.name
 
     def count(self) -> int:
         """Return the number of checkouts. This reads directories only, unlike a lookup of each."""
-        return sum(
-            1 if is_checkout(path) else sum(map(is_checkout, _directories(path))) for path in _directories(self.root)
-        )
+        return sum(1 if is_checkout(path) else len(_nested(path)) for path in _directories(self.root))
 
 
 def at(path: Path) -> Checkout:
@@ -141,10 +188,15 @@ def _directories(path: Path) -> list[Path]:
     """Return the directories in `path` whose names are valid for a repository, sorted; none if it is unreadable."""
     try:
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if is_valid(entry.name) and entry.is_dir())
+            names = sorted(entry.name for entry in entries if is_valid_checkout(entry.name) and entry.is_dir())
             return [path / name for name in names]
     except OSError:
         return []
+
+
+def _nested(owner: Path) -> list[Path]:
+    """Return the checkouts in the directory of an owner."""
+    return list(filter(is_checkout, _directories(owner))) if is_valid(owner.name) else []
 
 
 def _descend(root: Path, parts: Sequence[str]) -> Path | None:

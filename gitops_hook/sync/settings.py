@@ -66,6 +66,13 @@ SETTINGS = {
         Setting("verify", _SWITCH, "true or false", "false", "default"),
         Setting("submodules", _SWITCH, "true or false", "false", "default"),
         Setting("paused", _SWITCH, "true or false", "false", "default"),
+        Setting(
+            "approved",
+            re.compile("hold|[0-9a-f]{40}|[0-9a-f]{64}"),
+            "a commit id or hold",
+            None,
+            "no roll-out holds the checkout",
+        ),
         Setting("diverged", re.compile("refuse|reset"), "refuse or reset", "refuse", "default"),
         Setting("dirty", re.compile("refuse|stash"), "refuse or stash", "refuse", "default"),
         Setting("environment", re.compile(r"[^\x00-\x1f\x7f]{1,255}"), "a name", None, "the host's name"),
@@ -119,6 +126,11 @@ class Stamp(NamedTuple):
         return cls(str(path), stat.st_ino, stat.st_size, stat.st_ctime_ns)
 
 
+def is_settled(stamp: Stamp, began: int) -> bool:
+    """Return True if any change to a file after `began`, in nanoseconds since the epoch, changes its stamp."""
+    return stamp.ctime_ns <= began - _TICK_NS
+
+
 class Config(NamedTuple):
     """The settings of a checkout, where they come from, and the files that they depend on."""
 
@@ -169,7 +181,7 @@ def read_config(checkout: Path) -> Config:
             stamps.append(Stamp.of(included))
             if _ON_BRANCH.fullmatch(key):
                 stamps.append(head)
-    if not succeeded or any(stamp.ctime_ns > began - _TICK_NS for stamp in stamps):
+    if not succeeded or not all(is_settled(stamp, began) for stamp in stamps):
         stamps = []
     return Config(values, origins, stamps)
 

@@ -42,6 +42,7 @@ check_settings() {
     [[ ${setting[dirty]} == @(refuse|stash) ]] || reject_setting dirty 'refuse or stash'
     [[ ${setting[timeout]} =~ ^[1-9][0-9]{0,5}$ ]] || reject_setting timeout 'a number of seconds'
     [[ ${setting[healthtimeout]} =~ ^(0|[1-9][0-9]{0,5})$ ]] || reject_setting healthTimeout 'a number of seconds'
+    [[ ${setting[approved]} =~ ^(|hold|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting approved 'a commit id or hold'
     [[ ! ${setting[branch]} ]] || is_branch "${setting[branch]}" || reject_setting branch 'the name of a branch'
 }
 
@@ -64,4 +65,16 @@ reject_setting() {
 end_if_paused() {
     [[ ${setting[paused]} != true ]] ||
         finish paused "gitops.paused is set, so nothing was done" "$(unset_fix paused)"
+}
+
+# Replace the target by the commit that a roll-out has approved (gitops.approved). `hold` permits no move and no deploy.
+# Needs: setting, branch, target. Sets: target, previous_tip, held.
+hold_at_approved() {
+    local approved=${setting[approved]}
+    [[ $approved && $approved != "$target" ]] || return 0
+    [[ $approved != hold ]] ||
+        finish held "a roll-out holds the checkout; $branch is at ${target:0:10} at the remote"
+    git merge-base --is-ancestor "$approved" "$target" 2>/dev/null ||
+        finish early "the approved commit ${approved:0:10} is not in $branch at the remote; tried again later"
+    previous_tip=$target target=$approved held=yes # the remote has what lies between, so it is no person's work
 }

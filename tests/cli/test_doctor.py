@@ -107,8 +107,9 @@ def test_exit_status_0_if_all_checks_pass(tmp_path, upstream, hook, start_daemon
     assert {row["level"] for row in rows} <= {"ok", "skipped"}
     # Nothing but the host itself is skipped.
     assert {row["check"] for row in rows if row["level"] == "skipped"} <= {"timers", "clock"}
-    # Where there is no token, nothing is said of one.
-    assert {row["check"] for row in rows} == {*doctor.AS_CALLER, *doctor.AS_SERVICE, *doctor.OF_CHECKOUT} - {"token"}
+    # Without a token or a fleet, there are no findings about them.
+    without = {"token", "etcd", "certificate for etcd"}
+    assert {row["check"] for row in rows} == {*doctor.AS_CALLER, *doctor.AS_SERVICE, *doctor.OF_CHECKOUT} - without
     assert {row["repository"] for row in rows} == {"", "acme/site"}
     lines = hook("doctor", **listen).stdout.splitlines()
     assert len(lines) == len(rows)

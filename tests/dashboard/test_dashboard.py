@@ -323,9 +323,7 @@ def test_a_person_is_refused_with_a_page_and_a_program_with_json(page):
     refused = page.get("/runs/77", headers={"Accept": "text/html,*/*;q=0.8"}, status=404)
     assert refused.content_type == "text/html"
     assert "No such run." in refused.text
-    assert page.get("/api/runs/77", headers={"Accept": "text/html"}, status=404).json == {
-        "reason": "no such run"
-    }
+    assert page.get("/api/runs/77", headers={"Accept": "text/html"}, status=404).json == {"reason": "no such run"}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ PARTS = sorted((SCRIPT.parent / "sync").glob("*.sh"))
 
 #: The exit status of each outcome.
 EXIT = {
-    **dict.fromkeys(["updated", "unchanged", "cloned", "paused"], 0),
+    **dict.fromkeys(["updated", "unchanged", "cloned", "paused", "held"], 0),
     "failed": 1,
     "usage": 64,
     "diverged": 65,

@@ -51,7 +51,9 @@ def test_a_clone_that_fails_leaves_no_directory(site: Site) -> None:
 
 
 def test_a_clone_that_takes_too_long_names_the_setting(site: Site) -> None:
-    run = site.run(GITOPS_CLONE_URL="ssh://forge.example/acme/site.git", GITOPS_TIMEOUT="2", GIT_SSH_COMMAND="sleep 30;")
+    run = site.run(
+        GITOPS_CLONE_URL="ssh://forge.example/acme/site.git", GITOPS_TIMEOUT="2", GIT_SSH_COMMAND="sleep 30;"
+    )
     assert run.outcome == "unreachable" and "GITOPS_SYNC_TIMEOUT" in run.message
 
 

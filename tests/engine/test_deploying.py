@@ -372,7 +372,9 @@ def test_only_signed_commits_are_deployed(signing: Site) -> None:
     run = signing.run()
     assert run.outcome == "unverified" and bad[:10] in run.message
     assert signing.run("--force").outcome == "unverified"
-    assert signing.head() == before and (signing.path / "page").read_text() == "signed\n" and deployed(signing) == earlier
+    assert (
+        signing.head() == before and (signing.path / "page").read_text() == "signed\n" and deployed(signing) == earlier
+    )
     git("config", "commit.gpgSign", "true", cwd=signing.upstream.work)
     signing.upstream.commit({"page": "signed again\n"})
     assert signing.run().outcome == "updated" and signing.is_at_upstream()
@@ -409,6 +411,7 @@ def test_paused(synced: Site) -> None:
         ("branch", "a b"),
         ("branch", "a..b"),
         ("branch", "x/"),
+        ("approved", "main"),
         ("paths", ":(nonsense)web"),
         ("paths", "../outside"),
     ],

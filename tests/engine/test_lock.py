@@ -73,7 +73,9 @@ def test_two_first_clones_at_once(site: Site) -> None:
     cloning = {"GITOPS_CLONE_URL": str(site.upstream.bare)}
     os.mkfifo(site.folder / "fetching")
     os.mkfifo(site.folder / "go")
-    stop = f'for it; do [[ $it != fetch ]] || {{ echo >"{site.folder}/fetching"; read -r x <"{site.folder}/go"; }}; done'
+    stop = (
+        f'for it; do [[ $it != fetch ]] || {{ echo >"{site.folder}/fetching"; read -r x <"{site.folder}/go"; }}; done'
+    )
     first = site.start(**cloning, PATH=tool(site, stop))
     (site.folder / "fetching").read_text()
     run = site.run(**cloning)
@@ -95,7 +97,16 @@ def test_a_group_shared_checkout(synced: Site, value: str) -> None:
     home = synced.home("[safe]\n\tdirectory = *\n")
     for number, user in enumerate(["4343", "4444", "4343"]):
         synced.upstream.commit({f"page{number}": "1\n"})
-        member = ["setpriv", f"--reuid={user}", "--regid=4242", "--clear-groups", "sh", "-c", 'umask 007; exec "$@"', "sh"]
+        member = [
+            "setpriv",
+            f"--reuid={user}",
+            "--regid=4242",
+            "--clear-groups",
+            "sh",
+            "-c",
+            'umask 007; exec "$@"',
+            "sh",
+        ]
         (synced.folder / "result").unlink(missing_ok=True)
         run = synced.run(prefix=member, **home)
         assert run.outcome == "updated", run.output

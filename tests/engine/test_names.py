@@ -114,7 +114,12 @@ def test_hints_are_no_more_than_hints(synced: Site, hint: str) -> None:
 def test_the_environments_of_a_repository(site: Site) -> None:
     for name in ("acme/site", "acme/site@staging"):
         git("clone", "--quiet", site.upstream.bare, site.root / name, cwd=site.root)
-        git("config", "gitops.deploy", f'echo "$GITOPS_REPOSITORY" >{site.folder}/{name.partition("@")[2]}.log', cwd=site.root / name)
+        git(
+            "config",
+            "gitops.deploy",
+            f'echo "$GITOPS_REPOSITORY" >{site.folder}/{name.partition("@")[2]}.log',
+            cwd=site.root / name,
+        )
     for repository in ("acme/site", "acme/site@staging", None):
         site.upstream.commit()
         run = site.run(name="site@staging", GITOPS_REPOSITORY=repository)

@@ -79,6 +79,23 @@ class History:
         git("symbolic-ref", "HEAD", f"refs/heads/{new}", cwd=self.upstream.bare)
         self.upstream.branch = new
 
+    def upstream_changes_its_attributes(self) -> None:
+        """From now on, files may appear modified that only a filter changed."""
+        chosen = self.random.choice(["", "* text eol=crlf\n", "* text eol=lf\n", "* ident\n"])
+        self.upstream.commit({".gitattributes": chosen})
+
+    def upstream_commits_line_endings(self) -> None:
+        """Store CRLF and $Id$ in blobs, which the attributes in effect would not do."""
+        name = self.random.choice(FILES)
+        path = self.upstream.work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"theirs {self.number} $Id$\r\n".encode())
+        git("-c", "core.attributesFile=/dev/null", "add", "--all", cwd=self.upstream.work)
+        blob_id = git("hash-object", "-w", "--no-filters", name, cwd=self.upstream.work)
+        git("update-index", "--add", "--cacheinfo", f"100644,{blob_id},{name}", cwd=self.upstream.work)
+        git("commit", "--quiet", "--allow-empty", "--message", "raw", cwd=self.upstream.work)
+        git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.upstream.work)
+
     # What a person does in the checkout.
 
     def person_edits(self) -> None:
@@ -122,6 +139,15 @@ class History:
             self.site.git("branch", f"kept{self.number}", check=False)
         self.site.git("checkout", "--quiet", "main", check=False)
 
+    def person_changes_the_sparse_checkout(self) -> None:
+        self.site.git(
+            "sparse-checkout", *self.random.choice([["disable"], ["set", "b"], ["set", "elsewhere"]]), check=False
+        )
+
+    def person_changes_a_worktree_setting(self) -> None:
+        self.site.git("config", "extensions.worktreeConfig", "true")
+        self.site.git("config", "--worktree", "gitops.deploy", self.random.choice(["true", "false"]))
+
     def person_changes_a_setting(self) -> None:
         key, values = self.random.choice(
             [("diverged", ["refuse", "reset"]), ("dirty", ["refuse", "stash"]), ("deploy", ["true", "false"])]
@@ -131,11 +157,18 @@ class History:
     # The runs.
 
     def run(self) -> None:
-        run = self.site.run()
-        self.log[-1] += f" {run.outcome}"
-        assert run.outcome in ("updated", "unchanged", "diverged", "dirty", "deploy-failed"), run.output
-        if run.outcome in ("updated", "unchanged"):
-            assert self.site.is_at_upstream(), f"it said {run.outcome}"
+        hint = self.random.choice(["none", "tip", "old", "early"])
+        commits = {"tip": "HEAD", "old": "HEAD~1"}
+        announced = git(
+            "rev-parse", "--verify", "--quiet", commits.get(hint, "HEAD"), cwd=self.upstream.work, check=False
+        )
+        after = {"none": None, "early": f"{self.random.getrandbits(160):040x}"}.get(hint, announced)
+        run = self.site.run(GITOPS_REF=f"refs/heads/{self.upstream.branch}", GITOPS_AFTER=after)
+        self.log[-1] += f" ({hint}) {run.outcome}"
+        in_sync = {"early"} if hint == "early" else {"updated", "unchanged"}
+        assert run.outcome in {"diverged", "dirty", "deploy-failed", *in_sync}, run.output
+        if run.outcome in in_sync:
+            assert self.site.is_at_upstream(), f"the outcome is {run.outcome}"
 
     def run_killed(self) -> None:
         slow = self.random.random() < 0.5  # files are written slowly, so that it dies in the middle of them
@@ -146,6 +179,17 @@ class History:
         time.sleep(self.random.uniform(0.002, 0.1 if slow else 0.045))
         self.site.kill(run)
         attributes.unlink()
+
+    def environment_runs(self) -> None:
+        """Another checkout of the repository on this host follows the same branch, and shares nothing."""
+        place = self.site.path.with_name("site@staging")
+        if not place.exists():
+            git("clone", "--quiet", "--no-hardlinks", self.upstream.bare, place, cwd=self.site.root)
+        before = self.site.git("rev-parse", "--verify", "--quiet", "HEAD", check=False)
+        run = self.site.run(name="site@staging")
+        assert run.outcome in ("updated", "unchanged"), run.output
+        assert git("rev-parse", "HEAD", cwd=place) == self.upstream.head()
+        assert self.site.git("rev-parse", "--verify", "--quiet", "HEAD", check=False) == before
 
     # The invariants.
 
@@ -158,7 +202,7 @@ class History:
         kept = reachable | {line.split()[1] for line in site.git("ls-files", "--stage").splitlines()}
         for path in site.path.rglob("*"):
             if path.is_file() and not path.relative_to(site.path).parts[0].startswith(".git"):
-                kept.add(blob(path.read_text()))
+                kept.add(blob(path.read_text(errors="replace")))
         for name, text in self.texts.items():
             assert blob(text) in kept, f"what a person wrote to {name} is gone: {text[:20]}"
 
@@ -168,6 +212,8 @@ class History:
             self.upstream_amends,
             self.upstream_goes_back,
             self.upstream_renames_its_branch,
+            self.upstream_changes_its_attributes,
+            self.upstream_commits_line_endings,
         ]
         person: list[Callable[[], None]] = [
             self.person_edits,
@@ -179,12 +225,14 @@ class History:
             self.person_detaches,
             self.person_goes_home,
             self.person_changes_a_setting,
+            self.person_changes_a_worktree_setting,
+            self.person_changes_the_sparse_checkout,
         ]
         for _ in range(length):
             for act in (
                 self.random.choice(upstream),
                 self.random.choice(person),
-                self.random.choice([self.run, self.run_killed]),
+                self.random.choice([self.run, self.run, self.run_killed, self.run_killed, self.environment_runs]),
             ):
                 if act.__name__.startswith("person") and list(self.site.path.glob(".git/*.lock")):
                     continue  # git would refuse a person too
@@ -196,6 +244,8 @@ class History:
         """Allow the script to set all local work aside. The next run must reach the remote's commit."""
         for key, value in {"diverged": "reset", "dirty": "stash", "deploy": "true"}.items():
             self.site.set(key, value)
+        self.site.git("config", "--worktree", "--unset-all", "gitops.deploy", check=False)
+        self.site.set("deploy", "true")  # without extensions.worktreeConfig, --worktree means --local
         run = self.site.run()
         assert run.outcome in ("updated", "unchanged"), run.output
         assert self.site.is_at_upstream()

@@ -156,7 +156,10 @@ def test_a_dry_run_leaves_no_file_behind(by_ssh: Site) -> None:
     place.mkdir()
     by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR=str(place))
     assert not list(place.iterdir())
-    assert "cannot be fetched: see the messages above" in by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR="/nonexistent").message
+    assert (
+        "cannot be fetched: see the messages above"
+        in by_ssh.run("--dry-run", BEHAVIOUR="denied", TMPDIR="/nonexistent").message
+    )
 
 
 def test_ssh_that_hangs(by_ssh: Site) -> None:

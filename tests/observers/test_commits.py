@@ -154,5 +154,5 @@ def test_a_sync_command_stores_commits(tmp_path, upstream, hook):
     assert row["fix"] is None
     with closing(Journal(tmp_path / "state")) as journal:
         (commit,) = commits_of(journal, row["run"]["id"])
-    assert commit[:3] == (after, "Ada", "Say hello")
+    assert commit == Commit(after, "Ada", "Say hello", commit.time)
     assert row["commit"]["time"] == rfc3339(commit.time)

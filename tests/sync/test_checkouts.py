@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scratch import Upstream, git
 
-from gitops_hook.names import is_valid, may_clone, name_in_url
+from gitops_hook.names import is_in_url, is_valid, may_clone, name_in_url
 from gitops_hook.sync import checkouts as repository
 from gitops_hook.sync.checkouts import Checkouts, Position, position
 
@@ -255,6 +255,101 @@ class TestFinding:
             found = checkouts.find("site")
             assert found
             assert found.settings["branch"] == f"b{number}"
+
+
+class TestOwnership:
+    """Whose checkout it is, and which checkouts a repository has."""
+
+    def paths(self, checkouts: Checkouts, *words: str) -> list[str]:
+        return [str(found.path.relative_to(checkouts.root)) for found in checkouts.find_all(*words)]
+
+    def test_a_flat_checkout_belongs_to_the_repository_that_its_origin_names(self, checkouts: Checkouts):
+        make(checkouts.root / "site", origin="git@github.com:Acme/Site.git")
+        assert self.paths(checkouts, "acme/site") == ["site"]
+        assert checkouts.find("acme/site")
+        assert checkouts.find("site")
+        assert self.paths(checkouts, "fork/site") == []
+        assert checkouts.find("fork/site") is None
+
+    def test_it_changes_hands_with_its_origin(self, checkouts: Checkouts):
+        path = make(checkouts.root / "site", origin="https://github.com/acme/site")
+        assert checkouts.find("acme/site")
+        git("config", "remote.origin.url", "https://github.com/other/site", cwd=path)
+        settle(path / ".git" / "config")
+        assert checkouts.find("acme/site") is None
+        assert checkouts.find("other/site")
+
+    @pytest.mark.parametrize("origin", ["", "https://git.example.org/site.git", "../site"])
+    def test_an_origin_without_an_owner_excludes_nobody(self, checkouts: Checkouts, origin: str):
+        make(checkouts.root / "site", **({"origin": origin} if origin else {}))
+        assert self.paths(checkouts, "acme/site") == ["site"]
+
+    def test_each_environment_is_a_checkout(self, checkouts: Checkouts):
+        for name in ("acme/site", "acme/site@staging", "acme/site@preview-1", "acme/site2@x", "beta/site@y"):
+            make(checkouts.root / name)
+        make(checkouts.root / "Site@flat", origin="https://github.com/acme/site")
+        make(checkouts.root / "site@other", origin="https://github.com/fork/site")
+        names = [found.repository for found in checkouts.find_all("acme/site")]
+        assert names == ["acme/site", "acme/site@flat", "acme/site@preview-1", "acme/site@staging"]
+        assert list(checkouts) == [
+            "acme/site@flat", "acme/site", "acme/site2@x", "acme/site@preview-1", "acme/site@staging", "beta/site@y",
+            "fork/site@other",
+        ]  # fmt: skip
+
+    def test_an_environment_that_comes_or_goes_is_noticed(self, checkouts: Checkouts):
+        make(checkouts.root / "acme" / "site")
+        settle(checkouts.root / "acme")
+        for present in (False, True, False):
+            if present:
+                make(checkouts.root / "acme" / "site@staging")
+            elif (checkouts.root / "acme" / "site@staging").exists():
+                shutil.rmtree(checkouts.root / "acme" / "site@staging")
+            for _ in range(2):
+                settle(checkouts.root / "acme")
+                expected = ["acme/site", *["acme/site@staging"] * present]
+                assert self.paths(checkouts, "acme/site") == expected
+
+    def test_nested_groups_share_no_checkout(self, checkouts: Checkouts):
+        make(checkouts.root / "web" / "site", origin="https://gitlab.example/x/web/site.git")
+        assert self.paths(checkouts, "web/site", "x/web/site") == ["web/site"]
+        assert self.paths(checkouts, "web/site", "X/Web/site") == ["web/site"]
+        assert self.paths(checkouts, "web/site", "y/web/site") == []
+        assert self.paths(checkouts, "web/site") == ["web/site"]
+
+    @pytest.mark.parametrize("name", ["acme/site@", "acme/site@.x", "acme/site@a/b", "acme/site@a@b", "a@b/site", "@x"])
+    def test_an_invalid_environment_leads_nowhere(self, checkouts: Checkouts, name: str):
+        (checkouts.root / name / ".git").mkdir(parents=True)
+        assert checkouts.find(name) is None
+        assert checkouts.find_all(name) == []
+        assert name not in list(checkouts)
+
+    def test_a_lookup_of_a_foreign_checkout_starts_one_process(self, checkouts: Checkouts, processes):
+        make(checkouts.root / "site", origin="https://github.com/acme/site")
+        processes()
+        assert [checkouts.find("fork/site") for _ in range(5)] == [None] * 5
+        assert processes() == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "expected"),
+    [
+        ("https://github.com/acme/site.git", "acme/site", True),
+        ("https://github.com/acme/site", "ACME/Site", True),
+        ("git@github.com:acme/site.git", "acme/site", True),
+        ("ssh://git@host:22/acme/site", "acme/site", True),
+        ("https://host/gitlab/x/web/site.git/", "x/web/site", True),
+        ("/srv/git/acme/site.git", "acme/site", True),
+        ("https://gitlab.example/y/web/site", "x/web/site", False),
+        ("https://gitlab.example/web/site", "x/web/site", True),  # an alias in ssh_config may stand for the group
+        ("https://github.com/fork/site", "acme/site", False),
+        ("https://github.com/acme/site2", "acme/site", False),
+        ("https://github.com/acme/mysite", "acme/site", False),
+        ("host:site", "acme/site", True),
+        ("host:other", "acme/site", False),
+    ],
+)
+def test_whether_a_url_can_be_of_a_repository(url: str, path: str, expected: bool):
+    assert is_in_url(path, url) is expected
 
 
 class TestSettings:

@@ -68,7 +68,10 @@ def test_from_two_timers_to_webhooks_and_back_and_for_good(machine):
 
     shown = machine.run("gitops-hook migrate --dry-run")
     assert "gitops-sync@site.timer polls acme/site at /srv/gitops/site" in shown
-    assert "gitops-sync@elsewhere.timer polls acme/blog at /opt/blog\n  link /srv/gitops/acme/blog to the checkout" in shown
+    assert (
+        "gitops-sync@elsewhere.timer polls acme/blog at /opt/blog\n  link /srv/gitops/acme/blog to the checkout"
+        in shown
+    )
     assert (enabled(machine), active(machine)) == (["enabled"] * 2, ["active"] * 2)
     assert machine.run("gitops-hook migrate") == shown
     assert (enabled(machine), active(machine)) == (["disabled"] * 2, ["inactive"] * 2)

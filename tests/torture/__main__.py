@@ -51,22 +51,22 @@ def main() -> int:
     options = parser.parse_args()
     account = Account(sys.stdout)
     began = time.monotonic()
-    account.tell(f"{time.strftime('%-d %B %Y')}, {os.cpu_count()} cores, Linux {platform.release()}, "
+    account.print(f"{time.strftime('%-d %B %Y')}, {os.cpu_count()} cores, Linux {platform.release()}, "
                  f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}, seed {options.seed}\n")  # fmt: skip
-    account.tell(f"{'fault':79} {'tried':>8} {'held':>7}")
+    account.print(f"{'fault':79} {'tried':>8} {'held':>7}")
     top = Path(tempfile.mkdtemp(prefix="gitops-hook-torture-"))
     top.chmod(0o755)  # one ordeal is another user's
     for name, ordeal in ordeals(options.short, options.seed).items():
         if options.only in name:
             endure(name, ordeal, top, account)
-    account.tell(f"\n{'promise, over all of the above':79} {'tried':>8} {'held':>7}")
+    account.print(f"\n{'promise, over all of the above':79} {'tried':>8} {'held':>7}")
     for line in account.promises.values():
         if line.tried:
-            account.tell(line)
+            account.print(line)
     failed = [line for line in account.failed if line.tried or line in account.faults]
-    account.tell(f"\n{len(failed)} lines did not hold, in {(time.monotonic() - began) / 60:.1f} minutes")
+    account.print(f"\n{len(failed)} lines did not hold, in {(time.monotonic() - began) / 60:.1f} minutes")
     if failed:
-        account.tell(f"what was left behind is in {top}")
+        account.print(f"what was left behind is in {top}")
     else:
         shutil.rmtree(top)
     return 1 if failed else 0
@@ -80,10 +80,10 @@ def endure(name: str, ordeal: Ordeal, top: Path, account: Account) -> None:
         ordeal(folder, account)
     except unittest.SkipTest as reason:
         account.fault(name).skipped = str(reason)
-        account.tell(account.faults[-1])
+        account.print(account.faults[-1])
     except Exception:
         account.fault(name).check(False, traceback.format_exc()[-2000:])
-        account.tell(account.faults[-1])
+        account.print(account.faults[-1])
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Account:
         self.faults.append(Line(name))
         return self.faults[-1]
 
-    def tell(self, line: object) -> None:
+    def print(self, line: object) -> None:
         """Print something of the table."""
         print(line, file=self._out, flush=True)
 

@@ -51,9 +51,9 @@ def clients(folder: Path, account: Account, short: bool) -> None:
             line = account.fault(name)
             with Honest(host, line):
                 ordeal(host, line)
-            account.tell(line)
+            account.print(line)
         host.settle()
-        host.classify_exit()
+        host.verify_outcomes()
         assert "the application failed" not in host.daemon.log, "a peer made the application raise"
         for secret in (SECRET, "Traceback"):
             assert secret not in host.daemon.log

@@ -29,7 +29,7 @@ def _line(account: Account, name: str) -> Iterator[Line]:
     """A line of the table, printed at the end."""
     line = account.fault(name)
     yield line
-    account.tell(line)
+    account.print(line)
 
 
 def disks(folder: Path, account: Account, rounds: int, seed: int) -> None:
@@ -41,7 +41,7 @@ def disks(folder: Path, account: Account, rounds: int, seed: int) -> None:
         with _line(account, "disk full in the state folder, runs in hand") as line:
             for _ in range(rounds):
                 line.check(*_refuses_and_recovers(host, lambda: fill(state), moments))
-        host.classify_exit()
+        host.verify_outcomes()
     (folder / "root disk").mkdir()
     with small_disk(folder / "root disk/root", "16m") as root, Host(folder / "root disk", account) as host:
         with _line(account, "disk full in the root, before and in the middle of a run") as line:
@@ -60,7 +60,7 @@ def disks(folder: Path, account: Account, rounds: int, seed: int) -> None:
                 outcomes = host.daemon.query("SELECT DISTINCT outcome FROM runs ORDER BY id DESC LIMIT 1")
                 subprocess.run(["mount", "-o", "remount,rw", root], check=True)
                 line.check(answers == {202} and outcomes == [("denied",)] and host.recovers(), f"{answers} {outcomes}")
-        host.classify_exit()
+        host.verify_outcomes()
 
 
 def _at_some_moment(host: Host, fault: Callable[[], Path], moments: random.Random) -> Path:
@@ -103,7 +103,7 @@ def journals(folder: Path, account: Account, rounds: int) -> None:
                 for log in (host.state / "runs").iterdir():
                     log.unlink(missing_ok=True)
                 line.check(answers == {202} and host.recovers(), f"answers {answers}")
-        host.classify_exit()
+        host.verify_outcomes()
         with _line(account, "a journal from a newer version: refused, and left as it is") as line:
             line.check(*_refuses_a_newer_one(host, journal))
         for name, damage in _DAMAGE.items():
@@ -154,7 +154,7 @@ def _survives_damage(host: Host, damage: Callable[[], None]) -> tuple[bool, str]
         host.acknowledged.clear()  # they are served, but in a journal that was set aside
     else:  # the write-ahead log made it whole again
         until(host.is_idle, timeout=60)
-        host.classify_exit()
+        host.verify_outcomes()
     return True, ""
 
 
@@ -199,7 +199,7 @@ def limits(folder: Path, account: Account, rounds: int) -> None:
                 line.check(
                     answers == {202} and outcomes == {"deploy-failed"} and host.recovers(), f"{answers} {outcomes}"
                 )
-        host.classify_exit()
+        host.verify_outcomes()
     (folder / "nobody").mkdir()
     with _line(account, "no process to be had (RLIMIT_NPROC)") as line:
         line.skipped = "" if os.geteuid() == 0 else "it takes root, to be another user"
@@ -243,4 +243,4 @@ def _without_processes(folder: Path, account: Account, line: Line, rounds: int) 
             answers = {host.deliver(repository, patience=5) for repository in host.repositories}
             allow("10000")
             line.check(answers <= {0, 202, 503} and host.recovers(), f"answers {answers}")
-        host.classify_exit()
+        host.verify_outcomes()

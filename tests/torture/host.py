@@ -4,7 +4,7 @@ Rules:
 
 1. What was promised is what this side of the wire got: `acknowledged` holds the deliveries that were answered 202.
 2. What happened is what the deploys noted (`DEPLOY`) and what git says, never what the daemon says.
-3. What the daemon says is then compared with both (`Host.classify_exit`).
+3. What the daemon says is then compared with both (`Host.verify_outcomes`).
 
 All repositories share one history at the forge, a chain of commits made beforehand, so a push is the writing of one
 ref. A commit is known by its place in the chain: a later one is better news.
@@ -160,14 +160,16 @@ class Host:
     def is_idle_but_for_the_last(self) -> bool:
         """Whether nothing is owed to any repository but the last, which honest deliveries go to."""
         last = self.repositories[-1]
-        undone = "SELECT repository FROM deliveries WHERE pending UNION SELECT repository FROM runs WHERE outcome IS NULL"
+        undone = (
+            "SELECT repository FROM deliveries WHERE pending UNION SELECT repository FROM runs WHERE outcome IS NULL"
+        )
         return {name for (name,) in self.daemon.query(undone)} <= {last}
 
     def has_ended(self) -> bool:
         """Whether nothing is in hand; what is owed may wait for another try."""
         return self.daemon.query("SELECT count(*) FROM runs WHERE outcome IS NULL") == [(0,)]
 
-    def classify_exit(self, *, clock_moved: bool = False) -> list[str]:
+    def verify_outcomes(self, *, clock_moved: bool = False) -> list[str]:
         """Hold the journal against what is true, for promises 1 to 3; returns the deliveries that were not served."""
         unserved = self._judge_service(clock_moved)
         self._judge_overlaps()

@@ -87,7 +87,9 @@ def cut_the_power(folder: Path, account: Account, rounds: int, seed: int) -> Non
                 live, synced = folder / f"live {number}", folder / f"synced {number}"
                 host.daemon.process.send_signal(signal.SIGSTOP)
                 os.waitpid(host.daemon.process.pid, os.WUNTRACED)
-                shutil.copytree(host.state, live, ignore=shutil.ignore_patterns("*-shm", "*.log", "*.result", "*.new"))
+                shutil.copytree(
+                    host.state, live, ignore=shutil.ignore_patterns("*-shm", "*.log", "*.result", "*.new", "*.sock")
+                )
                 shutil.copytree(faulty.synced, synced)
                 host.daemon.process.send_signal(signal.SIGCONT)
                 mixed = folder / f"torn {number}"
@@ -98,9 +100,9 @@ def cut_the_power(folder: Path, account: Account, rounds: int, seed: int) -> Non
                     if not account.failed:
                         shutil.rmtree(copy)
         host.settle()
-        host.classify_exit()
-    account.tell(whole)
-    account.tell(torn)
+        host.verify_outcomes()
+    account.print(whole)
+    account.print(torn)
 
 
 def _tear(live: Path, synced: Path, mixed: Path, moments: random.Random) -> None:
@@ -151,8 +153,8 @@ def fail_writes(folder: Path, account: Account, rounds: int) -> None:
                     answers <= {202, 503} and (share < 1000 or answers == {503}) and sick == 503 and until_healed,
                     f"answers {answers}, health {sick}, made good {until_healed}",
                 )
-            account.tell(line)
-        host.classify_exit()
+            account.print(line)
+        host.verify_outcomes()
         assert "DAMAGED" not in host.daemon.log, host.daemon.log
 
 
@@ -168,5 +170,5 @@ def move_the_clock(folder: Path, account: Account, rounds: int) -> None:
             line.check(host.deliver_all() == {202} and host.recovers(), "deliveries were not accepted or not served")
         faulty.set()
         host.settle()
-        host.classify_exit(clock_moved=True)
-    account.tell(line)
+        host.verify_outcomes(clock_moved=True)
+    account.print(line)

@@ -48,15 +48,16 @@ def deliveries(folder: Path, account: Account, short: bool) -> None:
             with Honest(host, line):
                 _storm(host, line, host.repositories[:names], pushes, connections)
                 until(host.is_idle_but_for_the_last, "the storm's runs do not end", 600)
-            account.tell(line)
+            account.print(line)
         host.settle(600)
-        host.classify_exit()
+        host.verify_outcomes()
 
 
 #: What a deploy may do to others, the outcome that tells of it, and the limit on its run in seconds.
 _MISBEHAVIOUR = {
     "hangs": ("sleep 600", "timed-out", 2),
     "ignores TERM": ("trap '' TERM; sleep 600; sleep 600", "timed-out", 2),
+    "stops its whole group, timeout(1) included": ("kill -STOP 0", "timed-out", 2),
     "leaves a process behind": ("setsid sleep 20 8>&- & exit 0", "updated", 60),
     "prints a gigabyte": ("head -c 1G /dev/zero | tr '\\0' x", "updated", 120),
     "is killed": ("kill -KILL $$", "deploy-failed", 60),
@@ -83,9 +84,9 @@ def misbehaving_deploys(folder: Path, account: Account, rounds: int) -> None:
             for repository in host.repositories:
                 git("config", "gitops.deploy", DEPLOY, cwd=host.root / repository)
             host.settle()
-        host.classify_exit()
+        host.verify_outcomes()
         for line in lines.values():
-            account.tell(line)
+            account.print(line)
 
 
 def everyone(folder: Path, account: Account, seconds: float) -> None:
@@ -125,9 +126,9 @@ def everyone(folder: Path, account: Account, seconds: float) -> None:
         for thread in threads:
             thread.join()
         host.settle()
-        host.classify_exit()
+        host.verify_outcomes()
         for line in lines.values():
-            account.tell(line)
+            account.print(line)
         line = account.fault("a second daemon on the same state folder: refused in one line, exit 69")
         for _ in range(3):
             second = subprocess.run(
@@ -135,4 +136,4 @@ def everyone(folder: Path, account: Account, seconds: float) -> None:
             )
             refused = "another gitops-hook uses" in second.stderr and second.stderr.count("\n") == 1
             line.check(second.returncode == os.EX_UNAVAILABLE and refused, second.stderr)
-        account.tell(line)
+        account.print(line)

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from gitops_hook.cli.doctor import checkout, credentials, host
+from gitops_hook.cli.doctor import checkout, credentials, fleet, host
 from gitops_hook.cli.doctor.finding import (
     EXIT,
     FAILURE,
@@ -62,6 +62,8 @@ AS_SERVICE: Mapping[str, Callable[[Settings], Results]] = {
     "script": host.script,
     "programs": host.programs,
     "socket": host.socket,
+    "etcd": fleet.etcd,
+    "certificate for etcd": fleet.certificate,
 }
 OF_CHECKOUT: Mapping[str, Callable[[Settings, Checkout], Results]] = {
     "ownership": checkout.ownership,

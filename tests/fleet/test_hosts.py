@@ -1,0 +1,138 @@
+"""A fleet of real daemons: one webhook, every host that keeps the repository follows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from etcd_cluster import Cluster
+from harness import push, until
+from hosts import KEYS, Hosts
+from scratch import Upstream, git
+
+
+def test_one_webhook_reaches_every_host(hosts: Hosts, forge: Upstream) -> None:
+    for name in ("a", "b", "c"):
+        if name != "a":  # the receiver has no checkout
+            hosts.checkout(name, forge)
+        hosts.start(name)
+    hosts.wait_until_live("a", "b", "c")
+    commit = forge.commit({"x": "1"})
+    status, answer = hosts.daemons["a"].deliver(push("acme/site", commit), guid="guid-1")
+    assert (status, answer["status"], answer["fleet"]) == (202, "queued", "committed")
+    hosts.wait_for_commit(commit, "b", "c")
+    want = hosts.value(KEYS.want("acme/site"))
+    assert (want["after"], want["guid"], want["via"]) == (commit, "guid-1", "a")
+    for name in ("b", "c"):
+        until(lambda name=name: hosts.status(name).commit == commit, f"{name} reports no status")
+        assert hosts.status(name).outcome == "updated"
+        assert [row[0] for row in hosts.daemons[name].query("SELECT guid FROM deliveries")] == ["guid-1"]
+    assert hosts.daemons["a"].query("SELECT count(*) FROM deliveries") == [(0,)]
+
+
+def test_a_second_receiver_of_the_same_delivery_changes_nothing(hosts: Hosts, forge: Upstream) -> None:
+    for name in ("a", "b"):
+        hosts.checkout(name, forge)
+        hosts.start(name)
+    hosts.wait_until_live("a", "b")
+    commit = forge.commit({"x": "1"})
+    for name in ("a", "b", "a"):
+        assert hosts.daemons[name].deliver(push("acme/site", commit), guid="guid-1")[1]["fleet"] == "committed"
+    hosts.wait_for_commit(commit)
+    assert hosts.client.get(KEYS.want("acme/site")).version == 1
+
+
+def test_a_push_to_another_branch_runs_nothing_but_is_forwarded(hosts: Hosts, forge: Upstream) -> None:
+    hosts.checkout("a", forge)
+    hosts.checkout("b", forge, branch="next")
+    a, b = hosts.start("a"), hosts.start("b")
+    hosts.wait_until_live("a", "b")
+    git("checkout", "--quiet", "-b", "next", cwd=forge.work)
+    forge.branch = "next"
+    commit = forge.commit({"x": "1"})
+    status, answer = a.deliver(push("acme/site", commit, ref="refs/heads/next"), guid="guid-1")
+    assert (status, answer["fleet"]) == (202, "committed")
+    b.wait_for(r"push from the fleet .*delivery=guid-1")
+    b.wait_for_run("delivery=guid-1")
+    assert a.query("SELECT count(*) FROM deliveries") == [(0,)]
+
+
+def test_a_host_that_was_away_catches_up_with_one_delivery(hosts: Hosts, forge: Upstream) -> None:
+    hosts.checkout("a", forge)
+    hosts.checkout("b", forge)
+    a, b = hosts.start("a"), hosts.start("b")
+    hosts.wait_until_live("a", "b")
+    assert a.deliver(push("acme/site", forge.commit({"x": "0"})), guid="guid-0")[0] == 202
+    b.wait_for_run("delivery=guid-0")
+    b.kill()
+    for number in range(1, 7):
+        commit = forge.commit({"x": str(number)})
+        assert a.deliver(push("acme/site", commit), guid=f"guid-{number}")[1]["fleet"] == "committed"
+    revision = hosts.client.read(KEYS.root).revision
+    hosts.client.call("/v3/kv/compaction", {"revision": str(revision)})
+    b.start()
+    hosts.wait_for_commit(commit)
+    b.wait_for(r"push from the fleet .*delivery=guid-6")
+    assert b.query("SELECT guid FROM deliveries ORDER BY id") == [("guid-0",), ("guid-6",)]
+
+
+def test_a_push_that_arrives_while_etcd_is_down_is_forwarded_later(
+    hosts: Hosts, cluster: Cluster, forge: Upstream
+) -> None:
+    hosts.checkout("a", forge)
+    hosts.checkout("b", forge)
+    a = hosts.start("a")
+    hosts.start("b")
+    hosts.wait_until_live("a", "b")
+    cluster.members[0].kill()
+    try:
+        commit = forge.commit({"x": "1"})
+        status, answer = a.deliver(push("acme/site", commit), guid="guid-1")
+        assert (status, answer["fleet"]) == (202, "pending")
+        hosts.wait_for_commit(commit, "a")
+        a.kill()  # the outbox is on its disk
+        a.start()
+    finally:
+        cluster.start()
+    hosts.wait_for_commit(commit, "b")
+    until(lambda: a.query("SELECT count(*) FROM fleet_outbox") == [(0,)], "the outbox keeps what it has forwarded")
+
+
+def test_a_host_starts_and_works_without_etcd(hosts: Hosts, forge: Upstream) -> None:
+    hosts.endpoints = ["http://127.0.0.1:1"]
+    hosts.checkout("a", forge)
+    a = hosts.start("a")
+    commit = forge.commit({"x": "1"})
+    assert a.deliver(push("acme/site", commit))[1]["fleet"] == "pending"
+    hosts.wait_for_commit(commit)
+    assert a.stop() == 0
+
+
+def test_a_wiped_cluster_is_noticed_and_used(hosts: Hosts, cluster: Cluster, forge: Upstream) -> None:
+    hosts.checkout("a", forge)
+    hosts.checkout("b", forge)
+    a, b = hosts.start("a"), hosts.start("b")
+    hosts.wait_until_live("a", "b")
+    assert a.deliver(push("acme/site", forge.commit({"x": "1"})), guid="guid-1")[0] == 202
+    b.wait_for_run("delivery=guid-1")
+    cluster.wipe()
+    b.wait_for("the fleet's etcd was wiped")
+    commit = forge.commit({"x": "2"})
+    assert a.deliver(push("acme/site", commit), guid="guid-2")[0] == 202
+    hosts.wait_for_commit(commit)
+    hosts.wait_until_live("a", "b")
+    until(lambda: hosts.status("a").commit == hosts.status("b").commit == commit, "no status after the wipe")
+
+
+def test_the_host_key_disappears_with_the_host(hosts: Hosts, forge: Upstream) -> None:
+    a = hosts.start("a", labels="stage=canary,region=eu")
+    hosts.wait_until_live("a")
+    assert hosts.value(KEYS.host("a"))["labels"] == {"stage": "canary", "region": "eu"}
+    assert a.stop() == 0
+    assert hosts.client.get(KEYS.host("a")) is None
+
+
+def test_without_a_fleet_none_of_its_code_is_imported() -> None:
+    code = "import sys, gitops_hook.daemon, gitops_hook.cli.main; print([m for m in sys.modules if 'fleet' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
