@@ -123,7 +123,7 @@ class Streak(NamedTuple):
 
 
 class HookPing(NamedTuple):
-    """The newest ping of one webhook. It proves that the webhook reaches this daemon and has the right secret."""
+    """A registered webhook and its newest ping, which proves that the webhook reaches this daemon with our secret."""
 
     #: The forge's id of the webhook.
     hook: int
@@ -132,6 +132,7 @@ class HookPing(NamedTuple):
     #: The URL that the webhook delivers to.
     url: str
     guid: str
+    #: When it was received; 0 before the first ping.
     received: float
     #: The `secrets.fingerprint` of the secret that signed it.
     signed: str

@@ -25,8 +25,9 @@ from gitops_hook.cli.session import become_owner, load_settings, open_reader
 from gitops_hook.cli.writer import requesting_user, requests_to_daemon
 from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
+from gitops_hook.github.audit import Audit, Missed
 from gitops_hook.github.client import ApiError, Client, is_at, read_token, web_url
-from gitops_hook.github.webhooks import Hooks, Listed, Missed, Registration
+from gitops_hook.github.webhooks import Hooks, Listed, Registration
 from gitops_hook.names import is_valid, may_clone, name_in_url
 from gitops_hook.sync.checkouts import Checkouts
 
@@ -38,8 +39,17 @@ _FATAL = (0, 401)
 
 def register(given: Arguments) -> int:
     """Create or repair the webhook of each target, and wait for its ping."""
+    user = requesting_user()
     settings, hooks = _open_hooks(given)
-    return _for_each_target(given, settings, lambda target: hooks.register(target, dry_run=given.dry_run))
+
+    def create(target: str) -> Registration:
+        def remember(hook: int) -> None:
+            post("/remember-hook", {"hook": hook, "target": target, "url": hooks.url, "by": user})
+
+        return hooks.register(target, remember, dry_run=given.dry_run)
+
+    with requests_to_daemon(settings, "gitops-hook register") as post:
+        return _for_each_target(given, settings, create)
 
 
 def unregister(given: Arguments) -> int:
@@ -108,18 +118,18 @@ def audit(given: Arguments) -> int:
     for name in given.repository:
         if "/" not in name:  # the deliveries of an organisation's webhook contain full names only
             raise GitopsError(EX_USAGE, f"`{name}` is not OWNER/NAME")
-    return _audit(at_forge, settings, given.repository, redeliver=given.redeliver, as_json=given.json)
+    return _audit(Audit(at_forge), settings, given.repository, redeliver=given.redeliver, as_json=given.json)
 
 
 def audit_after_sweep(settings: Settings, client: Client, *, as_json: bool) -> None:
     """Request redelivery of what a sweep could not repair. An unreachable forge does not fail the sweep."""
     try:
-        _audit(Hooks(client, open_reader(settings), b""), settings, (), redeliver=True, as_json=as_json)
+        _audit(Audit(Hooks(client, open_reader(settings), b"")), settings, (), redeliver=True, as_json=as_json)
     except GitopsError as error:
         print_error(str(error))
 
 
-def _audit(at_forge: Hooks, settings: Settings, only: Sequence[str], *, redeliver: bool, as_json: bool) -> int:
+def _audit(at_forge: Audit, settings: Settings, only: Sequence[str], *, redeliver: bool, as_json: bool) -> int:
     missed, problems = _find_missed(at_forge, settings, only, redeliver=redeliver)
     render.print_missed(missed, complete=not problems, as_json=as_json)
     for problem in problems:
@@ -128,7 +138,7 @@ def _audit(at_forge: Hooks, settings: Settings, only: Sequence[str], *, redelive
 
 
 def _find_missed(
-    at_forge: Hooks, settings: Settings, only: Sequence[str], *, redeliver: bool
+    at_forge: Audit, settings: Settings, only: Sequence[str], *, redeliver: bool
 ) -> tuple[list[Missed], list[str]]:
     """Return the missed pushes of all webhooks, or of `only` some repositories, and the problems with some webhooks.
 

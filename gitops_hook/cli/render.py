@@ -18,7 +18,8 @@ from pathlib import Path
 
 from gitops_hook.cli.doctor.finding import Finding
 from gitops_hook.dashboard.ansi import Rendered, for_terminal, whole
-from gitops_hook.github.webhooks import Listed, Missed, Registration
+from gitops_hook.github.audit import Missed
+from gitops_hook.github.webhooks import Listed, Registration
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Delivery, Run
 from gitops_hook.outcomes import RUNNING, severity_of

@@ -15,6 +15,7 @@ path               request                                                      
 ``/cancel``        ``checkouts``                                                    200 ``runs`` that were ended
 ``/pause``         ``checkouts``, ``reason``                                        200
 ``/config``        ``checkout``, ``name``, ``value`` (null removes it)              200
+``/remember-hook`` ``hook``, ``target``, ``url``                                    200
 ``/forget-ping``   ``target``, ``url``                                              200
 =================  ===============================================================  ============================
 
@@ -77,6 +78,7 @@ class ControlApp:
             "/cancel": self._cancel,
             "/pause": self._pause,
             "/config": self._configure,
+            "/remember-hook": self._remember_hook,
             "/forget-ping": self._forget_ping,
         }
 
@@ -145,6 +147,13 @@ class ControlApp:
             raise HTTPError(400, "`value` is neither a text nor null")
         (checkout,) = self._existing({"checkouts": [_text(body, "checkout")]})
         _write(checkout, _text(body, "name"), value)
+        return 200, {}
+
+    def _remember_hook(self, body: _Body) -> _Answer:
+        hook = body.get("hook")
+        if not isinstance(hook, int) or not 0 < hook < 2**63:
+            raise HTTPError(400, "`hook` is not the id of a webhook")
+        self._journal.remember_hook(hook, _text(body, "target"), _text(body, "url"))
         return 200, {}
 
     def _forget_ping(self, body: _Body) -> _Answer:

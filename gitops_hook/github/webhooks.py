@@ -1,17 +1,15 @@
-"""The webhooks at GitHub: made, mended, proven, listed and taken away; and the deliveries that never came.
+"""Create, repair, verify, list and delete the webhooks at GitHub.
 
 Rules:
 
-1. A hook is ours if it sends to our URL, or if a ping of it has reached the journal. Others are never touched.
-2. What is right already is left alone, so any call can be interrupted, and made again.
-3. Whether the way is whole is not for the forge to say but for the journal: a ping has to arrive there.
-4. A delivery is missed if the forge failed with it and the journal does not know it, and no run of its repository has
-   gone well since. Only such are asked for again.
+1. A hook is ours if it sends to the URL that the operator gave, or if `register` remembered its id. Others are never
+   changed. No payload chooses the URL.
+2. A correct hook stays unchanged, so an interrupted command can be repeated.
+3. The journal, not the forge, shows that a hook works: its ping must be recorded there.
 
-A `target` is whose a hook is: ``owner/name`` for a repository, a plain name for an organisation.
+A `target` is the owner of a hook: ``owner/name`` for a repository, a plain name for an organization.
 
-Sources: GitHub, REST API endpoints for repository webhooks, organization webhooks, and their deliveries; "Handling
-failed webhook deliveries" for the three days.
+Sources: GitHub, REST API endpoints for repository webhooks, organization webhooks, and their deliveries.
 """
 
 from __future__ import annotations
@@ -28,42 +26,43 @@ from gitops_hook.errors import GitopsError
 from gitops_hook.github.client import ApiError, Client
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import HookPing
-from gitops_hook.names import is_valid
 from gitops_hook.secrets import fingerprint
 from gitops_hook.text import printable
 
-#: Seconds between looks for a ping, and for which one that has come is proof enough: so a call that was interrupted and
-#: is made again does not ping a thousand hooks twice.
-_LOOK = 0.2
+#: Seconds between reads of the journal for a ping.
+_POLL = 0.2
+#: Seconds for which a recorded ping proves that a hook works. A repeated command does not ping a thousand hooks twice.
 _FRESH = 3600.0
-#: How far back, in seconds, GitHub can deliver again.
-REDELIVERABLE = 3 * 86400
-#: Seconds by which the forge's clock and ours may differ, where it is asked which of two things came first.
-_SKEW = 60.0
-#: Where a delivery broke, by what the forge says of it: words first, then the status of the answer.
+#: What a failed delivery indicates: by words in the forge's message, then by the HTTP status.
 _BY_WORDS = (
-    (r"resolv|host ?name|\bdns\b", "DNS: the forge does not find the URL's host. Check its public name: dig {host}"),
-    (r"certificate|ssl|tls", "TLS: the forge does not trust what answers. Check: openssl s_client -connect {host}:443"),
-    (r"timed? ?out", "no answer within 10 s: a firewall drops it, or the proxy waits in vain. Check: curl -i {url}"),
-    (r"connect", "nobody takes the connection: a firewall refuses it, or the proxy is down. Check: curl -i {url}"),
+    (r"resolv|host ?name|\bdns\b", "DNS: the forge cannot resolve the URL's host. Check its public name: dig {host}"),
+    (
+        r"certificate|ssl|tls",
+        "TLS: the forge does not trust the certificate. Check: openssl s_client -connect {host}:443",
+    ),
+    (
+        r"timed? ?out",
+        "no answer within 10 s: a firewall drops the packets, or the proxy gets no answer. Check: curl -i {url}",
+    ),
+    (r"connect", "no connection: a firewall rejects it, or the proxy is down. Check: curl -i {url}"),
 )
 _BY_STATUS = {
-    401: "the secret is another one than the daemon's. Have it read its file again: systemctl restart gitops-hook",
-    403: "a proxy lets nobody through, or not the forge. Check its rules for {url}",
-    404: "the URL's path does not lead to the daemon: the proxy hands over " + WEBHOOK + ", see docs/proxies.md",
-    405: "the URL's path does not lead to the daemon: the proxy hands over " + WEBHOOK + ", see docs/proxies.md",
-    413: "the proxy lets no body of that size through: client_max_body_size 25m in nginx, see docs/proxies.md",
+    401: "the secret differs from the daemon's. To read the file again: systemctl restart gitops-hook",
+    403: "a proxy rejects the forge. Check its rules for {url}",
+    404: "the URL's path does not reach the daemon: the proxy must forward " + WEBHOOK + ", see docs/proxies.md",
+    405: "the URL's path does not reach the daemon: the proxy must forward " + WEBHOOK + ", see docs/proxies.md",
+    413: "the proxy rejects bodies of this size: client_max_body_size 25m in nginx, see docs/proxies.md",
     502: "the proxy does not reach the daemon. Check: gitops-hook doctor",
-    503: "the daemon cannot keep what it accepts, or the proxy does not reach it. Check: gitops-hook doctor",
-    504: "the proxy waits in vain for the daemon. Check: gitops-hook doctor",
+    503: "the daemon cannot write its journal, or the proxy does not reach it. Check: gitops-hook doctor",
+    504: "the proxy gets no answer from the daemon. Check: gitops-hook doctor",
 }
 
 
 class Registration(NamedTuple):
-    """What `Hooks.register` or `unregister` did with one target, or would; `trouble` is empty if all is well.
+    """The result of `Hooks.register` or `Hooks.unregister` for one target. `trouble` is empty after success.
 
-    `change` is created, updated, unchanged, deleted or failed; `problems` what was not right about the hook, and `moved`
-    what its repository is called by now.
+    `change` is created, updated, unchanged, deleted or failed. `problems` are the wrong properties of the hook that was
+    found. `moved` is the new name of a renamed repository.
     """
 
     target: str
@@ -75,9 +74,10 @@ class Registration(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A webhook as the forge has it. `standing` is right, wrong, unproven or foreign; `problems` names what is wrong.
+    """A webhook as the forge shows it.
 
-    `last` is when it last delivered, in seconds since the epoch, and `status` what the forge was answered.
+    `standing` is right, wrong, unproven or foreign, and `problems` are its wrong properties. `last` is the time of its
+    last delivery in seconds since the epoch, and `status` the result.
     """
 
     target: str
@@ -90,25 +90,12 @@ class Listed(NamedTuple):
     problems: tuple[str, ...]
 
 
-class Missed(NamedTuple):
-    """A push that the forge could not deliver. `then` is repaired, redelivered or missed."""
-
-    target: str
-    repository: str
-    hook: int
-    delivery: int
-    guid: str
-    delivered: float
-    reason: str
-    then: str
-
-
 def complete(url: str) -> str:
-    """The URL of our webhook: with our own path where it has none. Raises `GitopsError`."""
+    """Return the URL with our path if it has none. Raises `GitopsError` for a URL that no forge can deliver to."""
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("https", "http") and parts.hostname and "@" not in parts.netloc and parts.port != 0
-    except ValueError:  # a bracket that does not close, a port that is no number
+    except ValueError:  # an unclosed bracket, or a port that is not a number
         fits = False
     if not fits:
         raise GitopsError(64, f"`{printable(url)}` is not a URL that a forge could deliver to")
@@ -116,7 +103,7 @@ def complete(url: str) -> str:
 
 
 class Hooks:
-    """The webhooks of many targets that send, or shall send, to one URL. For one thread."""
+    """The webhooks of many targets with one URL. One thread at a time may use it."""
 
     def __init__(
         self,
@@ -129,21 +116,27 @@ class Hooks:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`secret` is the newest one. Without a `url` it is that of the newest ping that came; there may be none."""
-        self._client = client
-        self._journal = journal
+        """`secret` is the newest one. Without a `url`, that of the last registration is used, or "" without one.
+
+        `timeout` is the time to wait for a ping in seconds.
+        """
+        self.client = client
+        self.journal = journal
         self._secret = secret
-        self._proofs = {proof.hook: proof for proof in journal.hook_pings()}
-        newest = max(self._proofs.values(), key=lambda proof: proof.received, default=None)
+        self._registered = {ping.hook: ping for ping in journal.hook_pings()}
+        newest = max(self._registered.values(), key=lambda ping: ping.received, default=None)
         self.url = complete(url) if url else newest.url if newest else ""
         self._timeout = timeout
         self._clock = clock
         self._sleep = sleep
 
-    # -- made and mended --------------------------------------------------------------------------------------------
+    # -- create and repair --------------------------------------------------------------------------------------------
 
-    def register(self, target: str, *, dry_run: bool = False) -> Registration:
-        """Have exactly one right hook at `target`, and see that it reaches us. Raises `ApiError`."""
+    def register(self, target: str, remember: Callable[[int], object], *, dry_run: bool = False) -> Registration:
+        """Create or repair the hook of `target`, and wait for its ping. Raises `ApiError`.
+
+        `remember` stores the id of the hook in the journal, which records the pings of remembered hooks only.
+        """
         hook, moved = self._find(target)
         problems = _find_problems(hook, self.url) if hook else ()
         change = "unchanged" if hook and not problems else "updated" if hook else "created"
@@ -152,35 +145,36 @@ class Hooks:
             return Registration(target, change, number, problems, moved)
         began = self._clock()
         if not hook:
-            number = self._write("POST", _path(target), {"name": "web", **self._wanted()})["id"]
+            number = self._write("POST", hook_path(target), {"name": "web", **self._wanted()})["id"]
         elif problems:
-            self._write("PATCH", _path(target, number), self._wanted())
-        elif self._is_fresh(number, began):
+            self._write("PATCH", hook_path(target, number), self._wanted())
+        remember(number)
+        if hook and not problems and self._is_fresh(number, began):
             return Registration(target, change, number, problems, moved)
         status, trouble = self._prove(target, number, began)
-        if status == 401 and change == "unchanged":  # the forge shows no secret, so only this tells that it is another
+        if status == 401 and change == "unchanged":  # only this shows a wrong secret
             change, problems = "updated", ("secret",)
-            self._write("PATCH", _path(target, number), self._wanted())
+            self._write("PATCH", hook_path(target, number), self._wanted())
             status, trouble = self._prove(target, number, self._clock())
         return Registration(target, change, number, problems, moved, trouble)
 
     def unregister(self, target: str, *, dry_run: bool = False) -> Registration:
-        """Take our hook away from `target`. Raises `ApiError`."""
+        """Delete our hook of `target`. Raises `ApiError`."""
         hook, moved = self._find(target)
         if not hook:
             return Registration(target, "unchanged", moved=moved)
         if not dry_run:
-            self._client.call("DELETE", _path(target, hook["id"]))
+            self.client.call("DELETE", hook_path(target, hook["id"]))
         return Registration(target, "deleted", hook["id"], moved=moved)
 
     def _find(self, target: str) -> tuple[dict[str, Any] | None, str]:
-        """The hook at `target` that sends to our URL, and the name that the target has by now if it is another."""
-        hooks, moved = self._client.listing(_path(target) + "?per_page=100")
+        """Return the hook of `target` with our URL, and the new name of the target if it was renamed."""
+        hooks, moved = self.client.listing(hook_path(target) + "?per_page=100")
         ours = [hook for hook in hooks if _config(hook).get("url") == self.url and isinstance(hook.get("id"), int)]
         return (ours[0] if ours else None), self._name(target) if moved else ""
 
     def _name(self, target: str) -> str:
-        value = self._client.call("GET", f"/repos/{target}").value
+        value = self.client.call("GET", f"/repos/{target}").value
         return printable(str(value.get("full_name", ""))) if isinstance(value, dict) else ""
 
     def _wanted(self) -> dict[str, object]:
@@ -188,7 +182,7 @@ class Hooks:
         return {"active": True, "events": ["push"], "config": config}
 
     def _write(self, method: str, path: str, body: object) -> dict[str, Any]:
-        value = self._client.call(method, path, body).value
+        value = self.client.call(method, path, body).value
         if not isinstance(value, dict) or not isinstance(value.get("id"), int):
             raise ApiError(f"the answer to {method} {path} is no webhook")
         return value
@@ -196,124 +190,79 @@ class Hooks:
     # -- proven -----------------------------------------------------------------------------------------------------
 
     def _prove(self, target: str, hook: int, since: float) -> tuple[int, str]:
-        """Ping, and wait until that has arrived; the status 0 if it has, else what the forge was answered, and why."""
-        self._client.call("POST", _path(target, hook) + "/pings")
+        """Ping and wait until the journal has it; return 0 and "", or the status that the forge got and the reason."""
+        self.client.call("POST", hook_path(target, hook) + "/pings")
         deadline = self._clock() + self._timeout
         while self._clock() < deadline:
-            proof = self._proof(hook)
-            if proof and proof.received >= since:
-                return (0, "") if self._is_newest(proof) else (401, "it is signed with an older secret")
-            self._sleep(_LOOK)
-        for delivery in self._client.pages(f"{_path(target, hook)}/deliveries?per_page=30"):
+            ping = self._ping(hook)
+            if ping and ping.received >= since:
+                return (0, "") if self._is_newest(ping) else (401, "its ping is signed with an older secret")
+            self._sleep(_POLL)
+        for delivery in self.client.pages(f"{hook_path(target, hook)}/deliveries?per_page=30"):
             if delivery.get("event") == "ping":
-                return _status(delivery), f"its ping did not arrive: {self.reason(delivery)}"
+                return status_of(delivery), f"its ping did not arrive: {self.reason(delivery)}"
         return (
             -1,
             f"its ping did not arrive within {self._timeout:.0f} s: the forge has not tried to deliver it yet",
         )
 
     def _is_fresh(self, hook: int, now: float) -> bool:
-        """Whether a ping of the hook has come of late, signed with the newest secret."""
-        proof = self._proof(hook)
-        return proof is not None and proof.received >= now - _FRESH and self._is_newest(proof)
+        """Return True if the hook was pinged recently and signed with the newest secret."""
+        ping = self._ping(hook)
+        return ping is not None and ping.received >= now - _FRESH and self._is_newest(ping)
 
-    def _is_newest(self, proof: HookPing) -> bool:
-        return proof.signed == fingerprint(self._secret)
+    def _is_newest(self, ping: HookPing) -> bool:
+        return ping.signed == fingerprint(self._secret)
 
-    def _proof(self, hook: int) -> HookPing | None:
-        return next((proof for proof in self._journal.hook_pings() if proof.hook == hook), None)
+    def _ping(self, hook: int) -> HookPing | None:
+        return next((ping for ping in self.journal.hook_pings() if ping.hook == hook), None)
 
     def reason(self, delivery: dict[str, Any]) -> str:
-        """Why a delivery did not arrive, by what the forge says of it, and what to look at."""
-        status, said = _status(delivery), printable(str(delivery.get("status", "")))
+        """Return why a delivery did not arrive, from the forge's message, and what to check."""
+        status, said = status_of(delivery), printable(str(delivery.get("status", "")))
         host = urlsplit(self.url).hostname or ""
         fix = next((fix for words, fix in _BY_WORDS if re.search(words, said, re.IGNORECASE)), None)
         if 200 <= status < 300:
-            fix = "it was accepted, but by a daemon with another journal than this"
+            fix = "it was accepted by a daemon with another journal, or before the webhook was registered"
         elif 300 <= status < 400:
-            fix = "a redirect, which the forge does not follow. Register the URL that it leads to"
+            fix = "a redirect, which the forge does not follow. Register the URL of its target"
         elif not fix or (status in _BY_STATUS and status < 500):
-            fix = _BY_STATUS.get(status, "the forge says no more")
+            fix = _BY_STATUS.get(status, "the forge gives no details")
         return f"{status or ''} {said}: {fix.format(host=host, url=self.url)}".strip()
 
-    # -- listed -----------------------------------------------------------------------------------------------------
+    # -- list -----------------------------------------------------------------------------------------------------
 
     def listed(self, target: str) -> Iterator[Listed]:
-        """Each webhook of `target`, foreign ones too. Raises `ApiError`."""
-        for hook in self._client.pages(_path(target) + "?per_page=100"):
-            number, url = int(hook.get("id", 0)), str(_config(hook).get("url", ""))
-            proof = self._proofs.get(number)
-            ours = bool(proof) or (bool(self.url) and url == self.url)
-            problems = _find_problems(hook, url if proof and not self.url else self.url) if ours else ()
-            if proof and not self._is_newest(proof):
+        """Yield each webhook of `target`, also those that are not ours. Raises `ApiError`."""
+        for hook in self.client.pages(hook_path(target) + "?per_page=100"):
+            number, url = _number(hook), str(_config(hook).get("url", ""))
+            ping = self._registered.get(number)
+            ours = bool(ping) or (bool(self.url) and url == self.url)
+            problems = _find_problems(hook, url if ping and not self.url else self.url) if ours else ()
+            arrived = bool(ping and ping.received)
+            if ping and arrived and not self._is_newest(ping):
                 problems += ("secret",)
-            standing = "foreign" if not ours else "wrong" if problems else "right" if proof else "unproven"
+            standing = "foreign" if not ours else "wrong" if problems else "right" if arrived else "unproven"
             last, status = self._last(target, hook) if ours else (None, _last_response(hook))
             events = tuple(printable(str(event)) for event in hook.get("events") or ())
             yield Listed(target, number, printable(url, 200), events, last, status, standing, problems)
 
     def _last(self, target: str, hook: dict[str, Any]) -> tuple[float | None, str]:
-        """When the forge last delivered, and what came of it."""
-        for delivery in self._client.pages(f"{_path(target, hook['id'])}/deliveries?per_page=1"):
-            return _delivered(delivery), f"{_status(delivery)} {printable(str(delivery.get('status', '')))}"
+        """Return the time and the result of the last delivery."""
+        for delivery in self.client.pages(f"{hook_path(target, _number(hook))}/deliveries?per_page=1"):
+            return delivery_time(delivery), f"{status_of(delivery)} {printable(str(delivery.get('status', '')))}"
         return None, _last_response(hook)
 
-    # -- audited ----------------------------------------------------------------------------------------------------
 
-    def known(self) -> list[HookPing]:
-        """The hooks that have reached us, which are those that can be audited."""
-        return sorted(self._proofs.values(), key=lambda proof: (proof.target.lower(), proof.hook))
-
-    def missed(self, hook: HookPing, is_kept: Callable[[str], bool], *, redeliver: bool = False) -> Iterator[Missed]:
-        """The pushes of the last three days that `hook` could not deliver, of repositories that this host keeps.
-
-        With `redeliver` the forge is asked to try those again that nothing has made up for. Raises `ApiError`.
-        """
-        path = f"{_path(hook.target, hook.hook)}/deliveries"
-        for delivery, first in self._failed(f"{path}?per_page=100"):
-            repository = self._repository(hook, path, delivery)
-            if not is_kept(repository):
-                continue
-            reason, number = self.reason(delivery), delivery["id"]
-            then = "missed"
-            if self._journal.is_confirmed_since(repository, first + _SKEW):
-                then = "repaired"
-            elif redeliver:
-                self._client.call("POST", f"{path}/{number}/attempts")
-                then = "redelivered"
-            yield Missed(hook.target, repository, hook.hook, number, str(delivery["guid"]), first, reason, then)
-
-    def _failed(self, path: str) -> list[tuple[dict[str, Any], float]]:
-        """The newest try of each push that did not come to us, and when the first was made; oldest first."""
-        horizon = self._clock() - REDELIVERABLE
-        tries: dict[str, tuple[dict[str, Any], float]] = {}
-        for delivery in self._client.pages(path):  # newest first
-            when = _delivered(delivery)
-            if when is None or when < horizon:
-                break
-            if delivery.get("event") == "push" and isinstance(delivery.get("id"), int):
-                guid = str(delivery.get("guid"))
-                tries[guid] = (tries[guid][0] if guid in tries else delivery, when)
-        return [tried for guid, tried in reversed(tries.items()) if self._is_missing(guid, tried[0])]
-
-    def _is_missing(self, guid: str, delivery: dict[str, Any]) -> bool:
-        """Whether the journal should know a delivery, and does not: any 2xx but 202 says that it moves nothing here."""
-        status = _status(delivery)
-        return (status == 202 or not 200 <= status < 300) and not self._journal.deliveries(guid)
-
-    def _repository(self, hook: HookPing, path: str, delivery: dict[str, Any]) -> str:
-        """Whose push it is; of an organisation's hook only the payload tells."""
-        if "/" in hook.target:
-            return hook.target
-        value: Any = self._client.call("GET", f"{path}/{int(delivery['id'])}").value
-        for name in ("request", "payload", "repository", "full_name"):
-            value = value.get(name) if isinstance(value, dict) else None
-        return value if isinstance(value, str) and is_valid(value) else ""
-
-
-def _path(target: str, hook: int = 0) -> str:
+def hook_path(target: str, hook: int = 0) -> str:
+    """Return the path of the webhooks of `target` in the API, or of one of them."""
     path = f"/repos/{target}/hooks" if "/" in target else f"/orgs/{target}/hooks"
     return f"{path}/{hook}" if hook else path
+
+
+def _number(hook: dict[str, Any]) -> int:
+    number = hook.get("id")
+    return number if isinstance(number, int) else 0
 
 
 def _config(hook: dict[str, Any]) -> dict[str, Any]:
@@ -322,7 +271,7 @@ def _config(hook: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_problems(hook: dict[str, Any], url: str) -> tuple[str, ...]:
-    """What is not as it should be about a hook. Which secret it has, the forge does not show."""
+    """Return the wrong properties of a hook. The forge does not show its secret."""
     config = _config(hook)
     checks = {
         "url": config.get("url") == url,
@@ -335,7 +284,8 @@ def _find_problems(hook: dict[str, Any], url: str) -> tuple[str, ...]:
     return tuple(name for name, right in checks.items() if not right)
 
 
-def _status(delivery: dict[str, Any]) -> int:
+def status_of(delivery: dict[str, Any]) -> int:
+    """Return the HTTP status of a delivery, or 0 without one."""
     status = delivery.get("status_code")
     return status if isinstance(status, int) else 0
 
@@ -346,8 +296,8 @@ def _last_response(hook: dict[str, Any]) -> str:
     return printable(" ".join(str(response[name]) for name in ("code", "message") if response.get(name)))
 
 
-def _delivered(delivery: dict[str, Any]) -> float | None:
-    """When a delivery was made, in seconds since the epoch."""
+def delivery_time(delivery: dict[str, Any]) -> float | None:
+    """Return the time of a delivery in seconds since the epoch, or None if it is malformed."""
     try:
         return datetime.fromisoformat(str(delivery.get("delivered_at")).replace("Z", "+00:00")).timestamp()
     except ValueError:

@@ -192,7 +192,7 @@ class JournalReader:
         return bool(self._query("SELECT 1 FROM commits WHERE id = ? LIMIT 1", commit))
 
     def hook_pings(self) -> list[HookPing]:
-        """Return the newest ping of each webhook, in the order of their ids."""
+        """Return the registered webhooks with their newest pings, in the order of their ids."""
         return [HookPing(*row) for row in self._query(f"SELECT {_PING_COLUMNS} FROM pings ORDER BY hook")]
 
     def statuses_due(self, moment: float, limit: int = 100) -> list[CommitStatus]:

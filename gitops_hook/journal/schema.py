@@ -114,6 +114,7 @@ STEPS = (
         'The process that did this run died with it in hand; what it owed is done again.'
     );
     UPDATE runs SET cause = 'limit' WHERE outcome = 'timed-out';
+    DELETE FROM pings;  -- a payload chose their URLs; `register` stores the webhooks again, with the operator's URL
     CREATE TABLE probe (id INTEGER PRIMARY KEY, time REAL NOT NULL);  -- one row, which the health check writes
     """,
     """

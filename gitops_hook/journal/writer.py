@@ -167,14 +167,23 @@ class Journal(JournalReader):
 
     # -- pings, commit statuses, notices ----------------------------------------------------------------------------
 
-    def record_ping(self, ping: HookPing) -> None:
-        """Store the ping of a webhook in place of its previous one."""
+    def remember_hook(self, hook: int, target: str, url: str) -> None:
+        """Store that an operator registered the webhook `hook` of `target` with `url`. Its last ping is kept."""
         self._execute(
-            "INSERT OR REPLACE INTO pings (hook, target, url, guid, received, signed) VALUES (?, ?, ?, ?, ?, ?)", *ping
+            "INSERT INTO pings (hook, target, url, guid, received, signed) VALUES (?, ?, ?, '', 0, '')"
+            " ON CONFLICT (hook) DO UPDATE SET target = excluded.target, url = excluded.url",
+            *(hook, target, url),
+        )
+
+    def record_ping(self, ping: HookPing) -> None:
+        """Store the ping of a registered webhook in place of its previous one. Ignore any other, and what it claims."""
+        self._execute(
+            "UPDATE pings SET guid = ?, received = ?, signed = ? WHERE hook = ?",
+            *(ping.guid, ping.received, ping.signed, ping.hook),
         )
 
     def forget_pings(self, target: str, url: str) -> None:
-        """Delete the pings of the webhooks of `target` that delivered to `url`: those webhooks were deleted."""
+        """Forget the webhooks of `target` that were registered with `url`, because they were deleted."""
         self._execute("DELETE FROM pings WHERE target = ? AND url = ?", target, url)
 
     def save_statuses(self, *statuses: CommitStatus, then: Callable[[], None] | None = None) -> None:

@@ -11,9 +11,11 @@ import pytest
 from fake_github import TOKEN, Forge
 from harness import SECRET, WEBHOOK, Daemon
 
+from gitops_hook.control.client import post
 from gitops_hook.github.client import Client
-from gitops_hook.github.webhooks import Hooks
+from gitops_hook.github.webhooks import Hooks, Registration
 from gitops_hook.journal.reader import JournalReader
+from gitops_hook.lock import holder
 
 
 class Clock:
@@ -66,11 +68,25 @@ def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
 def make_hooks(client: Client, daemon: Daemon) -> Callable[..., Hooks]:
     """The webhooks, as one who asks beside the daemon that they lead to."""
 
+    class RememberedHooks(Hooks):
+        """Hooks whose registrations the daemon stores, as the command does it."""
+
+        def register(self, target: str, *, dry_run: bool = False) -> Registration:  # type: ignore[override]
+            def remember(hook: int) -> None:
+                found = holder(daemon.state)
+                assert found and found.socket
+                status, _ = post(found.socket, "/remember-hook", {"hook": hook, "target": target, "url": self.url})
+                assert status == 200
+
+            return super().register(target, remember, dry_run=dry_run)
+
     def make(url: str | None = None, **more: Any) -> Hooks:
         url = f"http://127.0.0.1:{daemon.port}{WEBHOOK}" if url is None else url
         secret = more.pop("secret", SECRET).encode()
         pause = threading.Event()
-        return Hooks(client, JournalReader(daemon.state), secret, url, sleep=lambda _: pause.wait(0.005), **more)
+        return RememberedHooks(
+            client, JournalReader(daemon.state), secret, url, sleep=lambda _: pause.wait(0.005), **more
+        )
 
     return make
 

@@ -22,6 +22,7 @@ from harness import SECRET, SOURCE, WEBHOOK, push
 from scratch import git
 
 from gitops_hook.config import load
+from gitops_hook.github.audit import Audit
 from gitops_hook.github.client import ApiError, Client
 from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.github.webhooks import Hooks
@@ -98,15 +99,15 @@ def test_webhooks_are_registered_listed_audited_and_taken_away(forge, proxy, clo
     def hooks() -> Hooks:
         return Hooks(client_of(proxy, clock), JournalReader(daemon.state), SECRET.encode(), url)
 
-    made = hooks().register(target)
+    made = hooks().register(target, lambda hook: None)
     assert (made.change, made.trouble) == ("created", "")
     forge.hooks[target][0]["events"] = ["*"]
-    assert hooks().register(target).change == "updated"
+    assert hooks().register(target, lambda hook: None).change == "updated"
     (listed,) = hooks().listed(target)
     assert listed.standing == "right"
     forge.missed(target, made.hook, payload=push("acme/site"))
-    (proof,) = hooks().known()
-    assert [found.then for found in hooks().missed(proof, lambda name: name == "acme/site", redeliver=True)] == ["redelivered"]  # fmt: skip
+    (ping,) = Audit(hooks()).known()
+    assert [found.then for found in Audit(hooks()).missed(ping, lambda name: name == "acme/site", redeliver=True)] == ["redelivered"]  # fmt: skip
     assert hooks().unregister(target).change == "deleted"
 
 
@@ -143,9 +144,9 @@ def test_the_descriptions_own_examples_are_understood(mock, clock, tmp_path):
         (listed,) = hooks.listed("octocat/hello-world")
         assert (listed.hook, listed.url, listed.events) == (12345678, "https://example.com/webhook", ("push", "pull_request"))  # fmt: skip
         assert (listed.standing, listed.problems) == ("wrong", ("secret", "events"))
-        done = hooks.register("octocat/hello-world")
+        done = hooks.register("octocat/hello-world", lambda hook: None)
         assert (done.change, done.hook, done.problems) == ("updated", 12345678, ("secret", "events"))
         assert hooks.unregister("octocat/hello-world").change == "deleted"
         clock.now = 1_560_000_000.0  # when the example's deliveries were made
-        list(hooks.missed(HookPing(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: True))
+        list(Audit(hooks, clock).missed(HookPing(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: True))
     assert client_of(mock, clock).call("GET", "/rate_limit").status == 200

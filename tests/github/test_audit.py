@@ -9,15 +9,16 @@ from fake_github import Fault
 from harness import push
 from scratch import Upstream
 
+from gitops_hook.github.audit import Audit, Missed
 from gitops_hook.github.client import ApiError
-from gitops_hook.github.webhooks import Hooks, Missed
+from gitops_hook.github.webhooks import Hooks
 
 
 def audit(hooks: Hooks, *, kept: object = None, redeliver: bool = False) -> list[Missed]:
     return [
         missed
-        for proof in hooks.known()
-        for missed in hooks.missed(proof, lambda name: kept is None or name == kept, redeliver=redeliver)
+        for ping in Audit(hooks).known()
+        for missed in Audit(hooks).missed(ping, lambda name: kept is None or name == kept, redeliver=redeliver)
     ]
 
 

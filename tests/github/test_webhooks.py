@@ -98,7 +98,7 @@ def test_a_rotated_secret_is_entered_though_the_old_one_is_still_valid(forge, ma
     url = f"http://127.0.0.1:{daemon.port}{WEBHOOK}"
     forge.hook("acme/site", url, secret="the-old-one")
     hooks = make_hooks(url)
-    hooks._journal = type(hooks._journal)(tmp_path / "other")
+    hooks.journal = type(hooks.journal)(tmp_path / "other")
     assert hooks.register("acme/site")[1:4:2] == ("updated", ("secret",))
     assert shapes(forge) == [right(url)]
 
@@ -172,13 +172,13 @@ def proxy() -> Iterator[HTTPServer]:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "the secret is another one"),
-        (404, "does not lead to the daemon"),
+        (401, "the secret differs"),
+        (404, "does not reach the daemon"),
         (413, "client_max_body_size"),
         (502, "the proxy does not reach the daemon"),
         (200, "by a daemon with another journal"),
         (302, "a redirect"),
-        (418, "the forge says no more"),
+        (418, "the forge gives no details"),
     ],
 )
 def test_a_proxy_in_the_way_is_told_by_its_answer(forge, make_hooks, proxy, status, words):
@@ -193,24 +193,21 @@ def test_nobody_there_is_told(forge, make_hooks):
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert (
-        "nobody takes the connection"
-        in make_hooks(f"http://127.0.0.1:{port}/", timeout=1).register("acme/site").trouble
-    )
+    assert "no connection" in make_hooks(f"http://127.0.0.1:{port}/", timeout=1).register("acme/site").trouble
 
 
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("Couldn't resolve host name", "DNS: the forge does not find the URL's host. Check its public name: dig hooks.example.org"),
+        ("Couldn't resolve host name", "DNS: the forge cannot resolve the URL's host. Check its public name: dig hooks.example.org"),
         ("Peer certificate cannot be authenticated with given CA certificates", "TLS: "),
         ("timed out", "no answer within 10 s"),
-        ("failed to connect to host", "nobody takes the connection"),
+        ("failed to connect to host", "no connection"),
     ],
 )  # fmt: skip
 def test_what_the_forge_says_is_put_into_words(make_hooks, said, words):
     assert words in make_hooks("https://hooks.example.org").reason({"status_code": 502, "status": said})
-    assert make_hooks("https://hooks.example.org").reason({}).endswith("the forge says no more")
+    assert make_hooks("https://hooks.example.org").reason({}).endswith("the forge gives no details")
 
 
 def test_a_forge_that_has_not_tried_yet_is_told(forge, make_hooks, monkeypatch):
