@@ -30,6 +30,7 @@ from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
 from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.errors import JournalError, StartError
 from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
 from gitops_hook.httpd.call import Application
@@ -124,11 +125,14 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             reporter.catch_up()
             observers.append(reporter)
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
+        rejections = Rejections()
         webhook = WebhookApp(
-            secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=metrics.answered
+            secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=_counter(metrics, rejections)
         )
         app = forwarded_middleware(webhook, settings.trusted_proxies)
-        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()))
+        dashboard = Dashboard(
+            journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()), rejections.last_day
+        )
         servers = _serve_both(settings, environ, app, dashboard)
         dispatcher.start()
         control = start_control(settings, journal, checkouts, dispatcher, signals)
@@ -152,6 +156,17 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             notifier.stop(NOTICE_DEADLINE)
     log.info("stopped", exit=status)
     return status
+
+
+def _counter(metrics: Metrics, rejections: Rejections) -> Callable[[str, str, str], None]:
+    """Return a function that counts a response of the webhook: its result, the class of its reason, and the peer."""
+
+    def count(result: str, reason: str, peer: str) -> None:
+        metrics.answered(result, reason)
+        if result == "refused":
+            rejections.add(reason, peer)
+
+    return count
 
 
 class _MainLoop:

@@ -24,6 +24,8 @@ from gitops_hook.text import printable
 
 #: So many commits of a run are kept: more than anybody reads of a push.
 _KEPT = 50
+#: The outcome after which the commit that was pushed is not the one that is checked out.
+ROLLED_BACK = "rolled-back"
 _ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 #: Seconds for git. It takes some milliseconds; a disk that hangs must not keep the repository from its next run.
 _LIMIT = 10
@@ -45,13 +47,17 @@ class Commits:
         if not _ID.fullmatch(after) or (before and not _ID.fullmatch(before)):
             return
         moved = before != after
+        rejected = claim.newest.after if run.outcome == ROLLED_BACK and claim.newest else ""
         try:
             checkout = self._checkouts.find(run.repository)
-            if not checkout or not (moved or not self._journal.knows_commit(after)):
+            if not checkout or not (moved or rejected or not self._journal.knows_commit(after)):
                 return
             found = _read(checkout, before, after) if moved else []
             # Where it moved back, or did not move, nothing is new: only where it stands is noted.
-            self._journal.save_commits(run.id, found[:_KEPT] or _read(checkout, "", after, count=1), len(found))
+            kept = found[:_KEPT] or _read(checkout, "", after, count=1)
+            if rejected != after and _ID.fullmatch(rejected):
+                kept += _read(checkout, "", rejected, count=1)
+            self._journal.save_commits(run.id, kept, len(found))
         except (OSError, subprocess.SubprocessError, JournalError) as error:
             log.warning("the commits of a run are not known", repository=run.repository, run=run.id, reason=error)
 

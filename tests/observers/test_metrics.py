@@ -256,7 +256,13 @@ class TestRepositories:
 @pytest.fixture
 def webhook(host: Host) -> TestApp:
     secrets = Secrets({"line 1": SECRET.encode()})
-    app = WebhookApp(lambda: secrets, host.checkouts, host.journal, lambda _: None, count=host.instruments.answered)
+    app = WebhookApp(
+        lambda: secrets,
+        host.checkouts,
+        host.journal,
+        lambda _: None,
+        count=lambda result, reason, peer: host.instruments.answered(result, reason),
+    )
     return TestApp(app)
 
 
