@@ -32,7 +32,8 @@ from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.errors import JournalError, StartError
-from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender
+from gitops_hook.github.commit_status import CommitStatusReporter
+from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
 from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
@@ -113,7 +114,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        metrics = Metrics(journal, checkouts, RESULTS)
+        metrics, rejections = Metrics(journal, checkouts, RESULTS), Rejections()
         observers: list[RunObserver] = [metrics, Commits(journal, checkouts)]
         notifier = None
         if settings.notify:
@@ -121,11 +122,10 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             observers.append(notifier)
         sender = CommitStatusSender(settings, journal, checkouts) if settings.report else None
         if sender:
-            reporter = CommitStatusReporter(journal, sender.notify)
+            reporter = CommitStatusReporter(journal, checkouts, sender.notify)
             reporter.catch_up()
             observers.append(reporter)
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
-        rejections = Rejections()
         webhook = WebhookApp(
             secrets.current, checkouts, journal, dispatcher.notify, settings.clone, count=_counter(metrics, rejections)
         )

@@ -137,7 +137,7 @@ def _perform(
         checkouts = Checkouts(settings.root)
         observers: list[RunObserver] = [Commits(journal, checkouts)]
         if settings.report:
-            observers.append(CommitStatusReporter(journal))  # the daemon sends what this stores
+            observers.append(CommitStatusReporter(journal, checkouts))  # the daemon sends what this stores
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         dispatcher.record_killed()
         dispatcher.start_scheduler()

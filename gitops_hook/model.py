@@ -57,6 +57,8 @@ class Run(NamedTuple):
     brought: int | None = None
     #: Why the daemon ended it, a key of `outcomes.CAUSES`; None if it ended by itself.
     cause: str | None = None
+    #: One command that repairs the problem, or empty. It works when pasted.
+    fix: str | None = None
 
 
 class Claim(NamedTuple):
@@ -106,6 +108,18 @@ class History(NamedTuple):
     commit: Commit | None
     #: The newest runs, newest first: outcome (None while running), started, ended.
     history: Sequence[tuple[str | None, float, float | None]]
+
+
+class Streak(NamedTuple):
+    """The newest runs of one repository, as far as they say something about it."""
+
+    newest: Run
+    #: The end of the first of the newest runs that all have an outcome that is retried without help, or None.
+    waiting_since: float | None
+    #: The newest run before those, or None.
+    before_waiting: Run | None
+    #: The end of the first run that did not confirm "in sync" after the last one that did, or None.
+    failing_since: float | None
 
 
 class HookPing(NamedTuple):

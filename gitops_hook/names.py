@@ -32,6 +32,20 @@ def name_in_url(url: str) -> str | None:
     return name if is_valid(name) else None
 
 
+def is_in_url(path: str, url: str) -> bool:
+    """Return True if a clone URL ends in `path`, such as ``group/owner/name``, ignoring case.
+
+    If the URL has fewer components, only those are compared: an alias in ssh_config may stand for the others.
+    """
+    tail = _URL_HOST.sub("", url, count=1)
+    host, colon, rest = tail.partition(":")
+    tail = rest if colon and "/" not in host else tail  # the scp-like form
+    found = [part for part in tail.lower().removesuffix("/").removesuffix(".git").split("/") if part]
+    wanted = path.lower().split("/")
+    compared = min(len(found), len(wanted))
+    return found[len(found) - compared :] == wanted[len(wanted) - compared :]
+
+
 def may_clone(repository: str, patterns: Sequence[str]) -> bool:
     """Return True if a pattern such as ``acme/*`` matches `repository`, ignoring case."""
     return any(fnmatch.fnmatchcase(repository.lower(), pattern.lower()) for pattern in patterns)

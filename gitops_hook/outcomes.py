@@ -22,13 +22,13 @@ STATES = {
     "running": WAIT,
     "queued": WAIT,
     "paused": REST,
+    "held": REST,
     "never synced": REST,
     "in sync": GOOD,
 }
 #: Why a run ended that did not end by itself, with the sentence that people read. Code compares the key.
 CAUSES = {
     "shutdown": "The daemon's shutdown ended this run. The next start repeats it.",
-    "command": "A signal ended the command that did this run. The daemon repeats it in a minute or two.",
     "killed": "The process that did this run was killed. Its deliveries are pending again.",
     "cancelled": "A person cancelled this run.",
     "limit": "The run exceeded its time limit.",
@@ -47,8 +47,8 @@ class Outcome(NamedTuple):
     severity: str
     #: The state of the repository after a run with this outcome.
     state: str
-    #: Whether the run settles the deliveries that it claimed. If not, it is retried with backoff.
-    settles: bool = True
+    #: How the run is retried, a key of `sync.backoff.RETRIES`. If it is not, it settles the deliveries that it claimed.
+    retry: str = ""
     #: Whether the run confirmed that the checkout is where upstream is.
     confirms: bool = False
     #: The commit status to report to the forge, as GitHub calls it.
@@ -58,6 +58,11 @@ class Outcome(NamedTuple):
     #: Whether the script may choose it.
     by_script: bool = True
 
+    @property
+    def settles(self) -> bool:
+        """Return True if the run settles the deliveries that it claimed."""
+        return not self.retry
+
 
 #: Every outcome. Among the outcomes of one exit status, the first is the default.
 OUTCOMES = (
@@ -66,7 +71,13 @@ OUTCOMES = (
     Outcome("cloned", 0, GOOD, "in sync", confirms=True, commit_status="success"),
     # The pause is over if the setting is gone: then the next run is due.
     Outcome("paused", 0, REST, "queued", commit_status="pending"),
-    Outcome("unreachable", 75, WAIT, "waiting to retry", settles=False, commit_status="pending", rank=1),
+    # Pinned, or not approved yet, and behind its branch.
+    Outcome("held", 0, REST, "held", commit_status="pending"),
+    Outcome("unreachable", 75, WAIT, "waiting to retry", retry="backoff", commit_status="pending", rank=1),
+    # The remote does not show the announced commit yet.
+    Outcome("early", 75, WAIT, "waiting to retry", retry="early", commit_status="pending", rank=1),
+    # The remote rejects this host, or hides the repository from it. A person must act, and the next retry succeeds.
+    Outcome("no-access", 75, BAD, "action needed", retry="longest", rank=1),
     Outcome("diverged", 65, BAD, "action needed", rank=3),
     Outcome("dirty", 65, BAD, "action needed", rank=3),
     Outcome("unverified", 65, BAD, "action needed", rank=3),
@@ -77,7 +88,7 @@ OUTCOMES = (
     Outcome("rolled-back", 71, BAD, "rolled back", rank=7),
     Outcome("deploy-failed", 70, BAD, "action needed", rank=8),
     Outcome(
-        "interrupted", 130, WAIT, "waiting to retry", settles=False, commit_status="pending", rank=2, by_script=False
+        "interrupted", 130, WAIT, "waiting to retry", retry="backoff", commit_status="pending", rank=2, by_script=False
     ),
     Outcome("timed-out", 124, BAD, "action needed", rank=9, by_script=False),
     Outcome("failed", 1, BAD, "action needed", rank=10, by_script=False),
@@ -87,8 +98,6 @@ OUTCOMES = (
 BY_NAME = {outcome.name: outcome for outcome in OUTCOMES}
 #: The names of the outcomes that confirm "in sync", in the order of the table.
 CONFIRMING = tuple(outcome.name for outcome in OUTCOMES if outcome.confirms)
-#: The names of the outcomes that settle nothing.
-RETRIED = tuple(outcome.name for outcome in OUTCOMES if not outcome.settles)
 #: The outcomes that the script may choose, by its exit status; the first is the default.
 BY_SCRIPT = {
     status: tuple(outcome.name for outcome in OUTCOMES if outcome.by_script and outcome.exit == status)

@@ -196,7 +196,7 @@ def test_a_daemon_tells_a_chat(tmp_path, start_daemon, chat_room):
     daemon: Daemon = start_daemon(GITOPS_NOTIFY=f"{CONTRIB}/notify/chat {tmp_path}/url")
     upstream.checkout(daemon.root, deploy="exit 3")
     daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
-    daemon.wait_for("notice told ")
+    daemon.wait_for("notice sent ")
     ((_, _, body),) = chat_room.posts
     assert "fails: deploy-failed. acme/site: gitops.deploy failed with exit 3" in json.loads(body)["text"]
 
@@ -230,7 +230,7 @@ def test_alerts_and_dashboard_ask_only_for_what_there_is(host: Host):  # noqa: F
     host.upstream.checkout(host.root)
     host.end(host.begin(), "updated")
     labels: dict[str, set[str]] = {}
-    for name in host.told():
+    for name in host.values():
         labels.setdefault(name.partition("{")[0], {"job", "instance"}).update(re.findall(r'(\w+)="', name))
     variables = [variable["query"] for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
     asked = "\n".join([*expressions(), *variables, re.sub("#.*", "", RULES.read_text())])

@@ -236,11 +236,12 @@ class DispatcherMachine(OnDisk):
         else:
             getattr(self.dispatcher, chore)()
 
-    @rule(repository=REPOSITORIES, end=st.sampled_from(sorted(ENDS)))
-    def sync_by_hand(self, repository: str, end: str) -> None:
-        self.prepare(end)
-        run = self.dispatcher.run_now(repository, "manual")
-        assert run.outcome
+    @rule(repository=REPOSITORIES)
+    def request_a_run(self, repository: str) -> None:
+        guid, received = str(len(self.accepted)), self.clock()
+        self.journal.record(Delivery(guid, "manual", received, repository, ""))
+        self.accepted[guid] = received
+        self.dispatcher.request([repository], "manual")
 
     @rule()
     def restart(self) -> None:

@@ -26,7 +26,7 @@ from gitops_hook.httpd import request as framing
 from gitops_hook.names import is_valid, may_clone, name_in_url
 from gitops_hook.receiver.events import Push, parse_event
 from gitops_hook.receiver.forges import FORGES, GITHUB, Forge, claimed_forge
-from gitops_hook.receiver.signatures import form_field
+from gitops_hook.receiver.signatures import form_field, header_key
 from gitops_hook.secrets import Secrets, read_secrets
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import escape, printable
@@ -64,7 +64,7 @@ def twisted(draw: st.DrawFn, value: Any) -> Any:
 
 
 def environ(forge: Forge, event: str, media_type: str = "application/json") -> dict[str, str]:
-    return {"HTTP_" + forge.event.upper().replace("-", "_"): event, "CONTENT_TYPE": media_type}
+    return {**{header_key(name): event for name in (forge.mark, forge.event) if name}, "CONTENT_TYPE": media_type}
 
 
 def is_clean(text: str) -> bool:
@@ -89,7 +89,7 @@ def test_what_leaves_the_parser_is_clean(data: st.DataObject, forge: Forge) -> N
     assert read.repository is None or is_valid(read.repository)
     changes = read.changes if isinstance(read, Push) else ()
     assert all(is_clean(text) for part in (read, *changes) for text in part if isinstance(text, str))
-    assert all(change.ref.startswith("refs/") for change in changes)
+    assert all(not change.ref or change.ref.startswith("refs/") for change in changes)
 
 
 @given(forge=ROWS, body=st.binary(), event=TEXT, media_type=st.sampled_from(["application/json", FORM]) | TEXT)
@@ -103,7 +103,8 @@ def test_any_bytes_are_an_event_or_refused(forge: Forge, body: bytes, event: str
 @given(name=NAMES, branch=BRANCHES, before=COMMITS, after=COMMITS, default=BRANCHES)
 def test_a_push_is_read_as_it_was_meant(name: str, branch: str, before: str, after: str, default: str) -> None:
     """By every row alike."""
-    owner_and_name = {"full_name": name, "name": name.partition("/")[2], "default_branch": default}
+    owner, _, slug = name.partition("/")
+    owner_and_name = {"full_name": name, "name": slug, "default_branch": default, "slug": slug, "project": {"key": owner}}
     one = {"ref": f"refs/heads/{branch}", "before": before, "after": after, "pusher": {"name": "ada"}}
     states = [{"type": "branch", "name": branch, "target": {"hash": commit}} for commit in (before, after)]
     payload = {
@@ -111,7 +112,8 @@ def test_a_push_is_read_as_it_was_meant(name: str, branch: str, before: str, aft
         "repository": {**owner_and_name, "mainbranch": {"name": default}},
         "project": {"path_with_namespace": name, "default_branch": default},
         "user_username": "ada",
-        "actor": {"nickname": "ada"},
+        "actor": {"nickname": "ada", "name": "ada"},
+        "changes": [{"ref": {"id": f"refs/heads/{branch}"}, "fromHash": before, "toHash": after, "type": "UPDATE"}],
         "push": {"changes": [dict(zip(("old", "new"), states))]},
     }
     body = json.dumps(payload).encode()

@@ -78,8 +78,10 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
         rows.append([status.repository, status.state, commit, age(status.confirmed), _last_run(status.run)])
     _print_table(["repository", "state", "commit", "in sync", "last run"], rows, coloured=1)
     for status in statuses:
+        if status.problem:
+            print(f"\n{status.problem}")
         if status.fix:
-            print(f"\n{status.fix}")
+            print(f"  {status.fix}")
 
 
 def print_runs(runs: Sequence[Run], *, as_json: bool) -> None:

@@ -10,7 +10,6 @@ from gitops_hook.dashboard.charts import history_chart, timeline
 from gitops_hook.dashboard.html import (
     Page,
     ago,
-    command,
     commit_line,
     commit_list,
     count,
@@ -26,9 +25,9 @@ from gitops_hook.dashboard.html import (
     table,
     unbroken_span,
 )
-from gitops_hook.dashboard.pages import STATE_COMMANDS
+from gitops_hook.dashboard.pages import next_command
 from gitops_hook.model import COUNTED, Commit, Delivery, Run, Served
-from gitops_hook.outcomes import BAD, GOOD, RUNNING, severity_of
+from gitops_hook.outcomes import BAD, GOOD, RUNNING, outcome_of, severity_of
 from gitops_hook.sync.status import InForce, RepositoryStatus
 from gitops_hook.text import age, span
 
@@ -65,10 +64,15 @@ def repository(
     return Page(
         f"{status.repository}: {status.state} · gitops-hook",
         f'<h1>{name}</h1><p class="lead">{label(status.state)} confirmed in sync {ago(status.confirmed)}</p>'
+<<<<<<< HEAD
         + (message_box(status.run) if status.run and status.fix else "")
-        + f"<p>Next: {command(STATE_COMMANDS[status.state].format(status.repository))}</p>"
+        + f"<p>Next: {next_command(status.state, status.repository)}</p>"
         + f'<p class="stands">Deployed: {commit_line(status.commit) or "nothing yet"}</p>'
         + history_chart(status.history)
+=======
+        + (message_box(status.run) if status.run and status.problem else "")
+        + f'<p class="stands">{commit_line(status.commit)}</p>{history_chart(status.history)}'
+>>>>>>> main
         + section("runs", "Runs", _run_table(runs) + more if runs else never)
         + section("settings", "Settings", _settings(settings) if settings else gone),
         severity_of(status.state),
@@ -82,7 +86,8 @@ def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
     tried = tried_commit(current, shown.commits) if outcome not in _NOT_TRIED else None
     announced = served.deliveries[-1].after if served.deliveries and not current.outcome else ""
     commit = commit_line(tried) or (f"deploys <code>{escape(announced[:10])}</code>" if announced else "")
-    retry = command(f"gitops-hook sync {current.repository}") if severity_of(current.outcome) == BAD else ""
+    state = outcome_of(outcome).state
+    retry = next_command(state, current.repository) if severity_of(current.outcome) == BAD else ""
     return Page(
         f"Run {current.id}: {outcome}, {current.repository} · gitops-hook",
         f'<h1><a href="{repository_path(current.repository)}">{escape(current.repository)}</a> '
@@ -90,7 +95,7 @@ def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
         f'<p class="lead">{label(outcome)} {duration(current)}, trigger: {escape(current.trigger)}</p>'
         + (f'<p class="stands">{commit}</p>' if commit else "")
         + message_box(current)
-        + (f"<p>Then retry: {retry}</p>" if retry else ""),
+        + (f"<p>Next: {retry}</p>" if retry else ""),
         severity_of(current.outcome),
         static=section("output", "Output", _output(current.id, output)),
         after=timeline(current, served.received)

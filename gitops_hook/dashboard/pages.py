@@ -37,17 +37,15 @@ ACTION_NEEDED = "action needed"
 _DEPLOYED = ("updated", "cloned")
 #: The number of repositories on a page, and of problems above the list. The first problems leave the list in sight.
 PAGE_SIZE, FIRST_PROBLEMS = 100, 5
-#: The command that an operator runs next, by state.
-STATE_COMMANDS = {
-    "action needed": "gitops-hook sync {}",
-    "rolled back": "gitops-hook sync {}",
-    "waiting to retry": "gitops-hook sync {}",
+#: The command that an operator runs next, by state. Every other state has the last one.
+_STATE_COMMANDS = {
+    "rolled back": "gitops-hook logs {}",
     "running": "gitops-hook logs -f {}",
-    "queued": "gitops-hook status {}",
     "paused": "gitops-hook resume {}",
-    "never synced": "gitops-hook sync {}",
+    "held": "gitops-hook status {}",
     "in sync": "gitops-hook runs {}",
 }
+_SYNC_COMMAND = "gitops-hook sync {}"
 #: The question that a class of rejections raises.
 _REJECTION_HINTS = {
     "signature": "Wrong or missing signature. Does the forge use the secret of this host?",
@@ -221,9 +219,20 @@ def error(status: str, reason: str) -> Page:
     )
 
 
+<<<<<<< HEAD
 def filter_of(state: str) -> str:
     """Return the filter that includes a state."""
     return ACTION_NEEDED if severity_of(state) == BAD else state
+=======
+def has_problem(status: RepositoryStatus) -> bool:
+    """Return whether the first page shows this repository among the problems."""
+    return status.problem is not None and severity_of(status.state) == "bad"
+>>>>>>> main
+
+
+def next_command(state: str, repository: str) -> str:
+    """Return the command that an operator runs next for a repository in a state."""
+    return command(_STATE_COMMANDS.get(state, _SYNC_COMMAND).format(repository))
 
 
 def deployed_at(status: RepositoryStatus) -> float | None:
@@ -288,7 +297,7 @@ def _problem(status: RepositoryStatus, view: Overview) -> str:
         f"{label(failed.outcome or RUNNING) if failed else label(status.state)} {what} {author} {ago(when)}</summary>"
         f'<div class="more"><p>{message(failed) if failed else ""}</p>'
         + (f'<pre class="tail">{tail}</pre>' if tail else "")
-        + f"<p>Then retry: {command(STATE_COMMANDS[status.state].format(name))}</p>"
+        + f"<p>Next: {next_command(status.state, name)}</p>"
         + (f'<p><a href="/runs/{failed.id}">Run {failed.id} with its output</a> · ' if failed else "<p>")
         + f'<a href="{repository_path(name)}">{escape(name)}</a></p></div></details>'
     )

@@ -23,10 +23,9 @@ from gitops_hook.log import log
 class Database:
     """The file of the journal. Only the thread that writes the journal may call a method."""
 
-    def __init__(self, path: Path, logs: Path, *, repair: bool) -> None:
+    def __init__(self, path: Path, logs: Path) -> None:
         self.path = path
         self._logs = logs
-        self._repair = repair
         #: The number of times that a damaged file was replaced.
         self.replacements = 0
         #: The id of the newest run that was started in any file.
@@ -42,7 +41,7 @@ class Database:
             try:
                 return self._connect()
             except sqlite3.DatabaseError as error:
-                if not (is_damage(error) and self._repair):
+                if not is_damage(error):
                     raise
                 self.replacements += 1  # counts even if no new file can be created yet: its content is lost
                 self._set_aside(str(error))

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from gitops_hook.errors import JournalError, JournalTooNew
 from gitops_hook.journal.schema import STEPS
-from gitops_hook.model import Commit, CommitStatus, Delivery, History, HookPing, NoticeState, Run, Served
+from gitops_hook.model import Commit, CommitStatus, Delivery, History, HookPing, NoticeState, Run, Served, Streak
 from gitops_hook.outcomes import CONFIRMING, GOOD, OUTCOMES, REST
 
 #: The time to wait, in milliseconds, for another process that has the file locked, such as the sqlite3 shell.
@@ -108,14 +108,6 @@ class JournalReader:
             return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
         return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
 
-    def newest(self, outcomes: Sequence[str], before: float) -> list[Run]:
-        """Return the newest run of each repository if it ended before the time `before` with one of `outcomes`."""
-        marks = ", ".join("?" * len(outcomes))
-        sql = (
-            f"WITH RECURSIVE {_ALL_NAMES} SELECT {RUN_COLUMNS} {_NEWEST_RUNS} WHERE outcome IN ({marks}) AND ended < ?"
-        )
-        return [Run(*row) for row in self._query(sql, *outcomes, before)]
-
     def running(self) -> list[Run]:
         """Return the runs without a recorded end."""
         return self._runs("outcome IS NULL")
@@ -144,6 +136,38 @@ class JournalReader:
                 )
                 for *run, confirmed, last in connection.execute(f"WITH RECURSIVE {names} {_NEWEST}", values).fetchall()
             ]
+
+    def streak(
+        self, repository: str, waiting: Sequence[str], resting: Sequence[str], unrelated: Sequence[str]
+    ) -> Streak | None:
+        """Return the streak of a repository's newest runs, or None if its last run rested or nothing is known.
+
+        `waiting` are the outcomes that are retried without help, `resting` those of runs that did nothing as
+        configured, `unrelated` the causes that say nothing about the repository. The number of runs does not matter.
+        """
+        ended = "repository = ? AND outcome IS NOT NULL"
+        is_related = f"(cause IS NULL OR cause NOT IN ({_quoted(unrelated)}))"
+        related = f"{ended} AND outcome NOT IN ({_quoted(resting)}) AND {is_related}"
+        is_waiting, confirms = f"outcome IN ({_quoted(waiting)})", f"outcome IN ({_quoted(CONFIRMING)})"
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+
+            def newest(where: str) -> Run | None:
+                sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE {where} ORDER BY id DESC LIMIT 1"
+                row = connection.execute(sql, (repository,)).fetchone()
+                return Run(*row) if row else None
+
+            def first_end_after(run: Run | None) -> float | None:
+                sql = f"SELECT ended FROM runs WHERE {related} AND id > ? ORDER BY id LIMIT 1"
+                row = connection.execute(sql, (repository, run.id if run else 0)).fetchone()
+                return row[0] if row else None
+
+            last, run = newest(ended), newest(related)
+            if not last or last.outcome in resting or not run:
+                return None
+            settled = newest(f"{related} AND NOT {is_waiting}")
+            confirmed = newest(f"{related} AND {confirms}")
+            return Streak(run, first_end_after(settled), settled, first_end_after(confirmed))
 
     def log_path(self, run: int | str) -> Path:
         """Return the path of the output of a run, or of the other output with that name."""

@@ -106,6 +106,7 @@ STEPS = (
     CREATE INDEX runs_running ON runs (id) WHERE outcome IS NULL;
     ALTER TABLE deliveries ADD COLUMN force INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE runs ADD COLUMN cause TEXT;
+    ALTER TABLE runs ADD COLUMN fix TEXT;
     UPDATE runs SET cause = 'shutdown'
         WHERE message = 'The daemon''s shutdown ended this run; it is done again at the next start.';
     UPDATE runs SET cause = 'killed' WHERE message IN (

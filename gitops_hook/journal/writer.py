@@ -17,7 +17,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -48,10 +48,8 @@ _Change = Union[tuple[Delivery, ...], Callable[[sqlite3.Connection], Any]]
 class Journal(JournalReader):
     """The journal in a state directory. Any thread may call any method; each raises `JournalError` on failure."""
 
-    def __init__(self, state: Path, *, repair: bool = True, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, state: Path, *, now: Callable[[], float] = time.time) -> None:
         """Open the journal, create it, or migrate it. `now` returns the time for new rows.
-
-        `repair` permits the replacement of a damaged file: only if no other process has it open.
 
         Raises `JournalTooNew` for a file of a later version.
         """
@@ -61,7 +59,7 @@ class Journal(JournalReader):
         self.fault: str | None = None
         # Only the writing thread uses the database and the connection from here on. The connection is None while the
         # file cannot be opened.
-        self._database = Database(self._path, self._logs, repair=repair)
+        self._database = Database(self._path, self._logs)
         self._connection: sqlite3.Connection | None = self._database.open()
         self._requests: queue.SimpleQueue[tuple[_Change, Future[Any]] | None] = queue.SimpleQueue()
         # Guards _closed, and every put into _requests: nothing may follow the None that ends the writing thread.
@@ -118,12 +116,15 @@ class Journal(JournalReader):
 
         self._call(change)
 
-    def end_unfinished(self, runs: Collection[int] | None = None) -> list[Claim]:
-        """Record ``interrupted`` with the cause ``killed`` for `runs`, or for all, that are running. Return those."""
+    def end_unfinished(self) -> list[Claim]:
+        """Record ``interrupted`` with the cause ``killed`` for each running run, and return those.
+
+        Only a process that has just taken the lock of the state directory may call it: their process is dead.
+        """
 
         def change(connection: sqlite3.Connection) -> list[Claim]:
             rows = connection.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE outcome IS NULL")
-            running = [Run(*row) for row in rows if runs is None or row[0] in runs]
+            running = [Run(*row) for row in rows]
             killed = [
                 run._replace(ended=self.now(), outcome="interrupted", message=CAUSES["killed"], cause="killed")
                 for run in running

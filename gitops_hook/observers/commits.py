@@ -1,17 +1,14 @@
-"""The commits that a run brought, read from its checkout once the run has ended: no push waits for it.
+"""Store which commits a run deployed. They are read from the checkout after the run, so no push waits for it.
 
 Rules:
 
-1. One git process for a run that moved its checkout, and none for one that found it where it was known to be.
-2. What a script or git says is text from outside: git is given commit ids alone, and what it answers is cut, and
-   freed of control characters.
-3. git looks at the checkout alone, never at a repository around it, and its own rule decides whose it may look into.
+1. A run that moved its checkout costs one git process. A run that found it where it was known to be costs none.
+2. The script's result is text from outside: only commit ids reach git, and git's output is shortened and cleaned.
+3. git examines this checkout only, never a repository around it, and obeys its own ownership check (`git_output`).
 """
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 
 from gitops_hook.errors import JournalError
@@ -19,9 +16,11 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import COUNTED, Claim, Commit, Run
 from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.sync.git import git_output, is_commit_id
 from gitops_hook.sync.runner import Task
 from gitops_hook.text import printable
 
+<<<<<<< HEAD
 #: So many commits of a run are kept: more than anybody reads of a push.
 _KEPT = 50
 #: The outcome after which the commit that was pushed is not the one that is checked out.
@@ -29,22 +28,27 @@ ROLLED_BACK = "rolled-back"
 _ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 #: Seconds for git. It takes some milliseconds; a disk that hangs must not keep the repository from its next run.
 _LIMIT = 10
+=======
+#: The most commits of one run that are kept.
+KEPT = 50
+_SUBJECT_LENGTH = 200
+>>>>>>> main
 
 
 class Commits:
-    """A observer of runs that notes in the journal what each one brought."""
+    """A run observer that stores the commits of each run. Threads may share it."""
 
     def __init__(self, journal: Journal, checkouts: Checkouts) -> None:
         self._journal = journal
         self._checkouts = checkouts
 
     def began(self, claim: Claim, task: Task) -> None:
-        """Nothing has been brought yet."""
+        """Do nothing: a run that starts has deployed nothing yet."""
 
     def ended(self, run: Run, claim: Claim, task: Task) -> None:
-        """Note where the run left its checkout, and what it brought."""
+        """Store the commits that a run deployed, and the one at which it left the checkout."""
         before, after = run.before or "", run.after or ""
-        if not _ID.fullmatch(after) or (before and not _ID.fullmatch(before)):
+        if not is_commit_id(after) or (before and not is_commit_id(before)):
             return
         moved = before != after
         rejected = claim.newest.after if run.outcome == ROLLED_BACK and claim.newest else ""
@@ -52,30 +56,33 @@ class Commits:
             checkout = self._checkouts.find(run.repository)
             if not checkout or not (moved or rejected or not self._journal.knows_commit(after)):
                 return
+<<<<<<< HEAD
             found = _read(checkout, before, after) if moved else []
             # Where it moved back, or did not move, nothing is new: only where it stands is noted.
             kept = found[:_KEPT] or _read(checkout, "", after, count=1)
             if rejected != after and _ID.fullmatch(rejected):
                 kept += _read(checkout, "", rejected, count=1)
             self._journal.save_commits(run.id, kept, len(found))
+=======
+            new = _read_commits(checkout, before, after) if moved else []
+            # A run that moved back, or did not move, deployed no new commit: store only the current one.
+            kept = new[:KEPT] or _read_commits(checkout, "", after, limit=1)
+            self._journal.save_commits(run.id, kept, len(new))
+>>>>>>> main
         except (OSError, subprocess.SubprocessError, JournalError) as error:
-            log.warning("the commits of a run are not known", repository=run.repository, run=run.id, reason=error)
+            log.warning("the commits of a run cannot be read", repository=run.repository, run=run.id, reason=error)
 
 
-def _read(checkout: Checkout, before: str, after: str, count: int = COUNTED) -> list[Commit]:
-    """The commits that `after` has and `before` has not, newest first; raises where git cannot tell."""
-    printed = subprocess.run(
-        [
-            *("git", "-C", checkout.path, "-c", "core.fsmonitor=false", "rev-list", f"--max-count={count}"),
-            *("--encoding=UTF-8", "--format=%H%x00%ct%x00%an%x00%s", after, *([f"^{before}"] if before else [])),
-        ],
-        env={**os.environ, "GIT_CEILING_DIRECTORIES": str(checkout.path.parent), "GIT_NO_LAZY_FETCH": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        timeout=_LIMIT,
-        check=True,
-    ).stdout.decode("utf-8", "replace")
-    # Every other line is rev-list's own: "commit <id>".
-    fields = (line.split("\0") for line in printed.split("\n")[1::2])
-    return [Commit(id, printable(author), printable(subject, 200), float(time)) for id, time, author, subject in fields]
+def _read_commits(checkout: Checkout, before: str, after: str, limit: int = COUNTED) -> list[Commit]:
+    """Return at most `limit` commits that are reachable from `after` and not from `before`, newest first."""
+    output = git_output(
+        checkout.path,
+        *("rev-list", f"--max-count={limit}", "--encoding=UTF-8", "--format=%H%x00%ct%x00%an%x00%s", after),
+        *([f"^{before}"] if before else []),
+    )
+    lines = output.split("\n")[1::2]  # rev-list prints "commit <id>" before each formatted line
+    fields = (line.split("\0") for line in lines)
+    return [
+        Commit(commit, printable(author), printable(subject, _SUBJECT_LENGTH), float(time))
+        for commit, time, author, subject in fields
+    ]

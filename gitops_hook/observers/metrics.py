@@ -1,13 +1,13 @@
-"""What the daemon measures of itself and of its repositories, for Prometheus.
+"""The metrics of the daemon and its repositories.
 
 Rules:
 
-1. What happens is counted as it happens, by a observer of runs and by whoever answers deliveries; these begin at 0 with
-   the daemon. What is (who waits, where each repository stands) is looked up when it is asked for, and so survives it.
-2. Only a repository that has a checkout here, or that an accepted delivery waits for, becomes a label.
-3. While the journal cannot be read, what comes from it is left out; all else is told, for that is when it is needed.
-
-docs/monitoring.md tells what each is good for.
+1. `METRICS` is the table of all metrics. To add a metric, add a row; if it counts events, also add its counter to
+   `Metrics` and increment it where the event happens. docs/monitoring.md repeats the table; a test compares the two.
+2. Counters and histograms start at 0 with the daemon. Gauges are computed from the journal and the checkouts at each
+   request, so they survive a restart.
+3. A repository becomes a label only if it has a checkout here or a pending delivery. Names from strangers never do.
+4. While the journal cannot be read, the metrics that need it are left out. The others are still served.
 """
 
 from __future__ import annotations
@@ -17,28 +17,48 @@ import platform
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from gitops_hook import __version__
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Claim, Run
-from gitops_hook.observers.prometheus import Counter, Family, Histogram, Sample, exposition, gauge
+from gitops_hook.observers.prometheus import Counter, Histogram, Sample, format_family
 from gitops_hook.outcomes import BY_NAME, outcome_of
 from gitops_hook.sync.checkouts import Checkouts, position
 from gitops_hook.sync.runner import Task
 from gitops_hook.sync.status import RepositoryStatus, repository_statuses
 
-#: Outcomes that leave the checkout where upstream is.
-
-
-#: The ends of the buckets, in seconds: from what a push takes on one machine to the longest wait between two tries.
+#: Upper bounds of the buckets in seconds, from a push on one machine to the longest delay between two retries.
 _BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
+class Snapshot(NamedTuple):
+    """The values of one request, which the rows of `METRICS` convert to samples."""
+
+    metrics: Metrics
+    now: float
+    #: The values of this process by the names of their metrics, without "process_".
+    process: Mapping[str, float]
+    #: The number of pending deliveries, or None if the journal cannot be read.
+    pending: int | None
+    #: The repositories that may become labels; none if the journal cannot be read.
+    repositories: Sequence[RepositoryStatus]
+
+
+class Metric(NamedTuple):
+    """A row of the table of metrics. A metric without samples is left out."""
+
+    name: str
+    kind: str
+    help: str
+    samples: Callable[[Snapshot], Iterable[Sample]]
+
+
 class Metrics:
-    """Counts runs (it is their observer) and deliveries, and tells all there is to tell. Threads may share it."""
+    """Counts runs and deliveries, and serves all metrics. It is a run observer. Threads may share it."""
 
     def __init__(
         self,
@@ -47,152 +67,209 @@ class Metrics:
         results: Iterable[tuple[str, str]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`results` are all that a delivery can come to, and the class of the reason for it."""
-        self._journal = journal
-        self._checkouts = checkouts
+        """`results` are all pairs of a result and a reason that `answered` may receive."""
+        self.journal = journal
+        self.checkouts = checkouts
+        self.deliveries = Counter(("result", "reason"), results)
+        self.runs = Counter(("outcome",), [(outcome,) for outcome in BY_NAME])
+        self.queued = Histogram(_BOUNDS)
+        self.duration = Histogram(_BOUNDS)
+        self.live = Histogram(_BOUNDS)
         self._clock = clock
-        self._deliveries = Counter(
-            "gitops_hook_deliveries_total",
-            "CommitStatusReporter at the webhook, by what became of the request and why.",
-            ("result", "reason"),
-            results,
-        )
-        self._runs = Counter(
-            "gitops_hook_runs_total",
-            "Runs that the daemon has ended, by outcome.",
-            ("outcome",),
-            [(outcome,) for outcome in BY_NAME],
-        )
-        self._queued = Histogram(
-            "gitops_hook_delivery_queued_seconds",
-            "From the acceptance of a delivery to the start of the first run that serves it.",
-            _BOUNDS,
-        )
-        self._sync = Histogram("gitops_hook_run_duration_seconds", "From the start of a run to its end.", _BOUNDS)
-        self._live = Histogram(
-            "gitops_hook_push_to_live_seconds",
-            "From the acceptance of a delivery to the end of the run that left the checkout where upstream is.",
-            _BOUNDS,
-        )
+        # Guards _running. The threads of the runs and of the requests take it.
+        self._lock = threading.Lock()
         self._running: set[int] = set()
-        self._lock = threading.Lock()  # guards _running, for a step
 
-    # -- what is counted --------------------------------------------------------------------------------------------
+    @property
+    def running(self) -> int:
+        """Return the number of runs that this daemon is running."""
+        with self._lock:
+            return len(self._running)
 
     def answered(self, result: str, reason: str) -> None:
-        """A request at the webhook has been answered."""
-        self._deliveries.add(result, reason)
+        """Count an answered request to the webhook."""
+        self.deliveries.add(result, reason)
 
     def began(self, claim: Claim, task: Task) -> None:
-        """A run has begun."""
+        """Count a run that starts, and the waiting times of the deliveries that no run claimed before."""
         with self._lock:
             self._running.add(claim.run.id)
         for delivery in claim.served:
             if not delivery.run:
-                self._queued.observe(max(0.0, claim.run.started - delivery.received))
+                self.queued.observe(claim.run.started - delivery.received)
 
     def ended(self, run: Run, claim: Claim, task: Task) -> None:
-        """A run has ended."""
+        """Count a run that ended."""
         with self._lock:
             self._running.discard(run.id)
         assert run.outcome and run.ended
-        self._runs.add(run.outcome)
-        self._sync.observe(max(0.0, run.ended - run.started))
+        self.runs.add(run.outcome)
+        self.duration.observe(run.ended - run.started)
         if outcome_of(run.outcome).confirms:
             for delivery in claim.served:
-                self._live.observe(max(0.0, run.ended - delivery.received))
-
-    # -- what is told -----------------------------------------------------------------------------------------------
+                self.live.observe(run.ended - delivery.received)
 
     def exposition(self) -> str:
-        """All of it, in Prometheus' text format."""
-        return "".join(exposition(self.families()))
+        """Return all metrics in the text format of Prometheus (`prometheus.CONTENT_TYPE`)."""
+        snapshot = self._snapshot()
+        families = ((metric, list(metric.samples(snapshot))) for metric in METRICS)
+        return "".join(
+            line
+            for metric, samples in families
+            if samples
+            for line in format_family(metric.name, metric.kind, metric.help, samples)
+        )
 
-    def families(self) -> Iterator[Family]:
-        """All of it."""
-        version = {"version": __version__, "python": platform.python_version()}
-        yield gauge("gitops_hook_build_info", "What runs here; the value is always 1.", 1, **version)
-        yield self._deliveries.family()
-        yield self._runs.family()
-        running = len(self._running)
-        yield gauge("gitops_hook_runs_in_hand", "Runs that the daemon has in hand now.", running)
-        yield self._queued.family()
-        yield self._sync.family()
-        yield self._live.family()
-        writable = not self._journal.fault
-        yield gauge("gitops_hook_journal_writable", "Whether the journal took its last write (1) or not (0).", writable)
+    def _snapshot(self) -> Snapshot:
+        pending, repositories = None, list[RepositoryStatus]()
         try:
-            owed = sum(count for _, count in self._journal.pending_counts())
-            found = repository_statuses(self._journal, self._checkouts)
+            pending = sum(count for _, count in self.journal.pending_counts())
+            statuses = repository_statuses(self.journal, self.checkouts)
+            repositories = [status for status in statuses if status.path or status.pending]
         except (JournalError, OSError):
-            pass
-        else:
-            yield gauge("gitops_hook_deliveries_owed", "Accepted deliveries that no run has settled yet.", owed)
-            yield from self._repositories([standing for standing in found if standing.path or standing.pending])
-        yield from process_families()
-
-    def _repositories(self, known: Sequence[RepositoryStatus]) -> Iterator[Family]:
-        """Where each repository stands."""
-        now = self._clock()
-        confirmed = [(found.repository, found.confirmed) for found in known if found.confirmed is not None]
-        yield Family(
-            "gitops_hook_repository_last_success_timestamp_seconds",
-            "gauge",
-            "When a run last left the checkout where upstream was, in seconds since the epoch.",
-            [Sample({"repository": name}, when) for name, when in confirmed],
-        )
-        yield Family(
-            "gitops_hook_repository_unconfirmed_seconds",
-            "gauge",
-            "Seconds since a run has last found or left the checkout where upstream is.",
-            [Sample({"repository": name}, max(0.0, now - when)) for name, when in confirmed],
-        )
-        yield Family(
-            "gitops_hook_repository_out_of_sync",
-            "gauge",
-            "Whether what is deployed differs from upstream as last seen (1) or not (0).",
-            list(self._differences(found.repository for found in known)),
-        )
-        yield Family(
-            "gitops_hook_repository_last_outcome",
-            "gauge",
-            "The outcome of the last run that has ended; the value is always 1.",
-            list(_outcomes(known)),
-        )
-
-    def _differences(self, repositories: Iterable[str]) -> Iterator[Sample]:
-        """Whether deployed and upstream differ, as the checkouts' own refs have it, where upstream is known."""
-        for name in repositories:
-            checkout = self._checkouts.find(name)
-            deployed, upstream = position(checkout) if checkout else (None, None)
-            if upstream:
-                yield Sample({"repository": name}, deployed != upstream)
+            pending = None
+        return Snapshot(self, self._clock(), _read_process(), pending, repositories)
 
 
-def _outcomes(known: Iterable[RepositoryStatus]) -> Iterator[Sample]:
-    """How the last run of each ended that has; one that is in hand says nothing yet."""
-    for found in known:
-        outcome = next((outcome for outcome, _, _ in found.history if outcome), None)
+def _build_info(snapshot: Snapshot) -> Iterator[Sample]:
+    yield Sample(1, {"version": __version__, "python": platform.python_version()})
+
+
+def _last_success(snapshot: Snapshot) -> Iterator[Sample]:
+    for status in snapshot.repositories:
+        if status.confirmed is not None:
+            yield Sample(status.confirmed, {"repository": status.repository})
+
+
+def _unconfirmed(snapshot: Snapshot) -> Iterator[Sample]:
+    for confirmed, labels, _ in _last_success(snapshot):
+        yield Sample(max(0.0, snapshot.now - confirmed), labels)
+
+
+def _out_of_sync(snapshot: Snapshot) -> Iterator[Sample]:
+    for status in snapshot.repositories:
+        checkout = snapshot.metrics.checkouts.find(status.repository)
+        deployed, upstream = position(checkout) if checkout else (None, None)
+        if upstream:
+            yield Sample(deployed != upstream, {"repository": status.repository})
+
+
+def _last_outcome(snapshot: Snapshot) -> Iterator[Sample]:
+    for status in snapshot.repositories:
+        outcome = next((outcome for outcome, _, _ in status.history if outcome), None)  # None while a run is running
         if outcome:
-            yield Sample({"repository": found.repository, "outcome": outcome}, 1)
+            yield Sample(1, {"repository": status.repository, "outcome": outcome})
 
 
-def process_families() -> Iterator[Family]:
-    """What Prometheus' own clients tell of a process, by the same names (proc(5)); nothing of what cannot be read."""
-    used = os.times()
-    yield Family(
-        "process_cpu_seconds_total", "counter", "User and system CPU time.", [Sample({}, used.user + used.system)]
-    )
+def _process(name: str) -> Callable[[Snapshot], Iterable[Sample]]:
+    """Return the function that selects a value of the process, if it could be read."""
+    return lambda snapshot: [Sample(snapshot.process[name])] if name in snapshot.process else []
+
+
+#: All metrics in the order of the page. The names of the process metrics are those of the official client libraries.
+METRICS = (
+    Metric("gitops_hook_build_info", "gauge", "The version of gitops-hook and of Python; always 1.", _build_info),
+    Metric(
+        "gitops_hook_deliveries_total",
+        "counter",
+        "Requests to the webhook, by result and reason.",
+        lambda snapshot: snapshot.metrics.deliveries.samples(),
+    ),
+    Metric(
+        "gitops_hook_runs_total",
+        "counter",
+        "Runs that ended in this daemon, by outcome.",
+        lambda snapshot: snapshot.metrics.runs.samples(),
+    ),
+    Metric(
+        "gitops_hook_runs_in_hand",
+        "gauge",
+        "Runs that are running in this daemon.",
+        lambda snapshot: [Sample(snapshot.metrics.running)],
+    ),
+    Metric(
+        "gitops_hook_delivery_queued_seconds",
+        "histogram",
+        "Time from the acceptance of a delivery to the start of the first run that claims it.",
+        lambda snapshot: snapshot.metrics.queued.samples(),
+    ),
+    Metric(
+        "gitops_hook_run_duration_seconds",
+        "histogram",
+        "Time from the start of a run to its end.",
+        lambda snapshot: snapshot.metrics.duration.samples(),
+    ),
+    Metric(
+        "gitops_hook_push_to_live_seconds",
+        "histogram",
+        "Time from the acceptance of a delivery to the end of the run that brought the checkout to upstream.",
+        lambda snapshot: snapshot.metrics.live.samples(),
+    ),
+    Metric(
+        "gitops_hook_journal_writable",
+        "gauge",
+        "1 if the last write to the journal succeeded, else 0.",
+        lambda snapshot: [Sample(not snapshot.metrics.journal.fault)],
+    ),
+    Metric(
+        "gitops_hook_deliveries_owed",
+        "gauge",
+        "Pending deliveries: accepted, and not settled by a run yet.",
+        lambda snapshot: [] if snapshot.pending is None else [Sample(snapshot.pending)],
+    ),
+    Metric(
+        "gitops_hook_repository_last_success_timestamp_seconds",
+        "gauge",
+        "When a run last confirmed that the checkout is at upstream, in seconds since the epoch.",
+        _last_success,
+    ),
+    Metric(
+        "gitops_hook_repository_unconfirmed_seconds",
+        "gauge",
+        "Time since a run last confirmed that the checkout is at upstream.",
+        _unconfirmed,
+    ),
+    Metric(
+        "gitops_hook_repository_out_of_sync",
+        "gauge",
+        "1 if the deployed commit differs from upstream as last fetched, else 0.",
+        _out_of_sync,
+    ),
+    Metric(
+        "gitops_hook_repository_last_outcome",
+        "gauge",
+        "The outcome of the last run that ended; always 1.",
+        _last_outcome,
+    ),
+    Metric("process_cpu_seconds_total", "counter", "User and system CPU time.", _process("cpu_seconds_total")),
+    Metric(
+        "process_start_time_seconds",
+        "gauge",
+        "Start of the process, in seconds since the epoch.",
+        _process("start_time_seconds"),
+    ),
+    Metric("process_threads", "gauge", "Threads.", _process("threads")),
+    Metric("process_virtual_memory_bytes", "gauge", "Virtual memory.", _process("virtual_memory_bytes")),
+    Metric("process_resident_memory_bytes", "gauge", "Resident memory.", _process("resident_memory_bytes")),
+    Metric("process_open_fds", "gauge", "Open file descriptors.", _process("open_fds")),
+    Metric("process_max_fds", "gauge", "Maximum number of open file descriptors.", _process("max_fds")),
+)
+
+
+def _read_process() -> dict[str, float]:
+    """Return the values of this process (proc(5)), without those that cannot be read."""
+    times = os.times()
+    values: dict[str, float] = {"cpu_seconds_total": times.user + times.system}
     try:
-        stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # from field 3 on
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # from field 3, the state
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-        descriptors = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - less the one that looks
+        descriptors = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - without the one that lists them
     except (OSError, StopIteration):
-        return
-    started = int(boot.split()[1]) + int(stat[19]) / os.sysconf("SC_CLK_TCK")
-    yield gauge("process_start_time_seconds", "Start of the process, in seconds since the epoch.", started)
-    yield gauge("process_threads", "Threads.", int(stat[17]))
-    yield gauge("process_virtual_memory_bytes", "Virtual memory.", int(stat[20]))
-    yield gauge("process_resident_memory_bytes", "Resident memory.", int(stat[21]) * resource.getpagesize())
-    yield gauge("process_open_fds", "Open file descriptors.", descriptors)
-    yield gauge("process_max_fds", "Most file descriptors allowed.", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        return values
+    values["start_time_seconds"] = int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    values["threads"] = int(fields[17])
+    values["virtual_memory_bytes"] = int(fields[20])
+    values["resident_memory_bytes"] = int(fields[21]) * resource.getpagesize()
+    values["open_fds"] = descriptors
+    values["max_fds"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return values

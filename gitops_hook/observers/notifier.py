@@ -1,14 +1,14 @@
-"""Notifier: a command of the operator's is run when a repository starts to fail, and when it is well again.
+"""Run the operator's command when a repository starts to fail, and when it works again.
 
 Rules:
 
-1. The journal is the truth here too. What its runs say of a repository is compared with what was last told; where the
-   two differ, it is told. So nothing is queued that a restart could lose or repeat, a failure that is over before it
-   could be told needs no word, and a sync from the command line counts like the daemon's own.
-2. NoticeState is what the command ended well for. If it fails, all notices wait a while: it is tried again, not hammered.
-3. What heals by itself is no failure yet: a remote out of reach is one after `PATIENCE`. Neither is a run that ended
-   with the process that did it, the daemon or a command; a pause says nothing, and nothing is said while it lasts.
-4. One thread tells, one notice after the other, each bounded in time. No run waits for it.
+1. The journal decides. The state of a repository, as its runs show it, is compared with the last notice about it; a
+   difference is a notice. So a restart loses and repeats nothing, a failure that ends before its notice causes none,
+   and the run of a command counts like any other.
+2. A notice counts as sent only if the command exits 0. After a failure, all notices wait (`RETRY`).
+3. An outcome that is retried without help, such as an unreachable remote, is a failure after `PATIENCE`. A run that was
+   ended together with its process, and a run that a pause prevented, say nothing about the repository.
+4. One thread runs the command, for one notice after the other, each with a time limit. No run waits for it.
 """
 
 from __future__ import annotations
@@ -16,102 +16,105 @@ from __future__ import annotations
 import json
 import os
 import queue
+import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from typing import NamedTuple
 
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import Claim, NoticeState, Run
-from gitops_hook.outcomes import outcome_of, settles
+from gitops_hook.model import Claim, NoticeState, Run, Streak
+from gitops_hook.outcomes import OUTCOMES, REST, WAIT, outcome_of
+from gitops_hook.sync.backoff import Backoff
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.run_log import last_lines
 from gitops_hook.sync.runner import Task, run_limited
 from gitops_hook.text import rfc3339
 
-#: Seconds for which a remote may be out of reach before somebody is told: some eight tries, and longer than most
-#: forges need to come back.
+#: Seconds before an outcome that is retried without help counts as a failure: longer than most forges are down.
 PATIENCE = 900.0
-#: Seconds after which a failure that goes on is told again.
-AGAIN = 86400.0
-#: Seconds that the command may take, and that all notices wait after it has failed.
+#: Seconds after which a failure that continues is repeated.
+REPEAT = 86400.0
+#: The time limit of the command in seconds.
 LIMIT = 30
-_AFTER_FAILURE = 900.0
-#: How many runs back a failure's beginning is looked for: at four tries an hour, two days.
-_LOOK_BACK = 200
-#: What a notice says in a few words.
-_SAID = {
+#: The delays after a failed command.
+RETRY = Backoff(60.0, 900.0)
+#: The sentence of each kind of notice, with the outcome and the previous outcome.
+_SENTENCES = {
     "failing": "fails: {}",
-    "changed": "fails for another reason: {}, no more {}",
+    "changed": "fails for another reason: {} (before: {})",
     "still": "still fails: {}",
-    "well": "is well again: {}, no more {}",
+    "well": "works again: {} (before: {})",
 }
-#: What is said of runs that tell nothing of their repository: they ended with their process.
-_ENDED_WITH_PROCESS = ("shutdown", "command", "killed")
+#: The outcomes that are retried without help, and those of runs that did nothing, as configured.
+_WAITING = tuple(outcome.name for outcome in OUTCOMES if outcome.severity == WAIT)
+_RESTING = tuple(outcome.name for outcome in OUTCOMES if outcome.severity == REST)
+#: The causes (`outcomes.CAUSES`) that say nothing about the repository.
+_UNRELATED_CAUSES = ("shutdown", "command", "killed", "cancelled")
 
 
 class Notice(NamedTuple):
-    """What is told of a repository: `kind` is failing, changed, still or well."""
+    """A notice to send. `kind` is a key of `_SENTENCES`."""
 
     kind: str
     repository: str
-    #: How it stands now, and what was told before.
     outcome: str
+    #: The outcome of the previous notice, or None.
     previous: str | None
-    #: Since when it fails or, once it is well, since when it had; in seconds since the epoch.
+    #: When the failure started, in seconds since the epoch.
     since: float
     run: Run
 
 
-class Verdict(NamedTuple):
-    """The run that says how a repository stands, and since when it stands so (seconds since the epoch)."""
-
-    run: Run
-    since: float
-
-
-def verdict(runs: Iterable[Run]) -> Verdict | None:
-    """What a repository's `runs`, newest first, say of it; None if they say nothing yet."""
-    telling = [run for run in runs if run.ended and run.outcome != "paused" and run.cause not in _ENDED_WITH_PROCESS]
-    retried = list(takewhile(lambda run: not settles(run.outcome), telling))
-    if retried and _ended(retried[0]) - _ended(retried[-1]) < PATIENCE:
-        telling = telling[len(retried) :]
-    if not telling:
+def find_notice(streak: Streak | None, sent: NoticeState | None, now: float) -> Notice | None:
+    """Return the notice to send about a repository with this `streak` after the last notice `sent`, or None."""
+    run = _decisive_run(streak)
+    if not run or not streak:
         return None
-    failures = list(takewhile(lambda run: not outcome_of(run.outcome).confirms, telling))
-    return Verdict(telling[0], _ended(failures[-1] if failures else telling[0]))
-
-
-def _ended(run: Run) -> float:
-    return run.ended or 0.0
-
-
-def notice(runs: Sequence[Run], told: NoticeState | None, now: float) -> Notice | None:
-    """What there is to tell of a repository with these `runs`, newest first, after what was `told`; None if nothing."""
-    found = verdict(runs)
-    if not found or runs[0].outcome == "paused":
-        return None
-    run, since = found
-    assert run.outcome
-    previous = told.outcome if told else None
+    assert run.outcome and run.ended
+    previous = sent.outcome if sent else None
     if outcome_of(run.outcome).confirms:
-        return Notice("well", run.repository, run.outcome, previous, told.since, run) if told else None
-    if not told or told.outcome != run.outcome:
-        kind = "changed" if told else "failing"
-    elif now - told.at >= AGAIN:
-        kind = "still"
-    else:
+        return Notice("well", run.repository, run.outcome, previous, sent.since, run) if sent else None
+    if not sent:
+        return Notice("failing", run.repository, run.outcome, None, streak.failing_since or run.ended, run)
+    if sent.outcome != run.outcome:
+        return Notice("changed", run.repository, run.outcome, previous, sent.since, run)
+    return Notice("still", run.repository, run.outcome, previous, sent.since, run) if now - sent.at >= REPEAT else None
+
+
+def _decisive_run(streak: Streak | None) -> Run | None:
+    """Return the run that shows the state of the repository: the newest, unless it may recover without help."""
+    if not streak:
         return None
-    return Notice(kind, run.repository, run.outcome, previous, told.since if told else since, run)
+    newest, since = streak.newest, streak.waiting_since
+    if newest.outcome in _WAITING and since is not None and (newest.ended or since) - since < PATIENCE:
+        return streak.before_waiting
+    return newest
+
+
+def facts_of(notice: Notice, host: str, output: str) -> dict[str, object]:
+    """Return the facts that the command receives, as JSON and as variables. An unknown fact is None."""
+    return {
+        "notice": notice.kind,
+        "summary": f"{notice.repository} on {host} {_SENTENCES[notice.kind].format(notice.outcome, notice.previous)}",
+        "host": host,
+        "repository": notice.repository,
+        "outcome": notice.outcome,
+        "previous": notice.previous,
+        "since": rfc3339(notice.since, "seconds"),
+        "run": notice.run.id,
+        "commit": notice.run.after or None,
+        "message": notice.run.message or None,
+        "output": output or None,
+    }
 
 
 class Notifier:
-    """Tells. It is a observer of runs, and has a thread between `start` and `stop`; any thread may call any method."""
+    """Sends notices. It is a run observer, and runs a thread between `start` and `stop`. Threads may share it."""
 
     def __init__(
         self,
@@ -119,138 +122,136 @@ class Notifier:
         checkouts: Checkouts,
         command: Sequence[str],
         environment: Mapping[str, str],
+        *,
         clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`environment` is what the command sees besides the facts."""
+        """`environment` has the variables of the command besides the facts; `clock` returns seconds since the epoch."""
         self._journal = journal
         self._checkouts = checkouts
         self._command = command
         self._environment = environment
         self._clock = clock
-        #: What to look at: a repository, or all of them ("").
-        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._jitter = jitter
+        #: The repositories to examine; "" stands for all.
+        self._requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="notices", daemon=True)
-        # The thread's own from here on. Repositories that something was told of, by their names in lower case; it is
-        # replaced whole, so observers may look into it.
+        # Only the notifier's thread writes the fields below. It replaces _failing as a whole, so observers may read it:
+        # the repositories with a notice, in lower case.
         self._failing: frozenset[str] = frozenset()
+        self._failures = 0
         self._not_before = 0.0
         self._last_failure: dict[str, float] = {}
 
     def began(self, claim: Claim, task: Task) -> None:
-        """A run has begun: that says nothing."""
+        """Do nothing: a run that starts shows nothing yet."""
 
     def ended(self, run: Run, claim: Claim, task: Task) -> None:
-        """A run has ended: look at its repository, unless all was and is well."""
+        """Examine the repository of a run, unless it worked before and after."""
         if not outcome_of(run.outcome).confirms or run.repository.lower() in self._failing:
-            self._news.put(run.repository)
+            self._requests.put(run.repository)
 
     def look(self) -> None:
-        """Look at every repository: for what others have run, for what was not told, for what goes on for a day."""
-        self._news.put("")
+        """Examine every repository: for the runs of commands, failed notices, and failures that continue."""
+        self._requests.put("")
 
     def start(self) -> None:
-        """Begin to tell."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Tell no more; wait `timeout` seconds at most for a notice in hand. What was not told is told next time."""
+        """Send no further notice, and wait at most `timeout` seconds for the current one. The next start continues."""
         self._stopping.set()
-        self._news.put("")
+        self._requests.put("")
         self._thread.join(timeout)
 
     def _work(self) -> None:
         while True:
-            news = [self._news.get()]
+            requests = [self._requests.get()]
             with suppress(queue.Empty):
                 while True:
-                    news.append(self._news.get_nowait())
+                    requests.append(self._requests.get_nowait())
             if self._stopping.is_set():
                 return
             try:
-                self.run_once([] if "" in news else news)
+                self.run_once([] if "" in requests else requests)
             except JournalError as error:
-                log.error("what there is to tell cannot be looked up", reason=error)
+                log.error("notices cannot be looked up", reason=error)
             except Exception:
-                log.exception("notices met a fault of our own")
+                log.exception("internal error in the notifier")
 
-    def run_once(self, repositories: Sequence[str]) -> None:
-        """Tell what there is to tell of `repositories`, or of all if there are none given."""
-        told = self._journal.notices()
-        self._failing = frozenset(told)
+    def run_once(self, repositories: Sequence[str] = ()) -> None:
+        """Send the notices that are due about `repositories`, or about all if there are none."""
+        sent = self._journal.notices()
+        self._failing = frozenset(sent)
         if self._clock() < self._not_before:
             return
-        # Whoever's notice failed comes last, so that it holds up nobody else's.
-        names = dict.fromkeys(repositories) or self._all(told)
+        # The repository whose notice failed last comes last, so that it does not delay the others.
+        names = dict.fromkeys(repositories) or self._candidates(sent)
         for name in sorted(names, key=lambda name: self._last_failure.get(name.lower(), 0.0)):
-            due = notice(self._journal.runs(name, _LOOK_BACK), told.get(name.lower()), self._clock())
+            streak = self._journal.streak(name, _WAITING, _RESTING, _UNRELATED_CAUSES)
+            notice = find_notice(streak, sent.get(name.lower()), self._clock())
             if self._stopping.is_set():
                 return
-            if not due or (due.kind == "still" and not self._checkouts.find(name)):
+            if not notice or (notice.kind == "still" and not self._checkouts.find(name)):
                 continue
-            if not self._tell(due):
+            if not self._send(notice):
                 self._last_failure[name.lower()] = self._clock()
-                self._not_before = self._clock() + _AFTER_FAILURE
+                self._failures += 1
+                self._not_before = self._clock() + RETRY.delay(self._failures, self._jitter)
                 return
+            self._failures = 0
             self._last_failure.pop(name.lower(), None)
             self._failing = frozenset(self._journal.notices())
 
-    def _all(self, told: Mapping[str, NoticeState]) -> list[str]:
-        """The repositories that there may be something to tell of; whose runs are all forgotten, is forgotten too."""
+    def _candidates(self, sent: Mapping[str, NoticeState]) -> list[str]:
+        """Return the repositories with a failed last run or a notice; delete the notices about unknown ones."""
         newest = {past.newest.repository.lower(): past.newest for past in self._journal.histories(length=1)}
-        for key in told.keys() - newest.keys():
+        for key in sent.keys() - newest.keys():
             self._journal.forget_notice(key)
-        return [run.repository for key, run in newest.items() if not outcome_of(run.outcome).confirms or key in told]
+        return [run.repository for key, run in newest.items() if not outcome_of(run.outcome).confirms or key in sent]
 
-    def _tell(self, due: Notice) -> bool:
-        """Run the command, and note what was told; returns whether it ended well."""
-        began = time.monotonic()
+    def _send(self, notice: Notice) -> bool:
+        """Run the command and record the notice; return True if the command succeeded."""
+        started = time.monotonic()
         log_path = self._journal.log_path("notice")
-        facts = self._facts(due)
-        variables = {f"GITOPS_{name.upper()}": str(value) for name, value in facts.items() if value is not None}
-        words = os.memfd_create("notice")
-        try:
-            os.write(words, json.dumps(facts).encode() + b"\n")
-            os.lseek(words, 0, os.SEEK_SET)
-            status = run_limited(self._command, {**self._environment, **variables}, log_path, LIMIT, stdin=words)
-            reason = f"exit {status}" if status != 124 else f"no end within {LIMIT} s"  # timeout(1)
-        except OSError as error:
-            status, reason = -1, str(error)
-        finally:
-            os.close(words)
-        tell = log.error if status else log.info
-        tell(
-            "a notice could not be told" if status else "notice told",
-            repository=due.repository,
-            run=due.run.id,
-            outcome=due.outcome,
-            notice=due.kind,
-            ms=round((time.monotonic() - began) * 1000),
-            reason=reason if status else None,
-            output=(last_lines(log_path) or None) if status else None,
+        reason = self._run_command(notice)
+        write = log.error if reason else log.info
+        write(
+            "notice failed" if reason else "notice sent",
+            repository=notice.repository,
+            run=notice.run.id,
+            outcome=notice.outcome,
+            notice=notice.kind,
+            ms=round((time.monotonic() - started) * 1000),
+            reason=reason or None,
+            output=(last_lines(log_path) or None) if reason else None,
         )
-        if status:
+        if reason:
             return False
-        if due.kind == "well":
-            self._journal.forget_notice(due.repository)
+        if notice.kind == "well":
+            self._journal.forget_notice(notice.repository)
         else:
-            self._journal.record_notice(NoticeState(due.repository, due.outcome, due.since, self._clock()))
+            self._journal.record_notice(NoticeState(notice.repository, notice.outcome, notice.since, self._clock()))
         return True
 
-    def _facts(self, due: Notice) -> dict[str, object]:
-        """What the command is told, as variables and as JSON."""
-        well = due.kind == "well"
-        host = socket.gethostname()
-        return {
-            "notice": due.kind,
-            "summary": f"{due.repository} on {host} {_SAID[due.kind].format(due.outcome, due.previous)}",
-            "host": host,
-            "repository": due.repository,
-            "outcome": due.outcome,
-            "previous": due.previous,
-            "since": rfc3339(due.since, "seconds"),
-            "run": due.run.id,
-            "commit": due.run.after or None,
-            "message": due.run.message or None,
-            "output": (None if well else last_lines(self._journal.log_path(due.run.id))) or None,
-        }
+    def _run_command(self, notice: Notice) -> str:
+        """Run the command with the facts of a notice; return why it failed, or an empty string."""
+        output = "" if notice.kind == "well" else last_lines(self._journal.log_path(notice.run.id))
+        facts = facts_of(notice, socket.gethostname(), output)
+        variables = {f"GITOPS_{name.upper()}": str(value) for name, value in facts.items() if value is not None}
+        log_path = self._journal.log_path("notice")
+        try:
+            stdin = os.memfd_create("notice")
+            try:
+                os.write(stdin, json.dumps(facts).encode() + b"\n")
+                os.lseek(stdin, 0, os.SEEK_SET)
+                status = run_limited(self._command, {**self._environment, **variables}, log_path, LIMIT, stdin=stdin)
+            finally:
+                os.close(stdin)
+        except OSError as error:
+            return str(error)
+        if status == 124:  # timeout(1)
+            return f"no end within {LIMIT} s"
+        return f"exit {status}" if status else ""

@@ -1,11 +1,10 @@
-"""Metrics in the text format that Prometheus reads.
+"""Count events, and format metrics in the text format of Prometheus.
 
 Rules:
 
-1. No I/O, and nothing is known here of what is measured.
-2. Labels are bounded: the samples of a counter are all declared when it is made, so no text from outside can make one,
-   and a rate is known from the first event on.
-3. Names and units are the maker's care; a gauge has no memory, it is what its samples say when they are asked for.
+1. Nothing here does I/O or knows what is measured.
+2. The label values of a counter are declared when it is created. No text from outside becomes a label, and a rate is
+   known from the first event.
 
 Source: Prometheus, "Exposition formats", text format version 0.0.4.
 """
@@ -23,87 +22,69 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 class Sample(NamedTuple):
-    """A value, by what its labels say."""
+    """A value with its labels, and the suffix that a histogram appends to the name."""
 
-    labels: Mapping[str, str]
     value: float
+    labels: Mapping[str, str] = {}
     suffix: str = ""
 
 
-class Family(NamedTuple):
-    """Everything of one name: its kind (``counter``, ``gauge`` or ``histogram``), what it means, its samples."""
-
-    name: str
-    kind: str
-    help: str
-    samples: Iterable[Sample]
-
-
-def gauge(name: str, text: str, value: float, /, **labels: str) -> Family:
-    """A gauge of one sample."""
-    return Family(name, "gauge", text, [Sample(labels, value)])
-
-
 class Counter:
-    """A number of events, by what kind of event it was. Threads may share it."""
+    """The number of events of each kind. Threads may share it."""
 
-    def __init__(self, name: str, text: str, labels: Sequence[str], known: Iterable[Sequence[str]]) -> None:
-        """`known` holds the values of `labels` for each kind of event that there can be."""
-        self._name = name
-        self._text = text
+    def __init__(self, labels: Sequence[str], kinds: Iterable[Sequence[str]]) -> None:
+        """`kinds` are the values of `labels` for every possible kind of event."""
         self._labels = labels
-        self._counts = {tuple(values): 0 for values in known}
-        self._lock = threading.Lock()  # guards _counts, for a step
+        # Guards _counts. `add` and `samples` take it.
+        self._lock = threading.Lock()
+        self._counts = {tuple(kind): 0 for kind in kinds}
 
-    def add(self, *values: str) -> None:
-        """Count an event of this kind; raises KeyError for a kind that was not declared."""
+    def add(self, *kind: str) -> None:
+        """Count one event. Raises `KeyError` for an undeclared kind."""
         with self._lock:
-            self._counts[values] += 1
+            self._counts[kind] += 1
 
-    def family(self) -> Family:
-        """What was counted so far."""
+    def samples(self) -> list[Sample]:
+        """Return one sample for each kind."""
         with self._lock:
             counts = list(self._counts.items())
-        samples = [Sample(dict(zip(self._labels, values)), count) for values, count in counts]
-        return Family(self._name, "counter", self._text, samples)
+        return [Sample(count, dict(zip(self._labels, kind))) for kind, count in counts]
 
 
 class Histogram:
-    """How often something took how long. Threads may share it."""
+    """The distribution of durations. Threads may share it."""
 
-    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
-        """`bounds` are the upper ends of the buckets, rising; what is longer than all of them counts too."""
-        self._name = name
-        self._text = text
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """`bounds` are the upper bounds of the buckets in ascending order. A last bucket has no bound."""
         self._bounds = bounds
+        # Guards _counts and _sum. `observe` and `samples` take it.
+        self._lock = threading.Lock()
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        self._lock = threading.Lock()  # guards the two above, for a step
 
     def observe(self, value: float) -> None:
-        """Note one more."""
+        """Add one value. A negative value, measured by a clock that was set back, counts as 0."""
+        value = max(0.0, value)
         with self._lock:
             self._counts[bisect_left(self._bounds, value)] += 1
             self._sum += value
 
-    def family(self) -> Family:
-        """What was noted so far: buckets that hold the lesser ones too, the sum and the count."""
+    def samples(self) -> list[Sample]:
+        """Return the cumulative buckets, the sum and the count."""
         with self._lock:
-            running, total = list(accumulate(self._counts)), self._sum
-        ends = [*map(_number, self._bounds), "+Inf"]
-        samples = [Sample({"le": end}, count, "_bucket") for end, count in zip(ends, running)]
-        samples += [Sample({}, total, "_sum"), Sample({}, running[-1], "_count")]
-        return Family(self._name, "histogram", self._text, samples)
+            cumulative, total = list(accumulate(self._counts)), self._sum
+        bounds = [*map(_format, self._bounds), "+Inf"]
+        buckets = [Sample(count, {"le": bound}, "_bucket") for bound, count in zip(bounds, cumulative)]
+        return [*buckets, Sample(total, suffix="_sum"), Sample(cumulative[-1], suffix="_count")]
 
 
-def exposition(families: Iterable[Family]) -> Iterator[str]:
-    """The lines that tell of `families`, each with its end."""
-    for name, kind, text, samples in families:
-        yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
-        for labels, value, suffix in samples:
-            named = ",".join(f'{label}="{told.translate(_ESCAPES)}"' for label, told in labels.items())
-            yield f"{name}{suffix}{{{named}}} {_number(value)}\n" if named else f"{name}{suffix} {_number(value)}\n"
+def format_family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
+    """Yield the lines of one metric. `kind` is ``counter``, ``gauge`` or ``histogram``; `text` is its help text."""
+    yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+    for value, labels, suffix in samples:
+        pairs = ",".join(f'{label}="{content.translate(_ESCAPES)}"' for label, content in labels.items())
+        yield f"{name}{suffix}{f'{{{pairs}}}' if pairs else ''} {_format(value)}\n"
 
 
-def _number(value: float) -> str:
+def _format(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))

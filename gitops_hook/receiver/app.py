@@ -15,6 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ from gitops_hook.model import Delivery, HookPing
 from gitops_hook.names import may_clone
 from gitops_hook.receiver.events import Event, Ignored, Ping, Push, parse_event
 from gitops_hook.receiver.forges import Forge, claimed_forge
+from gitops_hook.receiver.large import parse_in_child
 from gitops_hook.receiver.payload import RefChange
-from gitops_hook.receiver.signatures import header_value
+from gitops_hook.receiver.signatures import FORM, JSON, header_value, media_type
 from gitops_hook.secrets import Secrets
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import printable
@@ -37,8 +39,15 @@ HEALTH = "/healthz"
 METHODS = {WEBHOOK: ("POST",), HEALTH: ("GET", "HEAD")}
 #: The size of the largest body in bytes: GitHub's own limit.
 MAX_BODY = 25 << 20
-#: The size in bytes above which payloads are parsed one at a time, because the parser needs many times the size.
+#: The size in bytes above which a payload is parsed in a process of its own, one at a time; and the time in seconds
+#: that a request waits for its turn. GitHub gives up after 10 s.
 _LARGE_BODY = 1 << 20
+_LARGE_WAIT = 8.0
+#: The size in bytes of the largest form whose decoded field is signed, because it is decoded before it is verified.
+#: The forges that sign so send few commits.
+MAX_FORM = 1 << 20
+#: The size above which such forms are verified one at a time.
+_SMALL_FORM = 64 << 10
 #: The value of Retry-After, in seconds.
 _RETRY_AFTER = "10"
 #: The class of the reason for each HTTP status of a rejection.
@@ -111,7 +120,10 @@ class WebhookApp:
         self._clone = clone
         self._count = count
         self._now = now
-        # Held while a large payload is parsed, by the thread that parses it. It bounds the memory of the parser.
+        # Held while a form is decoded and verified, by the thread that does it. Several at a time would keep the other
+        # threads from the interpreter.
+        self._decoding = threading.Lock()
+        # Held while a child process parses a large payload, by the thread that waits for it. It limits the processes.
         self._parsing_large = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -154,7 +166,7 @@ class WebhookApp:
             delivery = printable(header_value(environ, forge.delivery)) or None
             body = _read_body(environ)
             secrets = self._secrets()
-            secret = secrets.match(forge.signature.proof(environ, body, self._now()))
+            secret = self._verify(forge, environ, body, secrets)
             if secret is None:
                 raise HTTPError(401, f"the signature {forge.signature.header} is missing or wrong")
             event = self._parse(forge, environ, body)
@@ -190,11 +202,23 @@ class WebhookApp:
         )
         return response
 
+    def _verify(self, forge: Forge, environ: dict[str, Any], body: bytes, secrets: Secrets) -> str | None:
+        """Return the name of the secret that signed a request, or None. Raise `HTTPError` (413) for a large form."""
+        decodes = len(body) > _SMALL_FORM and forge.signature.signs_field and media_type(environ) == FORM
+        if decodes and len(body) > MAX_FORM:
+            raise HTTPError(413, f"forms are limited to {MAX_FORM >> 20} MiB; use {JSON}")
+        with self._decoding if decodes else nullcontext():
+            return secrets.match(forge.signature.proof(environ, body, self._now()))
+
     def _parse(self, forge: Forge, environ: dict[str, Any], body: bytes) -> Event:
         if len(body) <= _LARGE_BODY:
             return parse_event(forge, environ, body)
-        with self._parsing_large:
-            return parse_event(forge, environ, body)
+        if not self._parsing_large.acquire(timeout=_LARGE_WAIT):
+            raise HTTPError(503, "too many large payloads are being parsed")
+        try:
+            return parse_in_child(forge, environ, body)
+        finally:
+            self._parsing_large.release()
 
     def _record_ping(self, ping: Ping, guid: str | None, signed: str) -> None:
         """Record that this hook reaches the daemon, for the command that created the hook and waits for its ping."""
@@ -204,48 +228,54 @@ class WebhookApp:
         """Record a push that concerns this host. Return the response to any event."""
         if isinstance(event, Ping):
             return Response(200, "pong", event.repository, guid, None, ("ignored", "ping"))
-        change = self._tracked_change(event) if isinstance(event, Push) else event
-        if isinstance(change, Ignored):
-            return Response(200, "ignored", change.repository, guid, change.reason, ("ignored", change.kind))
+        changes = self._tracked_changes(event) if isinstance(event, Push) else event
+        if isinstance(changes, Ignored):
+            return Response(200, "ignored", changes.repository, guid, changes.reason, ("ignored", changes.kind))
         assert isinstance(event, Push)
+        received = self._now()
         self._journal.record(
-            Delivery(
-                guid=guid or "",
-                event="push",
-                received=self._now(),
-                repository=event.repository,
-                ref=change.ref,
-                before=change.before,
-                after=change.after,
-                pusher=event.pusher,
+            *(
+                Delivery(guid or "", "push", received, name, change.ref, change.before, change.after, event.pusher)
+                for name, change in changes.items()
             )
         )
-        self._notify(event.repository)
-        return Response(202, "queued", event.repository, guid, None, ("accepted", "push"), change.after or None)
+        for name in changes:
+            self._notify(name)
+        commit = next(iter(changes.values())).after or None
+        return Response(202, "queued", event.repository, guid, None, ("accepted", "push"), commit)
 
-    def _tracked_change(self, push: Push) -> RefChange | Ignored:
-        """Return the change that may concern a checkout on this host, or the reason why there is none."""
+    def _tracked_changes(self, push: Push) -> dict[str, RefChange] | Ignored:
+        """Return the change for each checkout whose tracked branch moved, by name, or the reason why there is none."""
 
         def ignored(kind: str, reason: str) -> Ignored:
             return Ignored(push.repository, kind, reason)
 
-        checkout = self._checkouts.find(push.repository)
-        if not checkout and not may_clone(push.repository, self._clone):
-            return ignored("checkout", "this host has no checkout of the repository")
+        checkouts = self._checkouts.find_all(push.repository, push.path)
+        foreign = not checkouts and self._checkouts.find(push.repository)
+        if foreign or not (checkouts or may_clone(push.repository, self._clone)):
+            other = "the checkout of this name on this host belongs to another repository"
+            return ignored("checkout", other if foreign else "this host has no checkout of the repository")
         if not push.changes:
             return ignored("nothing", "the push changed no ref")
         named = [change for change in push.changes if change.ref]
         if not named:
             return ignored("ref", "the name of the ref is missing, too long or unusual")
-        changes = [change for change in named if not change.deleted]
-        if not changes:
+        present = [change for change in named if not change.deleted]
+        if not present:
             return ignored("deleted", "the ref was deleted")
-        branch = checkout.settings.get("branch") if checkout else None
-        branch = branch or push.default_branch
-        if not branch:  # the script asks the remote
-            return changes[0]
-        tracked = next((change for change in changes if change.is_branch(branch)), None)
-        return tracked or ignored("branch", f"the tracked branch is `{printable(branch)}`")
+        # A repository to clone has no settings yet.
+        branches = {checkout.repository: checkout.settings.get("branch") for checkout in checkouts}
+        found: dict[str, RefChange] = {}
+        for name, setting in (branches or {push.repository: None}).items():
+            branch = setting or push.default_branch
+            # If no branch is known, any change may concern it: the script asks the remote.
+            change = next((change for change in present if not branch or change.is_branch(branch)), None)
+            if change:
+                found[name] = change
+        if found:
+            return found
+        tracked = sorted({setting or push.default_branch for setting in branches.values()} or {push.default_branch})
+        return ignored("branch", f"the tracked branch is {', '.join(f'`{printable(name)}`' for name in tracked)}")
 
 
 def _read_body(environ: dict[str, Any]) -> bytes:

@@ -25,6 +25,8 @@ class Push(NamedTuple):
     #: The repository's default branch, or "" if the forge does not send it.
     default_branch: str
     pusher: str
+    #: The full path of a repository whose owner is a nested group, else "".
+    path: str = ""
 
 
 class Ping(NamedTuple):
@@ -57,7 +59,8 @@ def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
     event = header_value(headers, forge.event)
     if not event:
         raise HTTPError(400, f"there is no {forge.event} header")
-    name = _repository_name(forge, payload)
+    path = _repository_path(forge, payload)
+    name = "/".join(path.rsplit("/", 2)[-2:]) if forge.nested else path
     repository = name if name and is_valid(name) else None
     if event == forge.ping:
         return _ping(payload, repository)
@@ -75,11 +78,12 @@ def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
         changes=forge.changes(payload),
         default_branch=printable(branch, 250) if isinstance(branch, str) else "",
         pusher=printable(pusher) if isinstance(pusher, str) else "",
+        path=printable(path, 1000) if path != name else "",
     )
 
 
-def _repository_name(forge: Forge, payload: dict[str, Any]) -> str:
-    """Return the repository's name, which may not be valid, or "" if the payload has none."""
+def _repository_path(forge: Forge, payload: dict[str, Any]) -> str:
+    """Return the repository's full path, which may not be valid, or "" if the payload has none."""
     repository = member(payload, forge.repository)
     names = (member(repository, path) for path in forge.full_name)
     name = next((name for name in names if name is not None), None)
@@ -87,8 +91,6 @@ def _repository_name(forge: Forge, payload: dict[str, Any]) -> str:
         return ""
     if forge.owner:
         return f"{member(repository, forge.owner)}/{name}"
-    if forge.nested:
-        return "/".join(name.rsplit("/", 2)[-2:])
     return name
 
 

@@ -35,7 +35,14 @@ class Backoff(NamedTuple):
         return self.retries is not None and failures > self.retries
 
 
-#: Runs that settled nothing. The longest delay is that of a polling timer.
-RUNS = Backoff(5.0, 900.0)
+#: The retries of runs that settled nothing, by the `retry` of their outcome. The longest delay is that of a polling
+#: timer. A commit that a webhook announced too early appears within seconds, or never, if a force push replaced it.
+RETRIES = {
+    "backoff": Backoff(5.0, 900.0),
+    "early": Backoff(2.5, 40.0, retries=5),
+    "longest": Backoff(900.0, 900.0),
+}
 #: Runs that the daemon's own shutdown ended, from the second in a row.
 RESTARTS = Backoff(30.0, 900.0)
+#: Runs of a checkout whose deploy seems to push to its own repository.
+LOOPS = Backoff(30.0, 300.0)

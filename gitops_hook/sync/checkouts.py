@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gitops_hook.names import is_valid, name_in_url
+from gitops_hook.names import is_in_url, is_valid, name_in_url
 from gitops_hook.sync.settings import Stamp, git_directories, read_config
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -79,6 +79,21 @@ class Checkouts:
         if config.stamps:
             self._keep(repository, checkout, config.stamps)
         return checkout
+
+    def find_all(self, repository: str, path: str = "") -> list[Checkout]:
+        """Return the checkouts that belong to `repository`. Raises OSError as `find` does.
+
+        A checkout directly below the root belongs only to the repository that its origin names, not to a fork of it or
+        to another owner's repository of the same name. `path` is the full path on a forge whose groups nest. Two
+        such paths may end alike, so it is compared with the origin as well.
+        """
+        checkout = self.find(repository)
+        if not checkout:
+            return []
+        ambiguous = checkout.path.parent == self.root or bool(path)
+        if ambiguous and not is_in_url(path or repository, checkout.settings.get("origin", "")):
+            return []
+        return [checkout]
 
     def _keep(self, repository: str, checkout: Checkout, stamps: Sequence[Stamp]) -> None:
         exact = self.root / repository

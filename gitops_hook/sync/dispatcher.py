@@ -12,6 +12,7 @@ Rules:
 5. A run that settled nothing is retried with backoff. A push or a request cuts the delay short.
 6. A run that the daemon's own shutdown ended is repeated at the next start, with increasing delay from the second in a
    row: its deploy may restart the daemon and wait for it.
+7. A deploy that pushes to its own repository (`loops`) is delayed too; only a person's request cuts that delay short.
 
 The states of a checkout here: idle (nothing is stored), in line (`_line`), active (`_active`), delayed (`_delays`).
 """
@@ -29,10 +30,10 @@ from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Run
-from gitops_hook.outcomes import RETRIED
 from gitops_hook.sync import backoff
 from gitops_hook.sync.checkouts import Checkouts
-from gitops_hook.sync.executor import Executor, RunObserver, log_end
+from gitops_hook.sync.executor import Early, Executor, RunObserver, log_end
+from gitops_hook.sync.loops import LOOP_RUNS
 from gitops_hook.sync.runner import GRACE, Runner
 from gitops_hook.sync.worker import WakeUp, Worker
 
@@ -42,8 +43,11 @@ __all__ = ["Dispatcher", "RunObserver"]
 _SPARE = 4
 #: The number of runs to look back for those that the daemon's shutdown ended.
 _RESTARTS_COUNTED = 10
-#: Seconds after which the run of a command that settled nothing is retried; the user may repeat the command earlier.
-_COMMAND_RETRY = 60.0
+
+
+#: The triggers that wait for the end of a delay after restarts of the daemon, and of a delay of a loop (`loops`).
+_RESTART_IGNORES = frozenset({"sweep", "recovery"})
+_LOOP_IGNORES = frozenset({"push", "sweep", "recovery"})
 
 
 class Delay(NamedTuple):
@@ -52,8 +56,11 @@ class Delay(NamedTuple):
     repository: str
     #: When to run it, on the dispatcher's clock.
     due: float
-    #: The number of runs in a row that settled nothing.
-    failures: int
+    #: The trigger of that run. A push runs only if something is pending.
+    trigger: str = "retry"
+    #: The number of runs in a row that settled nothing, and those of them that ended early.
+    failures: int = 0
+    early: Early = Early()
     #: The triggers that do not cut the delay short.
     ignores: frozenset[str] = frozenset()
 
@@ -180,7 +187,7 @@ class Dispatcher:
             done()
 
     def reconcile(self) -> None:
-        """Repair what was lost: a wake-up, a thread that could not start, a damaged journal, the runs of commands.
+        """Repair what was lost: a wake-up, a thread that could not start, the slot of a hanging worker, the journal.
 
         The daemon calls this every minute. Raises `JournalError`.
         """
@@ -188,22 +195,9 @@ class Dispatcher:
             self.sweep()
         self._release_overdue()
         self.run_due()
-        abandoned = [run.id for run in self._journal.running() if self._executor.is_abandoned(run)]
-        for died in self._journal.end_unfinished(abandoned) if abandoned else ():
-            log_end(died.run, died)
         for repository in self._journal.pending():
             if not self._is_known(repository):
                 self.notify(repository)
-        for run in self._journal.newest(RETRIED, self._journal.now() - _COMMAND_RETRY):
-            if not self._is_known(run.repository):
-                self.notify(run.repository, "retry")
-
-    def run_now(self, repository: str, trigger: str) -> Run:
-        """Do one run of `repository` in the caller's thread, without a slot, and return it.
-
-        For a command that has no daemon. Raises `JournalError` if the run cannot be started.
-        """
-        return self._executor.run_now(repository, trigger)
 
     def request(self, repositories: Sequence[str], trigger: str) -> None:
         """Run the requests of a command, which are in the journal. A sweep leaves half of the slots to pushes."""
@@ -288,6 +282,7 @@ class Dispatcher:
             repository,
             self._executor,
             failures=delay.failures if delay else 0,
+            early=delay.early if delay else Early(),
             released=self._release,
             ended=self._end,
         )
@@ -311,15 +306,26 @@ class Dispatcher:
         slots = sum(worker.has_slot for worker in self._active.values())
         return slots < self._max_syncs and len(self._active) < self._max_syncs + _SPARE
 
-    def _delay(self, repository: str, seconds: float, failures: int, ignores: frozenset[str] = frozenset()) -> None:
-        self._delays[repository.lower()] = Delay(repository, self._clock() + seconds, failures, ignores)
+    def _delay(self, delay: Delay) -> None:
+        self._delays[delay.repository.lower()] = delay
         self._changed.notify_all()
+
+    def _next_delay(self, worker: Worker) -> Delay | None:
+        """Return the delay before the next run of a checkout whose run has ended, or None if there is none."""
+        now, repository = self._clock(), worker.repository
+        if worker.failures:
+            due = now + worker.retry_delay(self._jitter)
+            return Delay(repository, due, failures=worker.failures, early=worker.early)
+        if worker.last and worker.last.loop:
+            due = now + backoff.LOOPS.delay(worker.last.loop - LOOP_RUNS + 1, self._jitter)
+            return Delay(repository, due, "push", ignores=_LOOP_IGNORES)
+        return None
 
     def _enter_due(self) -> float | None:
         """Put every due checkout in line, and return the seconds until the next is due."""
         now = self._clock()
         for delay in [delay for delay in self._delays.values() if delay.due <= now]:
-            self._enter_line(delay.repository).queue.put(WakeUp("retry"))
+            self._enter_line(delay.repository).queue.put(WakeUp(delay.trigger))
         self._fill_slots()
         return min((delay.due - now for delay in self._delays.values()), default=None)
 
@@ -352,15 +358,22 @@ class Dispatcher:
     def _end(self, worker: Worker) -> None:
         """Remove a worker whose run is over, or put it at the end of the line if more is asked of it."""
         key = worker.repository.lower()
+        ignored: list[WakeUp] = []
         with self._changed:
             self._active.pop(key, None)
             worker.has_slot = False
-            if not self._stopping and not worker.queue.empty():
+            delay = None if self._stopping else self._next_delay(worker)
+            wakes = worker.peek()
+            if delay and all(wake.trigger in delay.ignores for wake in wakes):
+                self._delay(delay)
+                ignored = wakes
+            elif not self._stopping and wakes:
                 self._line[key] = worker
-            elif not self._stopping and worker.failures:
-                self._delay(worker.repository, backoff.RUNS.delay(worker.failures, self._jitter), worker.failures)
             self._fill_slots()
             self._changed.notify_all()
+        for wake in ignored:
+            if wake.done:
+                wake.done()
 
     def _is_known(self, repository: str) -> bool:
         """Return True if a run of `repository` is under way, in line or scheduled."""
@@ -380,7 +393,7 @@ class Dispatcher:
         seconds = backoff.RESTARTS.delay(count - 1, self._jitter)
         with self._changed:
             if not self._stopping and not self._is_known(repository):
-                self._delay(repository, seconds, 0, frozenset({"sweep", "recovery"}))
+                self._delay(Delay(repository, self._clock() + seconds, ignores=_RESTART_IGNORES))
                 log.error(
                     "the daemon's shutdown ended the last runs, so the next is delayed; a deploy that restarts the"
                     " daemon must not wait for it: systemctl --no-block restart gitops-hook",

@@ -22,7 +22,9 @@ from gitops_hook.log import log
 from gitops_hook.model import Claim, Run
 from gitops_hook.names import may_clone
 from gitops_hook.outcomes import CAUSES, GOOD, REST, settles, severity_of
+from gitops_hook.sync.backoff import RETRIES
 from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.sync.loops import LoopDetector
 from gitops_hook.sync.run_log import last_lines
 from gitops_hook.sync.runner import GRACE, Result, Runner, Task
 from gitops_hook.sync.settings import time_limit
@@ -43,12 +45,22 @@ class RunObserver(Protocol):
         """Handle a run whose end is in the journal. The run has released its slot by then."""
 
 
+class Early(NamedTuple):
+    """The runs in a row that ended ``early`` for the same newest delivery, by its id."""
+
+    delivery: int = 0
+    runs: int = 0
+
+
 class Ended(NamedTuple):
-    """A run that has ended, and whether it settled its deliveries."""
+    """A run that has ended."""
 
     run: Run
     claim: Claim
     settled: bool
+    early: Early
+    #: The number of runs in a row if they are a loop (`loops`), else 0.
+    loop: int = 0
 
 
 class Executor:
@@ -75,6 +87,7 @@ class Executor:
         self._clone_url = clone_url
         self._observers = observers
         self._clock = clock
+        self._loops = LoopDetector()
         self._stopping = threading.Event()
         self._terminated = False
         #: The last run since the start that did not end well.
@@ -115,13 +128,14 @@ class Executor:
         repository: str,
         trigger: str,
         *,
+        early: Early = Early(),  # noqa: B008 - immutable
         released: Callable[[], None] = lambda: None,
         started: Callable[[Claim], None] = lambda claim: None,
     ) -> Ended | None:
         """Do one run of `repository`, or none if nothing asks for it. A push asks only for pending deliveries.
 
-        `started` is called when the run is in the journal, `released` when its end is, before the observers are
-        informed.
+        `early` is that of the checkout's previous run. `started` is called when the run is in the journal, `released`
+        when its end is in the journal, before the observers are informed.
         """
         if self._stopping.is_set():
             return None
@@ -129,23 +143,7 @@ class Executor:
         if not claim:
             return None
         started(claim)
-        return self._run(claim, "shutdown", released)
-
-    def run_now(self, repository: str, trigger: str) -> Run:
-        """Do one run of `repository` for a command. Raises `JournalError` if the run cannot be started."""
-        claim = self._journal.start(repository, trigger)
-        assert claim
-        return self._run(claim, "command").run
-
-    def is_abandoned(self, run: Run) -> bool:
-        """Return True if another process's run exceeded its time limit."""
-        if run.id in self._deadlines:
-            return False
-        try:
-            limit = self._time_limit(self._checkouts.find(run.repository))
-        except OSError:  # no process can be started; the next check decides
-            return False
-        return self._journal.now() - run.started > limit + GRACE + OVERDUE
+        return self._run(claim, early, released)
 
     def _start(self, repository: str, trigger: str) -> Claim | None:
         """Start a run as soon as the journal can be written; None if none is due, or at the shutdown."""
@@ -156,20 +154,26 @@ class Executor:
                 if self._stopping.wait(JOURNAL_WAIT):
                     return None
 
-    def _run(self, claim: Claim, cause: str, released: Callable[[], None] = lambda: None) -> Ended:
+    def _run(self, claim: Claim, early: Early, released: Callable[[], None]) -> Ended:
         task = _task(claim)
         _log_start(claim)
         self._inform_observers(lambda observer: observer.began(claim, task))
         result = self._execute(task, claim.run)
         # A script may answer SIGTERM with a status of its own choice.
         if self._stopping.is_set() and (result.outcome == "interrupted" or (self._terminated and result.exit)):
-            result = result._replace(outcome="interrupted", message=CAUSES[cause], cause=cause)
+            result = result._replace(outcome="interrupted", message=CAUSES["shutdown"], cause="shutdown")
         cancelled = claim.run.id in self._cancelled
         if cancelled and result.exit != 0:
             result = result._replace(outcome="interrupted", message=CAUSES["cancelled"], cause="cancelled")
         self._cancelled.discard(claim.run.id)
+        early = _count_early(claim, result, early)
+        if result.outcome == "early" and RETRIES["early"].is_exhausted(early.runs):
+            result = result._replace(outcome="unchanged", exit=0, message=_never_shown(claim))
         run = claim.run._replace(ended=self._journal.now(), **result._asdict())
-        ended = Ended(run, claim, cancelled or settles(run.outcome))
+        loop = self._loops.count(run, claim)
+        if loop:
+            run = run._replace(message=_describe_loop(run, loop))
+        ended = Ended(run, claim, cancelled or settles(run.outcome), early, loop)
         well = severity_of(run.outcome) in (GOOD, REST)
         if not well:
             self.failure = run
@@ -216,6 +220,28 @@ class Executor:
                 call(observer)
             except Exception:
                 log.exception("internal error in a run observer", observer=type(observer).__name__)
+
+
+def _count_early(claim: Claim, result: Result, early: Early) -> Early:
+    if result.outcome != "early":
+        return Early()
+    delivery = claim.newest.id if claim.newest else 0
+    return Early(delivery, early.runs + 1 if delivery == early.delivery else 1)
+
+
+def _never_shown(claim: Claim) -> str:
+    commit = claim.newest.after if claim.newest else ""
+    return (
+        f"The remote does not show commit {commit[:12]}, which a webhook announced. A force push may have replaced it."
+    )
+
+
+def _describe_loop(run: Run, loop: int) -> str:
+    description = (
+        f"Run {loop} in a row that brought a commit which was pushed during the previous run."
+        " Does the deploy push to its own repository? The next runs are delayed."
+    )
+    return f"{run.message} {description}" if run.message else description
 
 
 def _task(claim: Claim) -> Task:

@@ -45,6 +45,8 @@ INHERITED = (
     "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
     "GIT_SSH", "GIT_SSH_COMMAND", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM",
 )  # fmt: skip
+#: The longest suggested command.
+_MAX_FIX = 4000
 #: Seconds between SIGTERM and SIGKILL for a process group that must end.
 GRACE = 10
 #: Seconds beyond the limit and the grace period after which the daemon kills a group whose timeout(1) did not.
@@ -86,6 +88,8 @@ class Result(NamedTuple):
     healthy: float | None = None
     #: Why it did not end by itself, a key of `outcomes.CAUSES`.
     cause: str | None = None
+    #: One command that repairs the problem, or empty.
+    fix: str = ""
 
 
 class Runner:
@@ -94,7 +98,7 @@ class Runner:
     def __init__(self, script: Path, root: Path, environ: Mapping[str, str]) -> None:
         self._script = script
         self._environment = inherited(environ, root)
-        # The kernel ids of the threads that execute a script, by run. Guarded by _lock, which `run` takes at its start
+        # The runs whose script is executed, by the kernel ids of their threads. Guarded by _lock, which `run` takes at its start
         # and end, and `terminate` while it sends signals.
         self._threads: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -125,7 +129,7 @@ class Runner:
     def terminate(self, run: int | None = None) -> None:
         """End the script of a run, or of all: SIGTERM for its group, SIGKILL after the grace period. Do not wait."""
         with self._lock:
-            for thread in [thread for number, thread in self._threads.items() if run in (None, number)]:
+            for thread in [thread for thread, number in self._threads.items() if run in (None, number)]:
                 for child in _children(thread):
                     # timeout(1) forwards a signal to its group, except during its fork.
                     for send in (os.killpg, os.kill):
@@ -135,13 +139,14 @@ class Runner:
     @contextmanager
     def _registered(self, run: int) -> Iterator[None]:
         """Make the current thread known to `terminate`."""
+        thread = threading.get_native_id()
         with self._lock:
-            self._threads[run] = threading.get_native_id()
+            self._threads[thread] = run
         try:
             yield
         finally:
             with self._lock:
-                del self._threads[run]
+                del self._threads[thread]
 
 
 def run_limited(
@@ -210,7 +215,10 @@ def classify_exit(status: int, fields: Mapping[str, str], *, timed_out: bool = F
         outcome = "failed"
     before, after, message = (escape(redact(fields.get(key, "")))[:1000] for key in ("before", "after", "message"))
     cause = "limit" if outcome == "timed-out" else None
-    return Result(outcome, status, before, after, message, cause=cause)
+    fix = redact(fields.get("fix", ""))
+    # A command that had to be escaped or shortened would be another command.
+    fix = fix if escape(fix) == fix and len(fix) <= _MAX_FIX else ""
+    return Result(outcome, status, before, after, message, cause=cause, fix=fix)
 
 
 def _step_times(fields: Mapping[str, str], began: float, ended: float) -> dict[str, float]:

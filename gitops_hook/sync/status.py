@@ -38,10 +38,15 @@ class RepositoryStatus(NamedTuple):
     history: Sequence[tuple[str | None, float, float | None]] = ()
 
     @property
-    def fix(self) -> str | None:
+    def problem(self) -> str | None:
         """Return the message of the newest run if its problem persists."""
         message = self.run and self.run.message
         return message if message and self.state in ("action needed", "rolled back", "waiting to retry") else None
+
+    @property
+    def fix(self) -> str | None:
+        """Return the command that repairs the problem, or None."""
+        return (self.run.fix or None) if self.run and self.problem else None
 
 
 def repository_statuses(

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 from gitops_hook.log import log
 from gitops_hook.model import Claim
-from gitops_hook.sync.executor import Executor
+from gitops_hook.outcomes import outcome_of
+from gitops_hook.sync.backoff import RETRIES
+from gitops_hook.sync.executor import Early, Ended, Executor
 
 
 class WakeUp(NamedTuple):
@@ -36,6 +38,7 @@ class Worker:
         executor: Executor,
         *,
         failures: int = 0,
+        early: Early = Early(),  # noqa: B008 - immutable
         released: Callable[[Worker], None],
         ended: Callable[[Worker], None],
     ) -> None:
@@ -48,6 +51,9 @@ class Worker:
         self._ended = ended
         #: The number of runs in a row that settled nothing.
         self.failures = failures
+        self.early = early
+        #: The last run, or None if nothing was to be done or an internal error ended it.
+        self.last: Ended | None = None
         #: Whether this worker occupies a slot. Guarded by the dispatcher's lock.
         self.has_slot = False
         #: The id of the current run; 0 before its start.
@@ -63,24 +69,40 @@ class Worker:
         wakes = self._take_wakes()
         # A push asks for a run only if deliveries are pending. Any other trigger asks for a run in any case.
         trigger = next((wake.trigger for wake in wakes if wake.trigger != "push"), "push")
+        self.last = None
         try:
             try:
-                ended = self._executor.execute(
-                    self.repository, trigger, started=self._note_start, released=lambda: self._released(self)
+                self.last = self._executor.execute(
+                    self.repository,
+                    trigger,
+                    early=self.early,
+                    started=self._note_start,
+                    released=lambda: self._released(self),
                 )
             finally:
                 for wake in wakes:
                     if wake.done:
                         wake.done()
-            self.failures = self.failures + 1 if ended and not ended.settled else 0
+            self.early = self.last.early if self.last else Early()
+            self.failures = self.failures + 1 if self.last and not self.last.settled else 0
         except Exception:
             log.exception("internal error in a worker", repository=self.repository)
             self.failures += 1
         finally:
             self._ended(self)
 
+    def retry_delay(self, jitter: Callable[[], float]) -> float:
+        """Return the seconds until the next try of a run that settled nothing. `jitter` is that of `Backoff.delay`."""
+        retry = outcome_of(self.last.run.outcome).retry if self.last else "backoff"
+        return RETRIES[retry or "backoff"].delay(self.early.runs or self.failures, jitter)
+
     def _note_start(self, claim: Claim) -> None:
         self.run = claim.run.id
+
+    def peek(self) -> list[WakeUp]:
+        """Return the wake-ups in the queue, without removing them."""
+        with self.queue.mutex:
+            return list(self.queue.queue)
 
     def _take_wakes(self) -> list[WakeUp]:
         wakes = []

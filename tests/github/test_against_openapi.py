@@ -23,7 +23,7 @@ from scratch import git
 
 from gitops_hook.config import load
 from gitops_hook.github.client import ApiError, Client
-from gitops_hook.github.commit_status import CommitStatusSender
+from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.github.webhooks import Hooks
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.journal.writer import Journal
@@ -131,7 +131,7 @@ def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
     sender._stopping.wait = clock.sleep  # type: ignore[method-assign]
     for state in ("pending", "success"):
         journal.save_statuses(CommitStatus("acme/site", "a" * 40, 7, state, "updated in 1.2 s", changed=clock.now))
-        sender.step()
+        sender.run_once()
         assert journal.next_status_due() is None
     journal.close()
     assert capfd.readouterr().err == ""  # or it would say that one was not wanted

@@ -1,4 +1,4 @@
-"""What the forge is told of each run: which commit, which words; through faults, limits, restarts and other processes."""
+"""Commit statuses: which commits get which status, and how it is sent across faults, limits and restarts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from harness import push
 from scratch import Upstream, git
 
 from gitops_hook.config import load
-from gitops_hook.github.commit_status import CommitStatusReporter, CommitStatusSender, _reports
+from gitops_hook.github.commit_status import CommitStatusReporter
+from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import Claim, CommitStatus, Delivery, Run
+from gitops_hook.model import CommitStatus, Delivery
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.runner import Task
 
@@ -55,77 +56,151 @@ def make_sender(tmp_path: Path, journal: Journal, forge: Forge, checkout: Path, 
             "GITOPS_CLONE_URL": "https://elsewhere.example.org/{repository}",
             **more,
         }
-        sender = CommitStatusSender(
-            load(environ, {}), journal, Checkouts(tmp_path / "root"), clock=clock, jitter=lambda: 0.5
+        return CommitStatusSender(
+            load(environ, {}), journal, Checkouts(tmp_path / "root"), clock=clock, jitter=lambda: 0.5, wait=clock.sleep
         )
-        sender._stopping.wait = clock.sleep  # type: ignore[method-assign]
-        return sender
 
     return make
-
-
-def run(outcome: str | None = None, after: str | None = A, **more: Any) -> Run:
-    exit_status = {"updated": 0, "unchanged": 0, "paused": 0, "unreachable": 75}.get(outcome or "", 70)
-    made = Run(7, "acme/site", "push", 100.0)
-    return made if outcome is None else made._replace(ended=101.25, outcome=outcome, exit=exit_status, before=B, after=after, **more)  # fmt: skip
-
-
-def told(ended: Run, pushed: str = A) -> list[tuple[str, str, str]]:
-    return [report[1:2] + report[3:5] for report in _reports(ended, Task("acme/site", 7, after=pushed))]
 
 
 def report(commit: str = A, state: str = "pending", description: str = "d", **more: Any) -> CommitStatus:
     return CommitStatus("acme/site", commit, 7, state, description, **{"changed": 1_800_000_000.0, **more})
 
 
+def fetched_commit(checkout: Path, text: str) -> str:
+    """Return a new commit that the checkout has fetched, as far as its refs show."""
+    git("-c", "user.name=a", "-c", "user.email=b", "commit", "--quiet", "--allow-empty", "-m", text, cwd=checkout)
+    git("update-ref", "refs/remotes/origin/main", "HEAD", cwd=checkout)
+    git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/main", cwd=checkout)
+    return git("rev-parse", "HEAD", cwd=checkout)
+
+
 def statuses(forge: Forge) -> list[tuple[str, str, str]]:
     return [(sha, body["state"], body["description"]) for _, sha, body in forge.statuses]
 
 
-# -- which commit, which words -------------------------------------------------------------------------------------
+# -- which statuses a run stores ---------------------------------------------------------------------------------------
 
 
-def test_a_success_is_told_to_the_commit_that_is_live():
-    assert told(run("updated")) == [(A, "success", "updated in 1.2 s")]
-    assert told(run("unchanged")) == [(A, "success", "unchanged in 1.2 s")]
-    assert told(run("cloned", B), pushed="") == [(B, "success", "cloned in 1.2 s")]
+class Host:
+    """A checkout of a real upstream, and the statuses that its runs store."""
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self.upstream = Upstream(folder / "forge")
+        (folder / "root").mkdir()
+        self.checkout = self.upstream.checkout(folder / "root")
+        self.journal = journal
+        self.reporter = CommitStatusReporter(journal, Checkouts(folder / "root"))
+
+    def commit(self, content: str) -> str:
+        """Push a commit and fetch it."""
+        commit = self.upstream.commit({"a": content})
+        git("fetch", "--quiet", "origin", cwd=self.checkout)
+        return commit
+
+    def run(
+        self, outcome: str, after: str | None, pushed: str = "", *, settled: bool = True
+    ) -> dict[str, tuple[str, str]]:
+        """Record a run with this result; return the state and description of each commit that waits to be sent."""
+        if pushed:
+            self.journal.record(Delivery("g", "push", 1.0, "acme/site", "refs/heads/main", after=pushed))
+        claim = self.journal.start("acme/site", "push")
+        assert claim
+        task = Task("acme/site", claim.run.id, after=pushed)
+        self.reporter.began(claim, task)
+        ended = claim.run._replace(ended=claim.run.started + 1.25, outcome=outcome, exit=0, after=after)
+        self.journal.finish(ended, settled=settled)
+        self.reporter.ended(ended, claim, task)
+        self.journal.probe()  # waits for the statuses that were submitted before
+        return {row.commit: (row.state, row.description) for row in self.journal.statuses_due(2e9)}
 
 
-def test_a_pushed_commit_that_another_has_overtaken_is_told_which():
-    assert told(run("updated", B)) == [
-        (B, "success", "updated in 1.2 s"),
-        (A, "success", f"updated in 1.2 s; {B[:10]} is live by now"),
-    ]
-    # That one was told when it went live.
-    assert told(run("unchanged", B)) == [(A, "success", f"unchanged in 1.2 s; {B[:10]} is live by now")]
+@pytest.fixture
+def host(tmp_path: Path, journal: Journal) -> Host:
+    return Host(tmp_path, journal)
+
+
+def test_the_live_commit_gets_success(host: Host):
+    live = host.commit("1")
+    assert host.run("updated", live, live) == {live: ("success", "updated in 1.2 s")}
+    assert host.run("unchanged", live, live) == {live: ("success", "unchanged in 1.2 s")}
+
+
+def test_an_ancestor_of_the_live_commit_gets_success(host: Host):
+    pushed, live = host.commit("1"), host.commit("2")
+    assert host.run("updated", live, pushed) == {
+        live: ("success", "updated in 1.2 s"),
+        pushed: ("success", f"updated in 1.2 s; {live[:10]} is live"),
+    }
+
+
+def test_a_forged_commit_gets_no_success(host: Host):
+    live = host.commit("1")
+    assert host.run("unchanged", live, "e" * 40) == {"e" * 40: ("failure", f"not deployed; {live[:10]} is live")}
+
+
+def test_a_commit_that_is_not_part_of_the_live_one_gets_no_success(host: Host):
+    """A force push replaced it, or it is on another branch: the checkout has it, and it is not live."""
+    live, replaced = host.upstream.head(), host.commit("1")
+    git("push", "--quiet", "--force", "origin", f"{live}:main", cwd=host.upstream.work)
+    git("fetch", "--quiet", "origin", cwd=host.checkout)
+    assert host.run("updated", live, replaced)[replaced] == ("failure", f"not deployed; {live[:10]} is live")
+
+
+def test_a_live_commit_that_the_remote_lacks_gets_no_success(host: Host):
+    git("-c", "user.name=a", "-c", "user.email=b", "commit", "--quiet", "--allow-empty", "-m", "local", cwd=host.checkout)  # fmt: skip
+    local = git("rev-parse", "HEAD", cwd=host.checkout)
+    assert host.run("unchanged", local, local)[local][0] == "failure"
+
+
+@pytest.mark.parametrize(("outcome", "state"), [("updated", "success"), ("deploy-failed", "failure")])
+def test_a_superseded_commit_does_not_stay_pending(host: Host, outcome: str, state: str):
+    first = host.commit("1")
+    assert host.run("unreachable", None, first, settled=False)[first][0] == "pending"
+    live = host.commit("2")
+    assert {commit: found for commit, (found, _) in host.run(outcome, live, live).items()} == {
+        first: state,
+        live: state,
+    }
+    assert host.journal.pending_statuses() == []
 
 
 @pytest.mark.parametrize(
     "outcome", ["deploy-failed", "rolled-back", "dirty", "diverged", "denied", "timed-out", "failed"]
 )
-def test_a_failure_is_told_to_the_commit_that_was_pushed(outcome):
-    assert told(run(outcome, B)) == [(A, "failure", f"{outcome} after 1.2 s")]
+def test_a_failure_belongs_to_the_pushed_commit(host: Host, outcome: str):
+    old, pushed = host.upstream.head(), host.commit("1")
+    assert host.run(outcome, old, pushed) == {pushed: ("failure", f"{outcome} after 1.2 s")}
 
 
-def test_a_run_that_nobody_pushed_for_is_told_where_it_changed_something():
-    assert told(run("unchanged"), pushed="") == []
-    assert told(run("updated"), pushed="") == [(A, "success", "updated in 1.2 s")]
-    assert told(run("deploy-failed"), pushed="") == [(A, "failure", "deploy-failed after 1.2 s")]
-    assert told(run("dirty"), pushed="") == []
+def test_a_run_without_a_push_reports_only_a_change(host: Host):
+    live = host.commit("1")
+    assert host.run("unchanged", live) == {}
+    assert host.run("dirty", live) == {}
+    assert host.run("deploy-failed", live) == {live: ("failure", "deploy-failed after 1.2 s")}
+    assert host.run("updated", live) == {live: ("success", "updated in 1.2 s")}
 
 
-def test_an_end_that_the_last_daemon_could_not_tell_any_more_is_told_by_the_next(journal):
+@pytest.mark.parametrize("outcome", ["unreachable", "paused", "interrupted"])
+def test_a_run_that_is_repeated_stays_pending(host: Host, outcome: str):
+    pushed = host.commit("1")
+    assert host.run(outcome, None, pushed, settled=False) == {
+        pushed: ("pending", f"{outcome} after 1.2 s; it is repeated")
+    }
+
+
+def test_the_next_daemon_finishes_what_the_last_one_could_not_store(host: Host):
+    live, journal = host.commit("1"), host.journal
     for repository, outcome in (("acme/site", "updated"), ("acme/blog", None), ("acme/paused", "paused")):
         claim = journal.start(repository, "push")
-        journal.save_statuses(report()._replace(repository=repository, run=claim.run.id))
+        assert claim
+        journal.save_statuses(report(live)._replace(repository=repository, run=claim.run.id))
         if outcome:
-            journal.finish(
-                claim.run._replace(ended=claim.run.started + 2, outcome=outcome, exit=0, after=A), settled=True
-            )
-    answers = CommitStatusReporter(journal)
-    answers.catch_up()
-    answers.catch_up()
-    journal.probe()  # which waits for all that was handed in before
+            ended = claim.run._replace(ended=claim.run.started + 2, outcome=outcome, exit=0, after=live)
+            journal.finish(ended, settled=True)
+    host.reporter.catch_up()
+    host.reporter.catch_up()
+    journal.probe()
     assert sorted((row.repository, row.state) for row in journal.statuses_due(2e9)) == [
         ("acme/blog", "pending"),
         ("acme/paused", "pending"),
@@ -133,32 +208,12 @@ def test_an_end_that_the_last_daemon_could_not_tell_any_more_is_told_by_the_next
     ]
 
 
-def test_what_is_done_again_stays_pending():
-    assert told(run("unreachable", B)) == [(A, "pending", "unreachable after 1.2 s; it is done again later")]
-    assert told(run("paused", B)) == [(A, "pending", "paused after 1.2 s; it is done again later")]
-    for status in (None, -9):  # it could not be started, or was killed
-        assert told(run("interrupted", None)._replace(exit=status))[0][1] == "pending"
-
-
-def test_a_newer_state_takes_the_place_of_one_that_was_not_sent(journal):
-    answers = CommitStatusReporter(journal)
-    claim, task = Claim(run(), (Delivery("g", "push", 1.0, "acme/site", "r", after=A),)), Task("acme/site", 7, after=A)
-    answers.began(claim, task)
-    answers.ended(run("updated"), claim, task)
-    journal.probe()  # which waits for all that was handed in before
-    ((row,),) = [journal.statuses_due(time.time() + 1)]
-    assert (row.state, row.version) == ("success", 2)
-    answers.began(claim, Task("acme/site", 8))  # no push asked for it
-    journal.probe()
-    assert len(journal.statuses_due(time.time() + 1)) == 1
-
-
 # -- sent ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_status_is_told_with_all_that_belongs_to_it(forge, journal, make_sender):
     journal.save_statuses(report(state="success", description="updated in 1.2 s"))
-    assert make_sender(GITOPS_PUBLIC_URL="https://page.example.org/").step() > 0
+    assert make_sender(GITOPS_PUBLIC_URL="https://page.example.org/").run_once() > 0
     assert forge.statuses == [
         (
             "acme/site",
@@ -172,19 +227,20 @@ def test_a_status_is_told_with_all_that_belongs_to_it(forge, journal, make_sende
         )
     ]
     assert journal.next_status_due() is None
-    make_sender().step()
+    make_sender().run_once()
     assert len(forge.statuses) == 1
 
 
 def test_a_deployment_is_made_once_and_told_each_state(forge, journal, make_sender, checkout):
     git("config", "gitops.environment", "staging", cwd=checkout)
+    commit = fetched_commit(checkout, "1")
     sender = make_sender("deployment", GITOPS_PUBLIC_URL="https://page.example.org")
     for state in ("pending", "failure"):
-        journal.save_statuses(report(state=state))
-        sender.step()
+        journal.save_statuses(report(commit, state))
+        sender.run_once()
     (made,) = forge.deployments
     assert (made["ref"], made["environment"], made["auto_merge"], made["required_contexts"]) == (
-        A,
+        commit,
         "staging",
         False,
         [],
@@ -195,20 +251,42 @@ def test_a_deployment_is_made_once_and_told_each_state(forge, journal, make_send
     ]
     assert journal._query("SELECT * FROM commit_statuses") == []
     git("config", "--unset", "gitops.environment", cwd=checkout)
-    journal.save_statuses(report(B, "success"))
-    sender.step()
+    journal.save_statuses(report(fetched_commit(checkout, "2"), "success"))
+    sender.run_once()
     assert forge.deployments[1]["environment"] == HOST
 
 
-def test_a_deployment_whose_status_failed_is_not_made_twice(forge, journal, make_sender, clock):
+def test_a_deployment_whose_status_failed_is_not_made_twice(forge, journal, make_sender, checkout, clock):
     forge.faults.append(Fault(r"/deployments/\d+/statuses", 502))
     sender = make_sender("deployment")
-    journal.save_statuses(report(state="success"))
-    sender.step()
+    journal.save_statuses(report(fetched_commit(checkout, "1"), "success"))
+    sender.run_once()
     clock.now += 60
-    sender.step()
+    sender.run_once()
     ((made,),) = [forge.deployments]
     assert [said["state"] for said in made["statuses"]] == ["success"]
+
+
+def test_no_deployment_is_created_for_a_commit_that_the_remote_lacks(forge, journal, make_sender, checkout, clock):
+    sender = make_sender("deployment")
+    fetched_commit(checkout, "1")
+    for state in ("pending", "failure", "success"):
+        journal.save_statuses(report("e" * 40, state))
+        sender.run_once()
+    assert forge.asked == []
+    assert journal.next_status_due() is None
+
+
+def test_a_pending_deployment_waits_until_its_commit_is_fetched(forge, journal, make_sender, checkout, clock):
+    sender = make_sender("deployment")
+    commit = fetched_commit(checkout, "1")
+    git("update-ref", "-d", "refs/remotes/origin/main", cwd=checkout)
+    journal.save_statuses(report(commit))
+    assert sender.run_once() == 5
+    git("update-ref", "refs/remotes/origin/main", commit, cwd=checkout)
+    clock.now += 5
+    sender.run_once()
+    assert [made["ref"] for made in forge.deployments] == [commit]
 
 
 def test_a_fault_is_tried_again_later_each_time(forge, journal, make_sender, clock, capfd):
@@ -217,19 +295,19 @@ def test_a_fault_is_tried_again_later_each_time(forge, journal, make_sender, clo
     journal.save_statuses(report(state="success"))
     waits = []
     while not forge.statuses:
-        waits.append(sender.step())
+        waits.append(sender.run_once())
         clock.now = max(clock.now, journal.next_status_due() or 0)
     assert waits[:3] == [5, 10, 20]
     assert len(waits) == 6
     assert journal.next_status_due() is None
-    assert capfd.readouterr().err.count("GitHub cannot be told of runs now") == 1
+    assert capfd.readouterr().err.count("commit statuses cannot be sent now") == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 410, 422])
 def test_what_the_forge_does_not_want_is_dropped_with_one_line(forge, journal, make_sender, capfd, status):
     forge.faults.append(Fault("", status, body={"message": "No commit found for SHA"}))
     journal.save_statuses(report(state="success"), report(B, "success"))
-    make_sender().step()
+    make_sender().run_once()
     assert [sha for _, sha, _ in forge.statuses] == [B]
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -242,24 +320,24 @@ def test_a_limit_holds_for_all_until_it_has_passed(forge, journal, make_sender, 
     forge.faults.append(Fault("", 403, {"Retry-After": "600"}))
     sender = make_sender()
     journal.save_statuses(report(state="success"), report(B, "success"))
-    sender.step()
+    sender.run_once()
     clock.now += 500
-    sender.step()
+    sender.run_once()
     assert len(forge.asked) == 1
     clock.now += 200
-    sender.step()
+    sender.run_once()
     assert len(forge.statuses) == 2
 
 
 def test_what_comes_while_it_is_sent_is_not_lost(forge, journal, make_sender, monkeypatch):
     sender = make_sender()
     journal.save_statuses(report())
-    tell = sender._tell_status
+    tell = sender._send_status
     # A moment of ours in the middle of the request: the run ends while its beginning is told.
-    monkeypatch.setattr(sender, "_tell_status", lambda *a: (journal.save_statuses(report(state="success")), tell(*a)))
-    sender.step()
+    monkeypatch.setattr(sender, "_send_status", lambda *a: (journal.save_statuses(report(state="success")), tell(*a)))
+    sender.run_once()
     monkeypatch.undo()
-    sender.step()
+    sender.run_once()
     assert [state for _, state, _ in statuses(forge)] == ["pending", "success"]
     assert journal._query("SELECT * FROM commit_statuses") == []
 
@@ -267,7 +345,7 @@ def test_what_comes_while_it_is_sent_is_not_lost(forge, journal, make_sender, mo
 def test_what_is_not_at_that_forge_is_told_nobody(forge, journal, make_sender, checkout, tmp_path):
     git("remote", "set-url", "origin", "https://gitea.example.org/acme/site.git", cwd=checkout)
     journal.save_statuses(report(state="success"), report(state="success")._replace(repository="acme/none"))
-    make_sender().step()
+    make_sender().run_once()
     assert forge.asked == []
     assert journal.next_status_due() is None
 
@@ -276,7 +354,7 @@ def test_a_checkout_without_an_owner_is_called_as_its_origin_is(forge, journal, 
     sender = make_sender()
     checkout.rename(tmp_path / "root/site")
     journal.save_statuses(report(state="success")._replace(repository="site"))
-    sender.step()
+    sender.run_once()
     assert forge.statuses[0][0] == "acme/site"
 
 
@@ -284,11 +362,11 @@ def test_without_a_token_it_waits_and_says_so_once(forge, journal, make_sender, 
     token_file.write_text("\n")
     sender = make_sender()
     journal.save_statuses(report(state="success"))
-    sender.step()
-    sender.step()
+    sender.run_once()
+    sender.run_once()
     assert capfd.readouterr().err.count("there is no token") == 1
     token_file.write_text(TOKEN)
-    sender.step()
+    sender.run_once()
     assert len(forge.statuses) == 1
 
 
@@ -335,7 +413,7 @@ def test_a_push_is_told_pending_and_then_what_came_of_it(tmp_path, forge, start_
     os.mkfifo(tmp_path / "go")
     good = upstream.commit({"b": "good"})
     daemon.deliver(push("acme/site", good))
-    assert wait_for_statuses(forge, 1) == [(good, "pending", "the run has begun")]
+    assert wait_for_statuses(forge, 1) == [(good, "pending", "the run has started")]
     (tmp_path / "go").write_text("\n")
     assert wait_for_statuses(forge, 2)[1][:2] == (good, "success")
     bad = upstream.commit({"b": "bad"})

@@ -148,7 +148,7 @@ def test_a_url_is_completed_with_our_path_or_refused():
 
 @pytest.fixture
 def proxy() -> Iterator[HTTPServer]:
-    """CommitStatusReporter every request with its `status`."""
+    """Answer every request with `status`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -382,23 +382,6 @@ class TestPasts:
         assert journal.histories("acme/SITE", 5) == [site]
         assert journal.histories("acme/none") == []
 
-    def test_the_newest_runs_that_came_to_something_and_when(self, journal: Journal):
-        for name, outcomes in (
-            ("acme/away", ["updated", "unreachable"]), ("acme/back", ["unreachable", "updated"]),
-            ("acme/busy", ["unreachable", None]), ("acme/killed", ["interrupted"]), ("ACME/away", ["unreachable"]),
-        ):  # fmt: skip
-            for outcome in outcomes:
-                claim = journal.start(name, "sweep")
-                assert claim
-                if outcome:
-                    journal.finish(claim.run._replace(ended=9.0, outcome=outcome), settled=False)
-        found = journal.newest(["unreachable", "interrupted"], 10.0)
-        assert sorted((run.repository, run.outcome) for run in found) == [
-            ("ACME/away", "unreachable"), ("acme/killed", "interrupted"),
-        ]  # fmt: skip
-        assert [run.repository for run in journal.newest(["interrupted"], 10.0)] == ["acme/killed"]
-        assert journal.newest(["interrupted"], 9.0) == []
-
     def test_runs_are_paged_by_their_ids(self, journal: Journal):
         ids = [run_to_the_end(journal, repository).id for repository in ("acme/a", "acme/b") * 3][::-1]
         assert [run.id for run in journal.runs(limit=4)] == ids[:4]

@@ -1,4 +1,4 @@
-"""What Prometheus is told: the format, the counts, where repositories stand, and that a real Prometheus takes it."""
+"""The metrics: format, counts, states of repositories, and a scrape by a real Prometheus."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from webtest import TestApp
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Claim, Delivery
-from gitops_hook.observers.metrics import Metrics, process_families
-from gitops_hook.observers.prometheus import CONTENT_TYPE, Counter, Family, Histogram, Sample, exposition, gauge
+from gitops_hook.observers.metrics import Metrics
+from gitops_hook.observers.prometheus import CONTENT_TYPE, Counter, Histogram, Sample, format_family
 from gitops_hook.outcomes import BY_NAME
 from gitops_hook.receiver.app import RESULTS, WebhookApp
 from gitops_hook.secrets import Secrets
@@ -36,27 +36,27 @@ NOW = 1_700_000_000.0
 def values(text: str) -> dict[str, float]:
     """The samples of an exposition, by name and labels."""
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    assert len({name for name, _, _ in lines}) == len(lines), "a sample is told twice"
+    assert len({name for name, _, _ in lines}) == len(lines), "duplicate sample"
     return {name: float(value) for name, _, value in lines}
 
 
+def formatted(samples: list[Sample], name: str = "x", kind: str = "gauge") -> str:
+    return "".join(format_family(name, kind, "X.", samples))
+
+
 class TestFormat:
-    def test_a_family_is_told_as_prometheus_has_it(self):
+    def test_label_values_are_escaped(self):
         hostile = 'a\\b"c\nd'
-        assert list(exposition([gauge("up", "Whether.", 1), gauge("x", "X.", 0.5, name=hostile, other="é")])) == [
-            "# HELP up Whether.\n# TYPE up gauge\n",
-            "up 1\n",
-            "# HELP x X.\n# TYPE x gauge\n",
-            'x{name="a\\\\b\\"c\\nd",other="é"} 0.5\n',
-        ]
+        assert formatted([Sample(1), Sample(0.5, {"name": hostile, "other": "é"})]) == (
+            '# HELP x X.\n# TYPE x gauge\nx 1\nx{name="a\\\\b\\"c\\nd",other="é"} 0.5\n'
+        )
 
     def test_numbers_keep_their_precision(self):
-        samples = [Sample({}, value) for value in (0, 1e15, 1700000000.25, 1e-7, True)]
-        lines = "".join(exposition([Family("x", "gauge", "X.", samples)])).splitlines()[2:]
+        lines = formatted([Sample(value) for value in (0, 1e15, 1700000000.25, 1e-7, True)]).splitlines()[2:]
         assert lines == ["x 0", "x 1000000000000000", "x 1700000000.25", "x 1e-07", "x 1"]
 
-    def test_a_counter_counts_only_what_was_declared(self):
-        counter = Counter("x_total", "X.", ("result", "reason"), [("yes", "a"), ("no", "b")])
+    def test_threads_share_a_counter_of_declared_kinds(self):
+        counter = Counter(("result", "reason"), [("yes", "a"), ("no", "b")])
         threads = [threading.Thread(target=lambda: [counter.add("yes", "a") for _ in range(1000)]) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -64,31 +64,23 @@ class TestFormat:
             thread.join()
         with pytest.raises(KeyError):
             counter.add("yes", "b")
-        told = values("".join(exposition([counter.family()])))
-        assert told == {'x_total{result="yes",reason="a"}': 8000, 'x_total{result="no",reason="b"}': 0}
+        assert values(formatted(counter.samples())) == {
+            'x{result="yes",reason="a"}': 8000,
+            'x{result="no",reason="b"}': 0,
+        }
 
-    def test_a_histogram_s_buckets_hold_the_lesser_ones_too(self):
-        histogram = Histogram("x_seconds", "X.", (0.5, 1, 10))
+    def test_the_buckets_of_a_histogram_are_cumulative(self):
+        histogram = Histogram((0.5, 1, 10))
         for value in (0, 0.5, 0.75, 11, 1000):
             histogram.observe(value)
-        assert list(values("".join(exposition([histogram.family()]))).items()) == [
-            ('x_seconds_bucket{le="0.5"}', 2),
-            ('x_seconds_bucket{le="1"}', 3),
-            ('x_seconds_bucket{le="10"}', 3),
-            ('x_seconds_bucket{le="+Inf"}', 5),
-            ("x_seconds_sum", 1012.25),
-            ("x_seconds_count", 5),
+        assert list(values(formatted(histogram.samples())).items()) == [
+            ('x_bucket{le="0.5"}', 2),
+            ('x_bucket{le="1"}', 3),
+            ('x_bucket{le="10"}', 3),
+            ('x_bucket{le="+Inf"}', 5),
+            ("x_sum", 1012.25),
+            ("x_count", 5),
         ]
-
-    def test_the_process_is_told_as_proc_has_it(self):
-        told = values("".join(exposition(process_families())))
-        assert abs(told["process_start_time_seconds"] - time.time()) < 86400 * 365
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        assert 0.5 < told["process_resident_memory_bytes"] / (pages * os.sysconf("SC_PAGESIZE")) < 2
-        assert told["process_threads"] >= 1 and told["process_cpu_seconds_total"] > 0
-        before = told["process_open_fds"]
-        with Path(os.devnull).open():
-            assert values("".join(exposition(process_families())))["process_open_fds"] == before + 1
 
 
 class Host:
@@ -100,7 +92,7 @@ class Host:
         self.upstream = Upstream(folder / "forge")
         self.journal = Journal(folder / "state")
         self.checkouts = Checkouts(self.root)
-        self.instruments = Metrics(self.journal, self.checkouts, RESULTS, clock=lambda: NOW)
+        self.metrics = Metrics(self.journal, self.checkouts, RESULTS, clock=lambda: NOW)
 
     def record(self, repository: str = "acme/site", ago: float = 0) -> None:
         self.journal.record(Delivery("g", "push", NOW - ago, repository, "refs/heads/main"))
@@ -109,17 +101,17 @@ class Host:
         claim = self.journal.start(repository, "push")
         assert claim
         claim = claim._replace(run=claim.run._replace(started=NOW - ago))
-        self.instruments.began(claim, Task(repository, claim.run.id))
+        self.metrics.began(claim, Task(repository, claim.run.id))
         return claim
 
     def end(self, claim: Claim, outcome: str, ago: float = 0, *, settled: bool = True) -> None:
         run = claim.run._replace(outcome=outcome, ended=NOW - ago)
         self.journal.finish(run, settled=settled)
-        self.instruments.ended(run, claim, Task(run.repository, run.id))
+        self.metrics.ended(run, claim, Task(run.repository, run.id))
 
-    def told(self, prefix: str = "") -> dict[str, float]:
-        told = values(self.instruments.exposition())
-        return {name[len(prefix) :]: value for name, value in told.items() if name.startswith(prefix)}
+    def values(self, prefix: str = "") -> dict[str, float]:
+        shown = values(self.metrics.exposition())
+        return {name[len(prefix) :]: value for name, value in shown.items() if name.startswith(prefix)}
 
 
 @pytest.fixture
@@ -129,66 +121,76 @@ def host(tmp_path: Path) -> Iterator[Host]:
     made.journal.close()
 
 
+def test_the_process_metrics_are_those_of_proc(host: Host):
+    shown = host.values()
+    assert abs(shown["process_start_time_seconds"] - time.time()) < 86400 * 365
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert 0.5 < shown["process_resident_memory_bytes"] / (pages * os.sysconf("SC_PAGESIZE")) < 2
+    assert shown["process_threads"] >= 1 and shown["process_cpu_seconds_total"] > 0
+    with Path(os.devnull).open():
+        assert host.values()["process_open_fds"] == shown["process_open_fds"] + 1
+
+
 class TestCounts:
-    def test_each_delivery_is_timed_once_however_many_runs_it_took(self, host: Host):
+    def test_each_delivery_is_timed_once_for_any_number_of_runs(self, host: Host):
         host.record(ago=100)
         host.end(host.begin(ago=90), "unreachable", ago=80, settled=False)
         host.record(ago=30)
         host.end(host.begin(ago=20), "updated", ago=10)
-        told = host.told("gitops_hook_")
-        assert (told["delivery_queued_seconds_count"], told["delivery_queued_seconds_sum"]) == (2, 10 + 10)
-        assert (told["push_to_live_seconds_count"], told["push_to_live_seconds_sum"]) == (2, 90 + 20)
-        assert (told["run_duration_seconds_count"], told["run_duration_seconds_sum"]) == (2, 10 + 10)
-        assert (told['runs_total{outcome="unreachable"}'], told['runs_total{outcome="updated"}']) == (1, 1)
+        shown = host.values("gitops_hook_")
+        assert (shown["delivery_queued_seconds_count"], shown["delivery_queued_seconds_sum"]) == (2, 10 + 10)
+        assert (shown["push_to_live_seconds_count"], shown["push_to_live_seconds_sum"]) == (2, 90 + 20)
+        assert (shown["run_duration_seconds_count"], shown["run_duration_seconds_sum"]) == (2, 10 + 10)
+        assert (shown['runs_total{outcome="unreachable"}'], shown['runs_total{outcome="updated"}']) == (1, 1)
 
-    def test_what_failed_did_not_go_live(self, host: Host):
+    def test_a_failed_run_is_not_live(self, host: Host):
         host.record()
         host.end(host.begin(), "deploy-failed")
-        assert host.told()["gitops_hook_push_to_live_seconds_count"] == 0
+        assert host.values()["gitops_hook_push_to_live_seconds_count"] == 0
 
-    def test_every_outcome_can_be_counted_and_is_there_from_the_beginning(self, host: Host):
-        assert set(host.told("gitops_hook_runs_total").values()) == {0}
+    def test_every_outcome_starts_at_zero(self, host: Host):
+        assert set(host.values("gitops_hook_runs_total").values()) == {0}
         for outcome in BY_NAME:
             host.end(host.begin(), outcome)
-        assert set(host.told("gitops_hook_runs_total").values()) == {1}
+        assert set(host.values("gitops_hook_runs_total").values()) == {1}
 
-    def test_runs_in_hand_and_what_is_owed(self, host: Host):
+    def test_running_runs_and_pending_deliveries(self, host: Host):
         host.record()
         host.record("acme/other")
         claim = host.begin()
-        assert (host.told()["gitops_hook_runs_in_hand"], host.told()["gitops_hook_deliveries_owed"]) == (1, 2)
+        assert (host.values()["gitops_hook_runs_in_hand"], host.values()["gitops_hook_deliveries_owed"]) == (1, 2)
         host.end(claim, "updated")
-        assert (host.told()["gitops_hook_runs_in_hand"], host.told()["gitops_hook_deliveries_owed"]) == (0, 1)
+        assert (host.values()["gitops_hook_runs_in_hand"], host.values()["gitops_hook_deliveries_owed"]) == (0, 1)
 
     def test_a_clock_that_was_set_back_makes_no_negative_duration(self, host: Host):
         host.record(ago=-50)
         host.end(host.begin(ago=10), "updated", ago=20)
-        assert min(host.told("gitops_hook_").values()) >= 0
+        assert min(host.values("gitops_hook_").values()) >= 0
 
 
 class TestRepositories:
-    def test_where_each_stands(self, host: Host):
+    def test_the_state_of_each_repository(self, host: Host):
         host.upstream.checkout(host.root)
         Upstream(host.root.parent / "forge", "acme/new").checkout(host.root)
         host.end(host.begin(ago=70), "updated", ago=60)
         host.end(host.begin(ago=10), "deploy-failed", ago=5)
-        told = host.told("gitops_hook_repository_")
-        assert told.pop('unconfirmed_seconds{repository="acme/site"}') == 60
-        assert told.pop('last_success_timestamp_seconds{repository="acme/site"}') == NOW - 60
-        assert told.pop('last_outcome{repository="acme/site",outcome="deploy-failed"}') == 1
-        assert told == {'out_of_sync{repository="acme/site"}': 1, 'out_of_sync{repository="acme/new"}': 1}
+        shown = host.values("gitops_hook_repository_")
+        assert shown.pop('unconfirmed_seconds{repository="acme/site"}') == 60
+        assert shown.pop('last_success_timestamp_seconds{repository="acme/site"}') == NOW - 60
+        assert shown.pop('last_outcome{repository="acme/site",outcome="deploy-failed"}') == 1
+        assert shown == {'out_of_sync{repository="acme/site"}': 1, 'out_of_sync{repository="acme/new"}': 1}
 
-    def test_a_run_in_hand_leaves_the_last_outcome_as_it_is(self, host: Host):
+    def test_a_running_run_keeps_the_last_outcome(self, host: Host):
         host.upstream.checkout(host.root)
         host.end(host.begin(), "unreachable")
         host.begin()
-        assert host.told()['gitops_hook_repository_last_outcome{repository="acme/site",outcome="unreachable"}'] == 1
+        assert host.values()['gitops_hook_repository_last_outcome{repository="acme/site",outcome="unreachable"}'] == 1
 
-    def test_whether_deployed_and_upstream_differ_is_what_the_refs_say(self, host: Host):
+    def test_out_of_sync_compares_the_refs(self, host: Host):
         checkout = host.upstream.checkout(host.root)
 
         def differ() -> float | None:
-            return host.told().get('gitops_hook_repository_out_of_sync{repository="acme/site"}')
+            return host.values().get('gitops_hook_repository_out_of_sync{repository="acme/site"}')
 
         assert differ() == 1  # nothing was deployed yet; upstream is known from the packed refs of the clone
         git("update-ref", "refs/gitops/deployed", "HEAD", cwd=checkout)
@@ -208,26 +210,26 @@ class TestRepositories:
         git("worktree", "add", "--quiet", "--detach", host.root / "acme/site", cwd=main)
         name = 'gitops_hook_repository_out_of_sync{repository="acme/site"}'
         git("update-ref", "refs/gitops/deployed", "HEAD", cwd=main)
-        assert host.told()[name] == 1
+        assert host.values()[name] == 1
         git("update-ref", "refs/worktree/gitops/deployed", "HEAD", cwd=host.root / "acme/site")
-        assert host.told()[name] == 0
+        assert host.values()[name] == 0
 
-    def test_who_has_no_checkout_is_no_label_unless_a_delivery_waits(self, host: Host):
+    def test_only_a_checkout_or_a_pending_delivery_makes_a_label(self, host: Host):
         host.end(host.begin("acme/gone"), "missing")
         host.record("acme/cloning")
         host.end(host.begin("acme/cloning"), "unreachable", settled=False)
-        told = host.told("gitops_hook_repository_")
-        assert told == {'last_outcome{repository="acme/cloning",outcome="unreachable"}': 1}
+        shown = host.values("gitops_hook_repository_")
+        assert shown == {'last_outcome{repository="acme/cloning",outcome="unreachable"}': 1}
 
-    def test_while_the_journal_cannot_be_read_the_rest_is_told(self, host: Host, tmp_path: Path):
+    def test_without_a_readable_journal_the_other_metrics_are_served(self, host: Host, tmp_path: Path):
         host.upstream.checkout(host.root)
         host.journal.close()
         (tmp_path / "state/journal.db").write_bytes(b"noise" * 1000)
-        told = host.told()
-        assert "gitops_hook_runs_in_hand" in told and "process_open_fds" in told
-        assert not [name for name in told if "repository" in name or "owed" in name]
+        shown = host.values()
+        assert "gitops_hook_runs_in_hand" in shown and "process_open_fds" in shown
+        assert not [name for name in shown if "repository" in name or "owed" in name]
 
-    def test_a_thousand_repositories_with_a_hundred_thousand_runs_are_told(self, host: Host, tmp_path: Path):
+    def test_a_thousand_repositories_with_a_hundred_thousand_runs(self, host: Host, tmp_path: Path):
         import sqlite3
 
         host.journal.close()
@@ -238,7 +240,7 @@ class TestRepositories:
             )
             connection.commit()
         host.journal = Journal(tmp_path / "state")
-        host.instruments = Metrics(host.journal, host.checkouts, RESULTS)
+        host.metrics = Metrics(host.journal, host.checkouts, RESULTS)
         for number in range(1000):
             git_folder = host.root / f"acme/r{number}/.git"
             (git_folder / "refs/remotes/origin").mkdir(parents=True)
@@ -246,11 +248,11 @@ class TestRepositories:
             (git_folder / "config").write_text("[gitops]\n\tbranch = main\n")
             (git_folder / "refs/remotes/origin/main").write_text("1" * 40 + "\n")
             (git_folder / "refs/gitops/deployed").write_text("1" * 40 + "\n")
-        told = host.told("gitops_hook_repository_")  # git reads each config once; only then is it known
+        shown = host.values("gitops_hook_repository_")  # git reads each config once; only then is it known
         began = time.perf_counter()
-        again = host.told("gitops_hook_repository_")
+        again = host.values("gitops_hook_repository_")
         print(f"{time.perf_counter() - began:.3f} s")
-        assert len(told) == len(again) == 4000
+        assert len(shown) == len(again) == 4000
 
 
 @pytest.fixture
@@ -261,7 +263,7 @@ def webhook(host: Host) -> TestApp:
         host.checkouts,
         host.journal,
         lambda _: None,
-        count=lambda result, reason, peer: host.instruments.answered(result, reason),
+        count=lambda result, reason, peer: host.metrics.answered(result, reason),
     )
     return TestApp(app)
 
@@ -281,7 +283,8 @@ def test_every_answer_is_counted_by_its_result(host: Host, webhook: TestApp, tmp
     deliver(push("acme/nothing-here"))
     deliver(push("acme/site", NOBODY))
     deliver(push("acme/site", ref="refs/heads/feature"))
-    deliver(push("acme/site", ref=7), status=400)
+    deliver(push("acme/site", ref=7))
+    deliver("not an object", status=400)
     deliver(push("acme/site"), status=401, **{"X-Hub-Signature-256": "sha256=" + "0" * 64})
     deliver(push("acme/site"), status=415, **{"Content-Type": "text/plain"})
     webhook.get("/wp-login.php", status=404)
@@ -290,23 +293,23 @@ def test_every_answer_is_counted_by_its_result(host: Host, webhook: TestApp, tmp
     webhook.get("/healthz")
     host.journal.close()
     deliver(push("acme/site"), status=503)
-    told = {
-        tuple(re.findall('"(.*?)"', name)): value for name, value in host.told("gitops_hook_deliveries_total").items()
+    shown = {
+        tuple(re.findall('"(.*?)"', name)): value for name, value in host.values("gitops_hook_deliveries_total").items()
     }
-    assert set(told) == set(RESULTS)
-    assert {name for name, count in told.items() if not count} == {
-        ("ignored", "nothing"), ("refused", "late"), ("refused", "size"), ("failed", "checkouts"), ("failed", "fault"),
+    assert set(shown) == set(RESULTS)
+    assert {name for name, count in shown.items() if not count} == {
+        ("ignored", "nothing"), ("ignored", "name"), ("refused", "late"), ("refused", "size"), ("failed", "checkouts"), ("failed", "fault"),
     }  # fmt: skip
-    assert set(told.values()) == {0, 1}
+    assert set(shown.values()) == {0, 1}
 
 
-def test_it_is_one_route_of_the_private_page(host: Host):
+def test_the_private_page_serves_the_metrics(host: Host):
     page = TestApp(
-        Dashboard(host.journal, host.checkouts, metrics=lambda: (CONTENT_TYPE, host.instruments.exposition())),
+        Dashboard(host.journal, host.checkouts, metrics=lambda: (CONTENT_TYPE, host.metrics.exposition())),
         extra_environ={"HTTP_HOST": "127.0.0.1"},
     )
     answer = page.get("/metrics")
-    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.headers["Content-Type"] == CONTENT_TYPE
     assert "gitops_hook_build_info{" in answer.text
     page.post("/metrics", status=405)
     page.get("/metrics", extra_environ={"HTTP_HOST": "evil.example"}, status=421)
@@ -329,7 +332,7 @@ def served(tmp_path: Path, start_daemon) -> Iterator[str]:
     yield f"127.0.0.1:{port}"
 
 
-def test_promtool_finds_nothing_to_say_of_a_daemon_s_answer(served: str):
+def test_promtool_accepts_the_metrics_of_a_daemon(served: str):
     if not shutil.which("promtool"):
         pytest.skip("SKIPPED: there is no promtool here (Debian's package prometheus)")
     with urllib.request.urlopen(f"http://{served}/metrics", timeout=30) as answer:

@@ -1,4 +1,4 @@
-"""Notifier: who is told what, when and how often, whatever dies meanwhile; and the commands that contrib/ has for it."""
+"""The notifier: which notice is sent when, across failures of the command, restarts and kills."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scratch import Upstream
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import NoticeState, Run
 from gitops_hook.observers import notifier as module
-from gitops_hook.observers.notifier import AGAIN, PATIENCE, Notifier, notice
+from gitops_hook.observers.notifier import PATIENCE, REPEAT, Notifier
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.runner import Task
 
@@ -29,70 +29,12 @@ NOW = 1_700_000_000.0
 NOTES = 'read -r facts; echo "$facts" >> "$0.notes"'
 
 
-def runs(*ends: tuple[str, float], cause: str | None = None) -> list[Run]:
-    """Runs that ended so, so many seconds ago, given oldest first; returned newest first."""
-    return [
-        Run(number, "acme/site", "push", NOW - ago - 1, NOW - ago, outcome, 75 if outcome == "unreachable" else 0, cause=cause)
-        for number, (outcome, ago) in enumerate(ends, 1)
-    ][::-1]  # fmt: skip
-
-
 def told(outcome: str, ago: float) -> NoticeState:
     return NoticeState("acme/site", outcome, NOW - ago, NOW - ago)
 
 
-class TestWhatThereIsToTell:
-    @pytest.mark.parametrize(
-        ("ends", "known", "kind"),
-        [
-            ([("updated", 5)], None, None),
-            ([("deploy-failed", 5)], None, "failing"),
-            ([("updated", 9), ("dirty", 5)], None, "failing"),
-            ([("dirty", 5)], ("dirty", 5), None),
-            ([("dirty", 9), ("dirty", 5)], ("dirty", 9), None),
-            ([("dirty", 9), ("diverged", 5)], ("dirty", 9), "changed"),
-            ([("dirty", AGAIN)], ("dirty", AGAIN - 1), None),
-            ([("dirty", AGAIN)], ("dirty", AGAIN), "still"),
-            ([("dirty", 9), ("unchanged", 5)], ("dirty", 9), "well"),
-            ([("dirty", 9), ("unchanged", 5)], None, None),  # over before anybody was told
-            ([("unreachable", 0)], None, None),
-            ([("unreachable", PATIENCE - 1), ("unreachable", 0)], None, None),
-            ([("unreachable", PATIENCE), ("unreachable", 0)], None, "failing"),
-            ([("unreachable", PATIENCE), ("updated", 100), ("unreachable", 0)], None, None),
-            ([("dirty", 500), ("unreachable", 5)], ("dirty", 500), None),  # not long enough to be another reason
-            ([("dirty", 5000), ("unreachable", 2000), ("unreachable", 5)], ("dirty", 5000), "changed"),
-            ([("dirty", 5000), ("unreachable", 2000), ("unreachable", 5)], ("unreachable", 500), None),
-            ([("dirty", 500), ("paused", 5)], None, None),
-            ([("dirty", AGAIN), ("paused", 5)], ("dirty", AGAIN), None),
-            ([("paused", 5)], ("dirty", 9), None),
-            ([("dirty", 9), ("paused", 7), ("updated", 5)], ("dirty", 9), "well"),
-            ([], None, None),
-            ([("interrupted", 5)], None, None),  # killed by somebody, and done again
-            ([("interrupted", PATIENCE), ("interrupted", 0)], None, "failing"),
-        ],
-    )
-    def test_it_is_told_once(self, ends: list[tuple[str, float]], known: tuple[str, float] | None, kind: str | None):
-        due = notice(runs(*ends), told(*known) if known else None, NOW)
-        assert (due.kind if due else None) == kind
-
-    @pytest.mark.parametrize("cause", ["shutdown", "command", "killed"])
-    def test_a_run_that_our_shutdown_ended_is_no_failure(self, cause: str):
-        assert notice(runs(("interrupted", 5), cause=cause), None, NOW) is None
-
-    def test_what_could_not_start_counts_like_a_remote_out_of_reach(self):
-        ends = [
-            run._replace(exit=None) for run in runs(("interrupted", PATIENCE), ("interrupted", 5), ("interrupted", 0))
-        ]
-        assert notice(ends[1:], None, NOW) is None
-        assert notice(ends, None, NOW)
-
-    def test_it_fails_since_the_first_of_its_failures(self):
-        due = notice(runs(("updated", 90), ("dirty", 80), ("paused", 70), ("diverged", 60)), None, NOW)
-        assert due and due.since == NOW - 80
-
-
 class Desk:
-    """Notifier, a journal, and a command that notes what it is told."""
+    """A notifier, a journal, and a command that stores the facts it receives."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,7 +48,12 @@ class Desk:
         self.journal = Journal(self.folder / "state")
         environment = {"PATH": os.environ["PATH"]}
         self.notices = Notifier(
-            self.journal, Checkouts(self.folder / "root"), [str(self.command)], environment, clock=lambda: self.now
+            self.journal,
+            Checkouts(self.folder / "root"),
+            [str(self.command)],
+            environment,
+            clock=lambda: self.now,
+            jitter=lambda: 0.5,
         )
 
     def restart(self) -> None:
@@ -127,6 +74,14 @@ class Desk:
         self.notices.ended(run, claim, Task(repository, run.id))
         return run
 
+    def record(self, *ends: tuple[str, float], cause: str | None = None) -> None:
+        """Store runs of acme/site that ended with these outcomes, so many seconds ago, oldest first."""
+        for outcome, ago in ends:
+            claim = self.journal.start("acme/site", "push")
+            assert claim
+            ended = claim.run._replace(ended=NOW - ago, outcome=outcome, exit=0, cause=cause)
+            self.journal.finish(ended, settled=True)
+
     def told(self) -> list[tuple[str, str, str]]:
         return [(facts["notice"], facts["repository"], facts["outcome"]) for facts in self.facts()]
 
@@ -142,6 +97,63 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     made.journal.close()
 
 
+class TestWhichNotice:
+    @pytest.mark.parametrize(
+        ("ends", "known", "kind"),
+        [
+            ([("updated", 5)], None, None),
+            ([("deploy-failed", 5)], None, "failing"),
+            ([("updated", 9), ("dirty", 5)], None, "failing"),
+            ([("dirty", 5)], ("dirty", 5), None),
+            ([("dirty", 9), ("dirty", 5)], ("dirty", 9), None),
+            ([("dirty", 9), ("diverged", 5)], ("dirty", 9), "changed"),
+            ([("dirty", REPEAT)], ("dirty", REPEAT - 1), None),
+            ([("dirty", REPEAT)], ("dirty", REPEAT), "still"),
+            ([("dirty", 9), ("unchanged", 5)], ("dirty", 9), "well"),
+            ([("dirty", 9), ("unchanged", 5)], None, None),  # over before anybody was told
+            ([("unreachable", 0)], None, None),
+            ([("unreachable", PATIENCE - 1), ("unreachable", 0)], None, None),
+            ([("unreachable", PATIENCE), ("unreachable", 0)], None, "failing"),
+            ([("unreachable", PATIENCE), ("updated", 100), ("unreachable", 0)], None, None),
+            ([("dirty", 500), ("unreachable", 5)], ("dirty", 500), None),  # not long enough to be another reason
+            ([("dirty", 5000), ("unreachable", 2000), ("unreachable", 5)], ("dirty", 5000), "changed"),
+            ([("dirty", 5000), ("unreachable", 2000), ("unreachable", 5)], ("unreachable", 500), None),
+            ([("dirty", 500), ("paused", 5)], None, None),
+            ([("dirty", REPEAT), ("paused", 5)], ("dirty", REPEAT), None),
+            ([("paused", 5)], ("dirty", 9), None),
+            ([("dirty", 9), ("paused", 7), ("updated", 5)], ("dirty", 9), "well"),
+            ([], None, None),
+            ([("interrupted", 5)], None, None),  # killed by somebody, and done again
+            ([("interrupted", PATIENCE), ("interrupted", 0)], None, "failing"),
+        ],
+    )
+    def test_the_runs_and_the_last_notice_decide(
+        self, desk: Desk, ends: list[tuple[str, float]], known: tuple[str, float] | None, kind: str | None
+    ):
+        desk.record(*ends)
+        if known:
+            desk.journal.record_notice(told(*known))
+        desk.notices.run_once(["acme/site"])
+        assert [notice for notice, _, _ in desk.told()] == ([kind] if kind else [])
+
+    @pytest.mark.parametrize("cause", ["shutdown", "command", "killed", "cancelled"])
+    def test_a_run_that_ended_with_its_process_is_no_failure(self, desk: Desk, cause: str):
+        desk.record(("interrupted", PATIENCE), ("interrupted", 0), cause=cause)
+        desk.notices.run_once(["acme/site"])
+        assert desk.told() == []
+
+    def test_a_failure_starts_with_the_first_failed_run(self, desk: Desk):
+        desk.record(("updated", 90), ("dirty", 80), ("paused", 70), ("diverged", 60))
+        desk.notices.run_once(["acme/site"])
+        assert [facts["since"] for facts in desk.facts()] == ["2023-11-14T22:12:00Z"]
+
+    def test_a_remote_that_is_unreachable_for_many_runs_is_a_failure(self, desk: Desk):
+        """A push every four seconds makes more runs in a quarter of an hour than any fixed number."""
+        desk.record(("updated", 2000), *(("unreachable", 1200.0 - 4 * number) for number in range(300)))
+        desk.notices.run_once(["acme/site"])
+        assert [(facts["notice"], facts["since"]) for facts in desk.facts()] == [("failing", "2023-11-14T21:53:20Z")]
+
+
 @contextmanager
 def standard_error_in(path: Path) -> Iterator[None]:
     """Have it in a file, to be read as it grows: a look by `capfd` loses what is written in that moment."""
@@ -155,8 +167,8 @@ def standard_error_in(path: Path) -> Iterator[None]:
         os.close(kept)
 
 
-class TestTelling:
-    def test_the_story_of_a_failure(self, desk: Desk):
+class TestSending:
+    def test_a_failure_from_start_to_end(self, desk: Desk):
         for step in ("updated", "dirty", "dirty", "diverged", "unchanged", "unchanged"):
             desk.run(step)
             desk.notices.run_once([])
@@ -164,7 +176,7 @@ class TestTelling:
             ("failing", "dirty"), ("changed", "diverged"), ("well", "unchanged"),
         ]  # fmt: skip
 
-    def test_it_is_told_again_once_a_day(self, desk: Desk):
+    def test_a_failure_that_continues_is_repeated_daily(self, desk: Desk):
         desk.run("dirty")
         for hour in range(24 * 3):
             desk.now = NOW + hour * 3600
@@ -184,7 +196,7 @@ class TestTelling:
         desk.notices.run_once([])
         assert [kind for kind, _, _ in desk.told()] == ["failing", "well"]
 
-    def test_what_is_over_before_it_could_be_told_needs_no_word(self, desk: Desk):
+    def test_a_failure_that_ended_before_its_notice_causes_none(self, desk: Desk):
         desk.run("dirty")
         desk.run("updated")
         desk.notices.run_once([])
@@ -199,20 +211,20 @@ class TestTelling:
         desk.notices.run_once([])
         assert [kind for kind, _, _ in desk.told()] == ["failing", "well"]
 
-    def test_a_checkout_that_is_gone_is_not_told_of_daily(self, desk: Desk):
+    def test_a_deleted_checkout_is_not_repeated_daily(self, desk: Desk):
         desk.run("dirty")
         desk.notices.run_once([])
         shutil.rmtree(desk.folder / "root/acme/site")
-        desk.now += AGAIN
+        desk.now += REPEAT
         desk.notices.run_once([])
         assert len(desk.told()) == 1
 
-    def test_a_repository_that_is_known_no_more_is_forgotten(self, desk: Desk):
+    def test_the_notice_about_an_unknown_repository_is_deleted(self, desk: Desk):
         desk.journal.record_notice(NoticeState("acme/past", "dirty", NOW, NOW))
         desk.notices.run_once([])
         assert (desk.journal.notices(), desk.told()) == ({}, [])
 
-    def test_the_command_is_given_the_facts_both_ways_and_nothing_else(self, desk: Desk):
+    def test_the_command_receives_the_facts_as_variables_and_json(self, desk: Desk):
         desk.write('env -0 > "$0.env"; cat > "$0.json"')
         run = desk.run("deploy-failed", after="a" * 40, message="it $(failed) 'so'", exit=70)
         desk.journal.log_path(run.id).write_text("first\n\x1b[31mlast\n")
@@ -237,7 +249,7 @@ class TestTelling:
             f"GITOPS_{name.upper()}": str(value) for name, value in facts.items() if value is not None
         }
 
-    def test_one_that_fails_is_logged_and_tried_again_later_and_holds_up_nobody(self, desk: Desk, capfd):
+    def test_a_failed_notice_is_retried_and_does_not_delay_others(self, desk: Desk, capfd):
         desk.write(f"[[ $GITOPS_REPOSITORY != acme/site ]] || {{ echo no route; exit 7; }}; {NOTES}")
         desk.run("dirty")
         desk.notices.run_once([])
@@ -245,18 +257,16 @@ class TestTelling:
         desk.notices.run_once([])  # all wait
         assert desk.told() == []
         line = capfd.readouterr().err
-        assert re.search(
-            r'error a notice could not be told repository=acme/site .*reason="exit 7" output="no route"', line
-        )
-        desk.now += 900
+        assert re.search(r'error notice failed repository=acme/site .*reason="exit 7" output="no route"', line)
+        desk.now += 60
         desk.notices.run_once([])
         assert desk.told() == [("failing", "acme/other", "dirty")]
         desk.write(NOTES)
-        desk.now += 900
+        desk.now += 60
         desk.notices.run_once([])
         assert desk.told()[1:] == [("failing", "acme/site", "dirty")]
 
-    def test_one_that_hangs_is_ended_with_all_that_it_started(self, desk: Desk, monkeypatch, capfd):
+    def test_a_command_that_hangs_is_ended_with_its_children(self, desk: Desk, monkeypatch, capfd):
         monkeypatch.setattr(module, "LIMIT", 1)
         desk.write('sleep 1000 & echo $! > "$0.pid"; wait')
         desk.run("dirty")
@@ -265,13 +275,13 @@ class TestTelling:
         cmdline = Path(f"/proc/{Path(f'{desk.command}.pid').read_text().strip()}/cmdline")
         until(lambda: not cmdline.exists() or not cmdline.read_text())  # a dead one has none, though nobody reaped it
 
-    def test_one_that_cannot_be_started_is_logged(self, desk: Desk, capfd):
+    def test_a_command_that_cannot_be_started_is_logged(self, desk: Desk, capfd):
         desk.command.unlink()
         desk.run("dirty")
         desk.notices.run_once([])
-        assert "a notice could not be told" in capfd.readouterr().err
+        assert "notice failed" in capfd.readouterr().err
 
-    def test_a_run_waits_for_no_notice(self, desk: Desk):
+    def test_no_run_waits_for_a_notice(self, desk: Desk):
         os.mkfifo(f"{desk.command}.gate")
         desk.write(f'read -r _ < "$0.gate"; {NOTES}')
         desk.notices.start()
@@ -288,7 +298,7 @@ class TestTelling:
         desk.notices.stop(20)
         assert not desk.notices._thread.is_alive()
 
-    def test_faults_do_not_end_its_thread(self, desk: Desk, tmp_path: Path):
+    def test_an_unreadable_journal_does_not_end_the_thread(self, desk: Desk, tmp_path: Path):
         desk.notices.start()
         journal, away = desk.folder / "state/journal.db", desk.folder / "state/away"
         desk.run("dirty", "acme/other")
@@ -296,7 +306,7 @@ class TestTelling:
         journal.rename(away)
         with standard_error_in(tmp_path / "stderr"):
             desk.notices.look()
-            until(lambda: "what there is to tell cannot be looked up" in (tmp_path / "stderr").read_text())
+            until(lambda: "notices cannot be looked up" in (tmp_path / "stderr").read_text())
         away.rename(journal)
         desk.run("dirty")
         until(lambda: len(desk.journal.notices()) == 2)
@@ -319,7 +329,7 @@ def noting(tmp_path: Path, script) -> Callable[[], list[dict[str, str]]]:
     return told
 
 
-def test_a_daemon_tells_that_a_deploy_fails_and_that_it_is_well_again(tmp_path, start_daemon, noting, hook):
+def test_a_daemon_reports_a_failed_deploy_and_its_end(tmp_path, start_daemon, noting, hook):
     upstream = Upstream(tmp_path / "forge")
     daemon: Daemon = start_daemon(GITOPS_NOTIFY=f"{tmp_path}/notify 'with an argument'")
     upstream.checkout(daemon.root, deploy="cat page")
@@ -327,7 +337,7 @@ def test_a_daemon_tells_that_a_deploy_fails_and_that_it_is_well_again(tmp_path, 
         daemon.deliver(push("acme/site", upstream.commit({"a": str(number)})))
         daemon.wait_for("run deploy-failed ")
         if number == 0:
-            daemon.wait_for("notice told repository=acme/site run=1 outcome=deploy-failed notice=failing")
+            daemon.wait_for("notice sent repository=acme/site run=1 outcome=deploy-failed notice=failing")
     assert daemon.stop() == 0
     daemon.start()  # its sweep fails again, and nobody is told again
     daemon.wait_for("run deploy-failed .*trigger=sweep")
@@ -336,7 +346,7 @@ def test_a_daemon_tells_that_a_deploy_fails_and_that_it_is_well_again(tmp_path, 
     upstream.commit({"page": "hello"})
     hook("sync", "acme/site")
     daemon.start()
-    daemon.wait_for("notice told .*notice=well")
+    daemon.wait_for("notice sent .*notice=well")
     assert daemon.stop() == 0
     failing, well = noting()
     assert (failing["notice"], failing["outcome"]) == ("failing", "deploy-failed")
@@ -346,7 +356,7 @@ def test_a_daemon_tells_that_a_deploy_fails_and_that_it_is_well_again(tmp_path, 
     assert SECRET not in json.dumps(noting())
 
 
-def test_a_daemon_killed_while_it_tells_tells_again(tmp_path, start_daemon, script):
+def test_a_daemon_killed_during_a_notice_sends_it_again(tmp_path, start_daemon, script):
     os.mkfifo(tmp_path / "gate")
     script(f'echo $$ >> "$0.begun"; read -r _ < {tmp_path}/gate; {NOTES}', "notify")
     daemon = start_daemon(GITOPS_NOTIFY=f"{tmp_path}/notify", GITOPS_SYNC_SCRIPT=script("exit 65"))
@@ -360,11 +370,11 @@ def test_a_daemon_killed_while_it_tells_tells_again(tmp_path, start_daemon, scri
     daemon.start()
     until(lambda: len(begun.read_text().split()) == 2)
     (tmp_path / "gate").write_text("\n")
-    daemon.wait_for("notice told ")
+    daemon.wait_for("notice sent ")
     assert len((tmp_path / "notify.notes").read_text().splitlines()) == 1
 
 
-def test_a_command_that_is_not_there_ends_the_start(tmp_path):
+def test_a_missing_command_ends_the_start(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "gitops_hook", "serve"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE), "GITHUB_WEBHOOK_SECRET": "x",

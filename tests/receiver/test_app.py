@@ -37,6 +37,7 @@ class Host:
         self.state.mkdir()
         Upstream(folder / "forge", "acme/site").checkout(self.root)
         Upstream(folder / "forge", "acme/shop").checkout(self.root, branch="live")
+        Upstream(folder / "forge", "acme/flat").checkout(self.root).rename(self.root / "flat")
         self.journal = Journal(self.state)
         self.woken: list[str] = []
         secrets = Secrets({"line 1": b"newer", "line 2": SECRET.encode()})
@@ -225,6 +226,16 @@ def test_a_malformed_commit_is_no_hint(host: Host, guid: str) -> None:
     assert host.journal.deliveries(guid)[0][5:7] == ("", "")
 
 
+@pytest.mark.parametrize("name", ["ada/flat", "flatter/flat"])
+def test_a_push_of_a_fork_does_not_concern_the_flat_checkout(host: Host, guid: str, name: str) -> None:
+    answer = host.deliver(push(name), guid=guid)
+    reason = "the checkout of this name on this host belongs to another repository"
+    assert (answer.status_int, answer.json["status"], answer.json["reason"]) == (200, "ignored", reason)
+    assert host.deliver(push("acme/flat"), guid=guid).status_int == 202
+    assert host.deliver(push("Acme/Flat"), guid=guid).status_int == 202
+    assert [row.repository for row in host.journal.deliveries(guid)] == ["acme/flat", "Acme/Flat"]
+
+
 # -- 400, 415: proven, but no payload -------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[int, bytes, dict[str, str]]] = {
@@ -365,7 +376,8 @@ def test_as_much_as_a_forge_sends_is_read(host: Host) -> None:
 def full_disk(state: Path) -> Iterator[None]:
     """No file of this process may grow past the journal's, so the next write to that fails."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((state / "journal.db-wal").stat().st_size, usual[1]))
+    wal = state / "journal.db-wal"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size if wal.exists() else 0, usual[1]))
     try:
         yield
     finally:

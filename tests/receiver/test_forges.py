@@ -14,12 +14,12 @@ from urllib.parse import quote_plus, urlencode
 
 import pytest
 from harness import NOBODY, SECRET, WEBHOOK, push
-from scratch import Upstream
+from scratch import Upstream, git
 from webtest import TestApp
 
 from gitops_hook.errors import HTTPError
 from gitops_hook.journal.writer import Journal
-from gitops_hook.receiver.app import WebhookApp
+from gitops_hook.receiver.app import MAX_FORM, WebhookApp
 from gitops_hook.receiver.events import parse_event
 from gitops_hook.receiver.forges import FORGES, claimed_forge
 from gitops_hook.receiver.payload import RefChange
@@ -298,6 +298,8 @@ class Host:
         root.mkdir()
         Upstream(folder / "forge", "acme/site").checkout(root)
         Upstream(folder / "forge", "acme/shop").checkout(root, branch="live")
+        nested = Upstream(folder / "forge", "acme/nested").checkout(root)
+        git("remote", "set-url", "origin", "https://gitlab.example.org/x/acme/nested.git", cwd=nested)
         self.journal = Journal(folder / "state")
         secrets = Secrets({"line 1": b"newer", "line 2": SECRET.encode(), "line 3": SIGNING_TOKEN.encode()})
         app = WebhookApp(lambda: secrets, Checkouts(root), self.journal, lambda repository: None, now=lambda: NOW)
@@ -442,6 +444,16 @@ def test_a_form_that_is_not_one_field_proves_nothing(host: Host, body: bytes) ->
     assert host.post(body, github("push", body, ""), FORM).status_int == 400
 
 
+@pytest.mark.parametrize("speaker", ["Gitea", "Forgejo", "Gogs"])
+def test_a_form_that_is_decoded_before_it_is_verified_is_small(host: Host, speaker: str) -> None:
+    value = json.dumps({**push_of_gitea(), "commits": ["x" * MAX_FORM]}).encode()
+    body = urlencode({"payload": value}).encode()
+    sent = SPEAKERS[speaker]("push", value, "")
+    answer = host.post(body, sent, FORM)
+    assert (answer.status_int, answer.json["reason"]) == (413, "forms are limited to 1 MiB; use application/json")
+    assert host.post(value, sent).status_int == 202
+
+
 def test_the_largest_form_is_decoded_in_little_time() -> None:
     value = b"\xff" * (8 << 20)
     body = b"payload=" + quote_plus(value).encode()
@@ -528,6 +540,11 @@ def test_the_example_of_standard_webhooks_is_proven() -> None:
 )
 def test_of_nested_groups_the_last_one_counts(host: Host, guid: str, path: str, name: str) -> None:
     assert host.deliver("GitLab", push_of_gitlab(path=path), guid=guid).json["repository"] == name
+
+
+def test_nested_groups_that_end_alike_do_not_share_a_checkout(host: Host) -> None:
+    assert host.deliver("GitLab", push_of_gitlab(path="x/acme/nested")).status_int == 202
+    assert host.deliver("GitLab", push_of_gitlab(path="y/acme/nested")).json["status"] == "ignored"
 
 
 @pytest.mark.parametrize("path", ["world/..", "a/-b/c/-d", "a/b/.git", "/", "a//", "a/b/c\n"])

@@ -16,7 +16,7 @@ from gitops_hook.sync.backoff import Backoff
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr(backoff, "RUNS", Backoff(0.02, 900.0))
+    monkeypatch.setitem(backoff.RETRIES, "backoff", Backoff(0.02, 900.0))
     monkeypatch.setattr(executor, "JOURNAL_WAIT", 0.02)
     monkeypatch.setattr(runner, "GRACE", 2)  # bash handles a TERM that arrives just before `read` only after it
     threads = set(threading.enumerate())

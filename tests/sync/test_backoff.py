@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from gitops_hook.sync.backoff import RUNS, Backoff
+from gitops_hook.sync.backoff import RETRIES, Backoff
+
+RUNS = RETRIES["backoff"]
 
 
 def test_a_delay_doubles_up_to_the_longest():
     assert [RUNS.delay(failures, lambda: 0.5) for failures in (1, 2, 3, 8, 9, 5000)] == [5, 10, 20, 640, 900, 900]
+
+
+def test_an_early_webhook_is_retried_after_seconds_and_five_times():
+    early = RETRIES["early"]
+    assert [early.delay(failures, lambda: 0.5) for failures in range(1, 6)] == [2.5, 5, 10, 20, 40]
+    assert [early.is_exhausted(failures) for failures in (5, 6)] == [False, True]
 
 
 @pytest.mark.parametrize(("jitter", "factor"), [(0.0, 0.75), (0.5, 1.0), (1.0, 1.25)])

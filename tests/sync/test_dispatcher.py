@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter
 from contextlib import suppress
 
@@ -21,7 +20,7 @@ from gitops_hook.sync.runner import Task
 
 @pytest.fixture
 def long_delays(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
-    monkeypatch.setattr(backoff, "RUNS", Backoff(3600.0, 3600.0))
+    monkeypatch.setitem(backoff.RETRIES, "backoff", Backoff(3600.0, 3600.0))
     monkeypatch.setattr(backoff, "RESTARTS", Backoff(3600.0, 3600.0))
 
 
@@ -187,7 +186,7 @@ class TestRetry:
         assert dispatcher.run_due() is None
 
     def test_each_run_that_settles_nothing_counts_once(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(backoff, "RUNS", Backoff(5.0, 900.0))
+        monkeypatch.setitem(backoff.RETRIES, "backoff", Backoff(5.0, 900.0))
         dispatcher = stage.dispatcher("exit 75", scheduled=False, clock=lambda: 1000.0)
         dues = []
         for number in range(3):
@@ -224,6 +223,101 @@ class TestRetry:
         logs.mkdir()
         until(lambda: not stage.journal.pending())
         assert stage.runs()[-1].outcome == "updated"
+
+
+def outcome(name: str, status: int = 75) -> str:
+    """A script that notes its call and ends with this outcome."""
+    return f'echo "+ $1" >>$0.notes; echo outcome={name} >"$GITOPS_RESULT"; exit {status}'
+
+
+class TestEarly:
+    """A webhook that arrives before the remote shows its commit."""
+
+    @pytest.fixture(autouse=True)
+    def short_delays(self, monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+        monkeypatch.setitem(backoff.RETRIES, "early", Backoff(0.02, 0.04, retries=5))
+
+    def test_it_is_retried_five_times_and_then_settled(self, stage: Stage):
+        dispatcher = stage.dispatcher(outcome("early"))
+        stage.push(dispatcher, guid="abc")
+        until(lambda: not stage.journal.pending())
+        runs = stage.runs()
+        assert [run.outcome for run in runs] == [*["early"] * 5, "unchanged"]
+        assert runs[-1].message and "abc" in runs[-1].message
+
+    def test_a_new_delivery_starts_the_count_again(self, stage: Stage):
+        dispatcher = stage.dispatcher(outcome("early"))
+        stage.push(dispatcher, guid="one")
+        stage.began(4)
+        stage.push(dispatcher, guid="two")
+        until(lambda: not stage.journal.pending())
+        newest = [run for run in stage.runs() if run.id >= stage.journal.deliveries("two")[0].run - 5]
+        assert [run.outcome for run in newest] == [*["early"] * 5, "unchanged"]
+        assert len(stage.runs()) > 6
+
+    def test_the_commit_that_appears_is_deployed(self, stage: Stage):
+        dispatcher = stage.dispatcher(f"[ -e $0.ready ] && exit 0; {outcome('early')}")
+        stage.push(dispatcher)
+        stage.began(2)
+        (stage.folder / "script.ready").touch()
+        until(lambda: not stage.journal.pending())
+        assert stage.runs()[-1].outcome == "updated"
+
+
+def test_a_remote_without_access_is_retried_at_the_longest_delay(stage: Stage):
+    dispatcher = stage.dispatcher(outcome("no-access"), scheduled=False, clock=lambda: 1000.0)
+    stage.push(dispatcher)
+    stage.wait_for_runs(1)
+    until(lambda: not dispatcher.workers)
+    assert dispatcher.run_due() == 900.0
+    assert stage.journal.pending() == ["acme/site"]
+
+
+class TestLoops:
+    """A deploy that pushes to its own repository."""
+
+    #: Brings a commit, after the test has pushed during the run.
+    BRINGS = GATED + '; printf "outcome=updated\\nbefore=%s\\nafter=%s\\n" $GITOPS_RUN- $GITOPS_RUN >"$GITOPS_RESULT"'
+
+    def loop(self, stage: Stage, dispatcher, runs: int) -> None:
+        stage.push(dispatcher, guid="0")
+        for number in range(1, runs + 1):
+            stage.began(number)
+            stage.push(dispatcher, guid=str(number))
+            stage.open_gate()
+        stage.wait_for_runs(runs)
+        until(lambda: not dispatcher.workers)
+
+    def test_it_is_delayed_and_explained(self, stage: Stage):
+        dispatcher = stage.dispatcher(self.BRINGS, scheduled=False)
+        self.loop(stage, dispatcher, 5)
+        assert 29 < (dispatcher.run_due() or 0) <= 30
+        messages = [run.message for run in stage.runs()]
+        assert messages[:4] == [""] * 4
+        assert messages[4] and "push to its own repository" in messages[4]
+        assert stage.journal.pending() == ["acme/site"]
+
+    def test_a_push_does_not_cut_the_delay_short_but_a_person_does(self, stage: Stage):
+        dispatcher = stage.dispatcher(self.BRINGS, scheduled=False)
+        self.loop(stage, dispatcher, 5)
+        stage.push(dispatcher, guid="more")
+        done = threading.Event()
+        dispatcher.notify("acme/site", "sweep", done.set)
+        assert done.wait(5)
+        assert dispatcher.workers == 0
+        dispatcher.notify("acme/site", "manual")
+        stage.open_gate()
+        assert stage.wait_for_runs(6)[-1].trigger == "manual"
+
+    def test_pushes_between_runs_are_no_loop(self, stage: Stage):
+        dispatcher = stage.dispatcher(self.BRINGS, scheduled=False)
+        stage.open_gate(8)
+        for number in range(1, 9):
+            stage.push(dispatcher, guid=str(number))
+            stage.wait_for_runs(number)
+            until(lambda: not dispatcher.workers)
+        assert {run.message for run in stage.runs()} == {""}
+        assert dispatcher.run_due() is None
 
 
 class TestStart:
@@ -267,55 +361,13 @@ class TestReconciliation:
         dispatcher.reconcile()
         assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
 
-    @pytest.mark.parametrize("script", ["exit 75", "kill -KILL $$"])
-    def test_it_retries_what_a_command_left_unsettled(self, stage: Stage, script: str):
-        stage.dispatcher(script).run_now("acme/left", "sweep")
-        dispatcher = stage.dispatcher("exit 0")
-        dispatcher.run_now("acme/fine", "sweep")
-        dispatcher.reconcile()
-        assert dispatcher.workers == 0, "the user may repeat the command"
-        stage.journal.now = lambda: time.time() + 61
-        dispatcher.reconcile()
-        last = stage.wait_for_runs(3)[-1]
-        assert (last.repository, last.trigger, last.outcome) == ("acme/left", "retry", "updated")
-
     def test_it_leaves_delayed_checkouts_alone(self, stage: Stage, long_delays: None):
         dispatcher = stage.dispatcher("exit 75")
         stage.push(dispatcher, "acme/waits")
         stage.wait_for_runs(1)
         until(lambda: not dispatcher.workers)
-        stage.journal.now = lambda: time.time() + 61
         dispatcher.reconcile()
         assert dispatcher.workers == 0
-
-    def test_it_ends_the_runs_of_commands_that_were_killed(self, stage: Stage):
-        stage.checkouts("acme/patient")
-        (stage.root / "acme/patient/.git/config").write_text("[gitops]\ntimeout = 120\n")
-        dispatcher = stage.dispatcher("exit 0")  # 60 s, 10 s to end its group, 30 s to record it
-        stage.record("acme/dead")
-        for repository, ago in (("acme/dead", 103), ("acme/lives", 91), ("acme/patient", 103)):
-            stage.journal.now = lambda ago=ago: time.time() - ago
-            assert stage.journal.start(repository, "manual")
-        stage.journal.now = time.time
-        dispatcher.reconcile()
-        dead, *others = stage.wait_for_runs(2)
-        assert (dead.outcome, dead.cause) == ("interrupted", "killed")
-        assert [(run.repository, run.outcome) for run in others] == [
-            ("acme/lives", None), ("acme/patient", None), ("acme/dead", "updated"),
-        ]  # fmt: skip
-
-    def test_it_ends_no_run_whose_limit_is_unknown(self, stage: Stage, monkeypatch: pytest.MonkeyPatch):
-        stage.checkouts("acme/site")
-        claim = stage.journal.start("acme/site", "manual")
-        assert claim
-        stage.journal.now = lambda: time.time() + 99999
-        dispatcher = stage.dispatcher("exit 0")
-        monkeypatch.setenv("PATH", "/nonexistent")
-        dispatcher.reconcile()
-        assert stage.runs() == [claim.run]
-        monkeypatch.undo()
-        dispatcher.reconcile()
-        assert stage.runs()[0].outcome == "interrupted"
 
     def test_after_a_damaged_journal_it_sweeps_once(self, stage: Stage):
         stage.checkouts("acme/a", "acme/b")

@@ -66,7 +66,8 @@ class TestWhatIsRun:
         stage.write("exit 0")
         given = {"GITHUB_WEBHOOK_SECRET": "s", "GITOPS_ROOT": str(stage.root), "GITOPS_SYNC_SCRIPT": str(stage.script)}
         made = Dispatcher.from_settings(load(given, {}), os.environ, stage.journal, Checkouts(stage.root))
-        assert made.run_now("acme/site", "manual").outcome == "updated"
+        made.request(["acme/site"], "manual")
+        assert [run.outcome for run in stage.wait_for_runs(1)] == ["updated"]
 
     def test_after_a_stop_nothing_runs(self, stage: Stage):
         executor = stage.executor("exit 0")

@@ -114,6 +114,18 @@ class TestJudging:
     def test_no_credential_is_said(self):
         assert classify_exit(0, {"message": "https://ada:hidden@host/ is here"}).message == "https://***@host/ is here"
 
+    @pytest.mark.parametrize(
+        ("written", "kept"),
+        [
+            ("sudo -u gitops-hook git -C '/srv/a b' stash", "sudo -u gitops-hook git -C '/srv/a b' stash"),
+            ("git \x1b[31m", ""),
+            ("git \u202e", ""),
+            ("x" * 4001, ""),
+        ],
+    )
+    def test_a_fix_is_kept_unchanged_or_not_at_all(self, written: str, kept: str):
+        assert classify_exit(65, {"fix": written}).fix == kept
+
     def test_what_was_said_comes_escaped_and_bounded(self):
         result = classify_exit(0, {"before": "a\x1b[31m", "after": "\u202eb", "message": "x" * 5000})
         assert result[2:5] == (r"a\x1b[31m", r"\u202eb", "x" * 1000)
@@ -274,9 +286,11 @@ class TestEnds:
         runner, results = bench.runner(), []
         threads = [
             threading.Thread(
-                target=lambda name=name: results.append(runner.run(Task(name, 1), bench.folder / f"{name}.log", 600))
+                target=lambda name=name, run=run: results.append(
+                    runner.run(Task(name, run), bench.folder / f"{name}.log", 600)
+                )
             )
-            for name in ("a", "b", "c")
+            for run, name in enumerate(("a", "b", "c"))
         ]
         for thread in threads:
             thread.start()
