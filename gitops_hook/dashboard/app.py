@@ -17,14 +17,13 @@ docs/api.md explains the JSON API, and docs/openapi.json describes it.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 from gitops_hook import __version__
 from gitops_hook.dashboard import ansi, details, pages
@@ -32,6 +31,7 @@ from gitops_hook.dashboard.api import commit_object, delivery_object, repository
 from gitops_hook.dashboard.details import Output, RunWithCommits
 from gitops_hook.dashboard.html import POLICY, Page, document
 from gitops_hook.dashboard.pages import Health, Overview, Query
+from gitops_hook.dashboard.query import entity_tags, is_address, limit_field, number_field, query_fields
 from gitops_hook.dashboard.rejections import Rejected
 from gitops_hook.errors import HTTPError, JournalError
 from gitops_hook.journal.writer import Journal
@@ -42,8 +42,8 @@ from gitops_hook.sync.run_log import read_log
 from gitops_hook.sync.status import InForce, RepositoryStatus, repository_statuses, settings_in_force
 from gitops_hook.text import rfc3339
 
-#: Rows of one response: the maximum, the default, and the runs on the page of a repository.
-_MOST_ROWS, _SOME_ROWS, _PAGE_ROWS = 1000, 100, 50
+#: The runs on the page of a repository.
+_PAGE_ROWS = 50
 #: Deliveries that the page of a run lists. One run can claim thousands.
 _SHOWN_DELIVERIES = 100
 #: Bytes of a log in one response, which has the offset of the next part.
@@ -56,8 +56,6 @@ _AGE_PERIOD = 60
 _TAIL_LINES, _TAIL_BYTES = 4, 2 << 10
 #: Failed runs whose commit is looked up, the limit of `JournalReader.commits`.
 _MOST_PROBLEMS = 999
-#: The maximum number of fields in a query.
-_MOST_FIELDS = 16
 _HEADERS = [
     ("Content-Security-Policy", POLICY),
     ("X-Content-Type-Options", "nosniff"),
@@ -138,7 +136,7 @@ class Dashboard:
         if status == "200 OK":
             tag = f'"{content.tag or _hash(body)}"'
             headers.append(("ETag", tag))
-            if {tag, "*"} & _tags(environ.get("HTTP_IF_NONE_MATCH", "")):
+            if {tag, "*"} & entity_tags(environ.get("HTTP_IF_NONE_MATCH", "")):
                 start_response("304 Not Modified", headers)
                 return []
         body = body or _body(content)
@@ -148,13 +146,13 @@ class Dashboard:
     def _answer(self, environ: dict[str, Any]) -> Content:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             raise HTTPError(405, "this server accepts only GET and HEAD")
-        if not _is_address(environ.get("HTTP_HOST", "")):
+        if not is_address(environ.get("HTTP_HOST", "")):
             raise HTTPError(421, "the Host header must be an address or localhost")
         path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")  # PEP 3333
         for route, answer in self._routes:
             match = route.fullmatch(path)
             if match:
-                return answer(_query(environ), *match.groups())
+                return answer(query_fields(environ), *match.groups())
         raise HTTPError(404, "no such path")
 
     # -- pages ------------------------------------------------------------------------------------------------------
@@ -162,7 +160,7 @@ class Dashboard:
     def _overview(self, given: dict[str, str]) -> Content:
         order = given.get("sort", "")
         order = order if order.lstrip("-") in pages.SORTABLE else "state"
-        query = Query(given.get("q", "").strip(), given.get("state", ""), order, _number(given, "page", 1) or 1)
+        query = Query(given.get("q", "").strip(), given.get("state", ""), order, number_field(given, "page", 1) or 1)
         if query.words and self._journal.deliveries(query.words, 1):
             address = f"/deliveries/{quote(query.words, safe='')}"
             return Content("text/plain", "", "303 See Other", [("Location", address)])
@@ -210,7 +208,7 @@ class Dashboard:
     def _output(self, given: dict[str, str], number: str) -> Content:
         """Return the output after an offset as HTML, and the path of the next part, for the script of the page."""
         run = self._known_run(number)  # before the log, as above
-        part = read_log(self._journal.log_path(run.id), _number(given, "offset", 0), _LOG_PART)
+        part = read_log(self._journal.log_path(run.id), number_field(given, "offset", 0), _LOG_PART)
         more = not run.outcome or bool(part.content)
         log = ansi.render(part.content, given.get("pen", ""), more=more)
         if run.outcome and not log.size:  # a killed run never completes a truncated sequence
@@ -257,7 +255,7 @@ class Dashboard:
     # -- JSON -------------------------------------------------------------------------------------------------------
 
     def _repositories(self, given: dict[str, str]) -> Content:
-        limit, after = _limit(given), given.get("after", "").lower()
+        limit, after = limit_field(given), given.get("after", "").lower()
         found = repository_statuses(self._journal, self._checkouts)
         found.sort(key=lambda status: status.repository.lower())
         rest = [status for status in found if status.repository.lower() > after]
@@ -281,7 +279,7 @@ class Dashboard:
         )
 
     def _runs(self, given: dict[str, str]) -> Content:
-        runs, older = self._page_of_runs(given, given.get("repository"), _limit(given))
+        runs, older = self._page_of_runs(given, given.get("repository"), limit_field(given))
         return _json({"runs": [run_object(run) for run in runs], "next": older})
 
     def _run(self, given: dict[str, str], number: str) -> Content:
@@ -299,7 +297,7 @@ class Dashboard:
 
     def _log(self, given: dict[str, str], number: str) -> Content:
         run = self._known_run(number)
-        part = read_log(self._journal.log_path(run.id), _number(given, "offset", 0), _LOG_PART)
+        part = read_log(self._journal.log_path(run.id), number_field(given, "offset", 0), _LOG_PART)
         text = part.content.decode("utf-8", "replace")
         return _json({"text": text, "offset": part.offset, "ended": run.outcome is not None})
 
@@ -336,7 +334,7 @@ class Dashboard:
 
     def _page_of_runs(self, given: dict[str, str], repository: str | None, limit: int) -> tuple[list[Run], int | None]:
         """Return at most `limit` runs below the id ``before``, and the id below which there are more, or None."""
-        before = _number(given, "before", None)
+        before = number_field(given, "before", None)
         runs = self._journal.runs(repository, limit + 1, before)
         return runs[:limit], runs[limit - 1].id if len(runs) > limit else None
 
@@ -394,45 +392,6 @@ def _body(content: Content) -> bytes:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _is_address(host: str) -> bool:
-    name = re.sub(r":[0-9]+$", "", host)
-    if name == "localhost":
-        return True
-    try:
-        return bool(ipaddress.ip_address(name[1:-1] if name.startswith("[") else name))
-    except ValueError:
-        return False
-
-
-def _query(environ: dict[str, Any]) -> dict[str, str]:
-    try:
-        given = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=_MOST_FIELDS)
-    except ValueError:
-        raise HTTPError(400, "the query has too many fields") from None
-    return {name: values[-1] for name, values in given.items()}
-
-
-def _number(given: dict[str, str], name: str, default: Any) -> Any:
-    text = given.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise HTTPError(400, f"{name} is a number of at most 18 digits")
-    return int(text)
-
-
-def _limit(given: dict[str, str]) -> int:
-    limit: int = _number(given, "limit", _SOME_ROWS)
-    if not 1 <= limit <= _MOST_ROWS:
-        raise HTTPError(400, f"limit is a number from 1 to {_MOST_ROWS}")
-    return limit
-
-
-def _tags(header: str) -> set[str]:
-    """Return the entity tags of If-None-Match, for weak comparison (RFC 9110, section 13.1.2)."""
-    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
 
 
 def _output_path(run: int, offset: int, pen: str) -> str:

@@ -64,15 +64,10 @@ def repository(
     return Page(
         f"{status.repository}: {status.state} · gitops-hook",
         f'<h1>{name}</h1><p class="lead">{label(status.state)} confirmed in sync {ago(status.confirmed)}</p>'
-<<<<<<< HEAD
-        + (message_box(status.run) if status.run and status.fix else "")
-        + f"<p>Next: {next_command(status.state, status.repository)}</p>"
+        + (message_box(status.run) if status.run and status.problem else "")
+        + f"<p>Next: {next_command(status.state, status.run, status.repository)}</p>"
         + f'<p class="stands">Deployed: {commit_line(status.commit) or "nothing yet"}</p>'
         + history_chart(status.history)
-=======
-        + (message_box(status.run) if status.run and status.problem else "")
-        + f'<p class="stands">{commit_line(status.commit)}</p>{history_chart(status.history)}'
->>>>>>> main
         + section("runs", "Runs", _run_table(runs) + more if runs else never)
         + section("settings", "Settings", _settings(settings) if settings else gone),
         severity_of(status.state),
@@ -87,7 +82,7 @@ def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
     announced = served.deliveries[-1].after if served.deliveries and not current.outcome else ""
     commit = commit_line(tried) or (f"deploys <code>{escape(announced[:10])}</code>" if announced else "")
     state = outcome_of(outcome).state
-    retry = next_command(state, current.repository) if severity_of(current.outcome) == BAD else ""
+    retry = next_command(state, current, current.repository) if severity_of(current.outcome) == BAD else ""
     return Page(
         f"Run {current.id}: {outcome}, {current.repository} · gitops-hook",
         f'<h1><a href="{repository_path(current.repository)}">{escape(current.repository)}</a> '

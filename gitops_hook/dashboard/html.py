@@ -47,8 +47,6 @@ _ICON = (
 _ICON_COLOURS = {"good": "1a7f37", "wait": "9a6700", "rest": "6e7781", "bad": "cf222e"}
 #: The text of an age, which changes without any change of the value.
 _AGE_TEXT = re.compile(r'(<time class="ago"[^>]*>)[^<]*')
-#: A command within a message. It ends with its part of the sentence.
-_COMMAND = re.compile(r"\b(?:git -C|git clone|sudo|mkdir -p|mv|rm|gitops_sync\.sh|gitops-hook|systemctl) [^;,]+")
 
 
 class Page(NamedTuple):
@@ -128,12 +126,8 @@ def label(word: str) -> str:
 
 
 def message(run: Run) -> str:
-    """Return the message of a run with its commands marked, without the repository's name."""
-    text, parts, begin = (run.message or "").removeprefix(f"{run.repository}: "), [], 0
-    for command in _COMMAND.finditer(text):
-        parts.append(f'{escape(text[begin : command.start()])}<code class="command">{escape(command[0])}</code>')
-        begin = command.end()
-    return "".join(parts) + escape(text[begin:])
+    """Return the message of a run without the repository's name."""
+    return escape((run.message or "").removeprefix(f"{run.repository}: "))
 
 
 def message_box(run: Run) -> str:

@@ -28,7 +28,7 @@ from gitops_hook.dashboard.html import (
 )
 from gitops_hook.dashboard.rejections import Rejected
 from gitops_hook.model import Commit, Run
-from gitops_hook.outcomes import BAD, GOOD, RUNNING, STATES, severity_of
+from gitops_hook.outcomes import BAD, GOOD, RUNNING, STATES, WAIT, severity_of
 from gitops_hook.sync.status import RepositoryStatus
 
 #: The state that needs a person. It includes every state with the severity `BAD`.
@@ -219,19 +219,15 @@ def error(status: str, reason: str) -> Page:
     )
 
 
-<<<<<<< HEAD
 def filter_of(state: str) -> str:
     """Return the filter that includes a state."""
     return ACTION_NEEDED if severity_of(state) == BAD else state
-=======
-def has_problem(status: RepositoryStatus) -> bool:
-    """Return whether the first page shows this repository among the problems."""
-    return status.problem is not None and severity_of(status.state) == "bad"
->>>>>>> main
 
 
-def next_command(state: str, repository: str) -> str:
-    """Return the command that an operator runs next for a repository in a state."""
+def next_command(state: str, newest: Run | None, repository: str) -> str:
+    """Return the command that an operator runs next: the fix of the newest run, or the command of the state."""
+    if newest and newest.fix and severity_of(state) in (BAD, WAIT):
+        return command(newest.fix)
     return command(_STATE_COMMANDS.get(state, _SYNC_COMMAND).format(repository))
 
 
@@ -297,7 +293,7 @@ def _problem(status: RepositoryStatus, view: Overview) -> str:
         f"{label(failed.outcome or RUNNING) if failed else label(status.state)} {what} {author} {ago(when)}</summary>"
         f'<div class="more"><p>{message(failed) if failed else ""}</p>'
         + (f'<pre class="tail">{tail}</pre>' if tail else "")
-        + f"<p>Next: {next_command(status.state, name)}</p>"
+        + f"<p>Next: {next_command(status.state, failed, name)}</p>"
         + (f'<p><a href="/runs/{failed.id}">Run {failed.id} with its output</a> · ' if failed else "<p>")
         + f'<a href="{repository_path(name)}">{escape(name)}</a></p></div></details>'
     )

@@ -20,19 +20,11 @@ from gitops_hook.sync.git import git_output, is_commit_id
 from gitops_hook.sync.runner import Task
 from gitops_hook.text import printable
 
-<<<<<<< HEAD
-#: So many commits of a run are kept: more than anybody reads of a push.
-_KEPT = 50
-#: The outcome after which the commit that was pushed is not the one that is checked out.
-ROLLED_BACK = "rolled-back"
-_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-#: Seconds for git. It takes some milliseconds; a disk that hangs must not keep the repository from its next run.
-_LIMIT = 10
-=======
 #: The most commits of one run that are kept.
 KEPT = 50
 _SUBJECT_LENGTH = 200
->>>>>>> main
+#: The outcome after which the commit that was pushed is not the one that is checked out.
+ROLLED_BACK = "rolled-back"
 
 
 class Commits:
@@ -56,19 +48,12 @@ class Commits:
             checkout = self._checkouts.find(run.repository)
             if not checkout or not (moved or rejected or not self._journal.knows_commit(after)):
                 return
-<<<<<<< HEAD
-            found = _read(checkout, before, after) if moved else []
-            # Where it moved back, or did not move, nothing is new: only where it stands is noted.
-            kept = found[:_KEPT] or _read(checkout, "", after, count=1)
-            if rejected != after and _ID.fullmatch(rejected):
-                kept += _read(checkout, "", rejected, count=1)
-            self._journal.save_commits(run.id, kept, len(found))
-=======
             new = _read_commits(checkout, before, after) if moved else []
             # A run that moved back, or did not move, deployed no new commit: store only the current one.
             kept = new[:KEPT] or _read_commits(checkout, "", after, limit=1)
+            if rejected != after and is_commit_id(rejected):
+                kept += _read_commits(checkout, "", rejected, limit=1)
             self._journal.save_commits(run.id, kept, len(new))
->>>>>>> main
         except (OSError, subprocess.SubprocessError, JournalError) as error:
             log.warning("the commits of a run cannot be read", repository=run.repository, run=run.id, reason=error)
 
