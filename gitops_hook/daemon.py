@@ -30,6 +30,7 @@ from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
 from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.errors import JournalError, StartError
 from gitops_hook.github.commit_status import CommitStatusReporter
 from gitops_hook.github.status_sender import CommitStatusSender
@@ -118,7 +119,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             raise StartError(str(error)) from error
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
-        metrics = Metrics(journal, checkouts, RESULTS)
+        metrics, rejections = Metrics(journal, checkouts, RESULTS), Rejections()
         observers: list[RunObserver] = [metrics, Commits(journal, checkouts)]
         notifier = _make_notifier(settings, environ, journal, checkouts) if settings.notify else None
         observers += [notifier] if notifier else []
@@ -136,9 +137,11 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             dispatcher.notify,
             settings.clone,
             fleet=fleet.forwarder if fleet else None,
-            count=metrics.answered,
+            count=_counter(metrics, rejections),
         )
-        dashboard = Dashboard(journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()))
+        dashboard = Dashboard(
+            journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()), rejections.last_day
+        )
         servers = _serve_both(settings, environ, forwarded_middleware(webhook, settings.trusted_proxies), dashboard)
         dispatcher.start()
         if fleet:
@@ -186,6 +189,17 @@ def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts, obse
     fleet.prepare()
     observers.append(fleet)
     return fleet
+
+
+def _counter(metrics: Metrics, rejections: Rejections) -> Callable[[str, str, str], None]:
+    """Return a function that counts a response of the webhook: its result, the class of its reason, and the peer."""
+
+    def count(result: str, reason: str, peer: str) -> None:
+        metrics.answered(result, reason)
+        if result == "refused":
+            rejections.add(reason, peer)
+
+    return count
 
 
 class _MainLoop:

@@ -7,7 +7,9 @@ Rules:
    what it contains (`html.POLICY`).
 3. A Host header that is not an address is rejected, because a page elsewhere could resolve its own name to this host
    and read the response (DNS rebinding). A tunnel uses ``localhost``, a proxy the address that it connects to.
-4. Every response has an ETag. A request with the same ETag gets 304.
+4. Every response has an ETag. A request with the same ETag gets 304. The first page derives it from the values, so an
+   unchanged page is not rendered.
+5. A refresh has the parameter ``known``: the keys of the rows that the browser has. The response is JSON without them.
 
 docs/api.md explains the JSON API, and docs/openapi.json describes it.
 """
@@ -15,40 +17,45 @@ docs/api.md explains the JSON API, and docs/openapi.json describes it.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 from gitops_hook import __version__
 from gitops_hook.dashboard import ansi, details, pages
 from gitops_hook.dashboard.api import commit_object, delivery_object, repository_object, run_object, time_text
 from gitops_hook.dashboard.details import Output, RunWithCommits
-from gitops_hook.dashboard.html import POLICY
-from gitops_hook.dashboard.pages import Health, Query
+from gitops_hook.dashboard.html import POLICY, Page, document
+from gitops_hook.dashboard.pages import Health, Overview, Query
+from gitops_hook.dashboard.query import entity_tags, is_address, limit_field, number_field, query_fields
+from gitops_hook.dashboard.rejections import Rejected
 from gitops_hook.errors import HTTPError, JournalError
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import Delivery, Run
+from gitops_hook.model import Commit, Delivery, Run
 from gitops_hook.outcomes import STATES
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.run_log import read_log
 from gitops_hook.sync.status import InForce, RepositoryStatus, repository_statuses, settings_in_force
 from gitops_hook.text import rfc3339
 
-#: Rows of one response: the maximum, the default, and the runs on the page of a repository.
-_MOST_ROWS, _SOME_ROWS, _PAGE_ROWS = 1000, 100, 50
+#: The runs on the page of a repository.
+_PAGE_ROWS = 50
 #: Deliveries that the page of a run lists. One run can claim thousands.
 _SHOWN_DELIVERIES = 100
 #: Bytes of a log in one response, which has the offset of the next part.
 _LOG_PART = 1 << 20
+#: Bytes of the end of a log that the page of a run shows.
+_LOG_END = 64 << 10
+#: The period in seconds in which a page without the script keeps its ETag although its ages change.
+_AGE_PERIOD = 60
 #: The last lines of a failed run that the first page shows, and the bytes of the log to look for them.
 _TAIL_LINES, _TAIL_BYTES = 4, 2 << 10
-#: The maximum number of fields in a query.
-_MOST_FIELDS = 16
+#: Failed runs whose commit is looked up, the limit of `JournalReader.commits`.
+_MOST_PROBLEMS = 999
 _HEADERS = [
     ("Content-Security-Policy", POLICY),
     ("X-Content-Type-Options", "nosniff"),
@@ -61,13 +68,11 @@ class Content(NamedTuple):
     """A response: its media type, text, status, and additional headers."""
 
     media_type: str
-    text: str
+    text: str | Callable[[], str]
     status: str = "200 OK"
     headers: Sequence[tuple[str, str]] = ()
-
-
-def _html(text: str) -> Content:
-    return Content("text/html; charset=utf-8", text)
+    #: The hash of the values behind the text, or nothing if the hash of the text itself is the ETag.
+    tag: str = ""
 
 
 def _json(value: Mapping[str, Any]) -> Content:
@@ -83,12 +88,15 @@ class Dashboard:
         checkouts: Checkouts,
         sync_timeout: int = 600,
         metrics: Callable[[], tuple[str, str]] = lambda: ("text/plain", ""),
+        rejections: Callable[[], list[Rejected]] = list,
     ) -> None:
         """Create the application.
 
         `sync_timeout` is the daemon's time limit of a run in seconds. `metrics` returns the media type and the text for
-        Prometheus.
+        Prometheus. `rejections` returns the rejected webhooks of the last day.
         """
+        self._rejections = rejections
+        self._host = os.uname().nodename
         self._read_metrics = metrics
         self._journal = journal
         self._checkouts = checkouts
@@ -119,31 +127,32 @@ class Dashboard:
         try:
             content = self._answer(environ)
         except HTTPError as error:
-            content = _error(environ, f"{error.status.value} {error.status.phrase}", error.reason)
+            content = self._error(environ, f"{error.status.value} {error.status.phrase}", error.reason)
         except JournalError:
-            content = _error(environ, "503 Service Unavailable", "the journal cannot be read now")
-        body = content.text.encode("utf-8", "replace")
+            content = self._error(environ, "503 Service Unavailable", "the journal cannot be read now")
         headers = [*_HEADERS, *content.headers]
         status = content.status
+        body = b"" if content.tag else _body(content)
         if status == "200 OK":
-            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            tag = f'"{content.tag or _hash(body)}"'
             headers.append(("ETag", tag))
-            if {tag, "*"} & _tags(environ.get("HTTP_IF_NONE_MATCH", "")):
+            if {tag, "*"} & entity_tags(environ.get("HTTP_IF_NONE_MATCH", "")):
                 start_response("304 Not Modified", headers)
                 return []
+        body = body or _body(content)
         start_response(status, [*headers, ("Content-Type", content.media_type), ("Content-Length", str(len(body)))])
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
     def _answer(self, environ: dict[str, Any]) -> Content:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             raise HTTPError(405, "this server accepts only GET and HEAD")
-        if not _is_address(environ.get("HTTP_HOST", "")):
+        if not is_address(environ.get("HTTP_HOST", "")):
             raise HTTPError(421, "the Host header must be an address or localhost")
         path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")  # PEP 3333
         for route, answer in self._routes:
             match = route.fullmatch(path)
             if match:
-                return answer(_query(environ), *match.groups())
+                return answer(query_fields(environ), *match.groups())
         raise HTTPError(404, "no such path")
 
     # -- pages ------------------------------------------------------------------------------------------------------
@@ -151,36 +160,55 @@ class Dashboard:
     def _overview(self, given: dict[str, str]) -> Content:
         order = given.get("sort", "")
         order = order if order.lstrip("-") in pages.SORTABLE else "state"
-        query = Query(given.get("q", "").strip(), given.get("state", ""), order)
+        query = Query(given.get("q", "").strip(), given.get("state", ""), order, number_field(given, "page", 1) or 1)
         if query.words and self._journal.deliveries(query.words, 1):
             address = f"/deliveries/{quote(query.words, safe='')}"
             return Content("text/plain", "", "303 See Other", [("Location", address)])
+        view = self._view(query)
+        period = 0 if "known" in given else int(time.time() // _AGE_PERIOD)
+        tag = _hash(repr((__version__, period, given.get("known"), view)).encode("utf-8", "replace"))
+        return self._page(given, lambda known: pages.overview(self._with_tails(view), known), tag)
+
+    def _view(self, query: Query) -> Overview:
+        """Return the content of the first page without the output of runs."""
         found = repository_statuses(self._journal, self._checkouts)
-        shown = [status for status in found if _matches(status, query)]
-        shown.sort(key=pages.SORTABLE[order.lstrip("-")].key, reverse=order.startswith("-"))
-        problems = [status.run for status in shown if pages.has_problem(status) and status.run][: pages.MOST_PROBLEMS]
-        tails = {run.id: self._tail(run) for run in problems}
-        return _html(pages.overview(found, shown, query, self._health(found), tails))
+        failed = [status.run for status in found if status.run and pages.filter_of(status.state) == pages.ACTION_NEEDED]
+        rejected = self._rejected_commits(failed[:_MOST_PROBLEMS])
+        shown = [status for status in found if _matches(status, query, rejected)]
+        shown.sort(key=pages.SORTABLE[query.order.lstrip("-")].key, reverse=query.order.startswith("-"))
+        return Overview(found, shown, query, self._health(found), self._host, rejected, {}, self._rejections())
+
+    def _rejected_commits(self, runs: Sequence[Run]) -> dict[int, Commit]:
+        """Return the commit that failed in each of these runs, as far as it is known."""
+        commits = self._journal.commits([run.id for run in runs])
+        tried = {run.id: details.tried_commit(run, commits.get(run.id, ())) for run in runs}
+        return {run: commit for run, commit in tried.items() if commit}
+
+    def _with_tails(self, view: Overview) -> Overview:
+        runs = [status.run for status in view.problems[: view.most_problems] if status.run]
+        return view._replace(tails={run.id: self._tail(run) for run in runs})
 
     def _repository_page(self, given: dict[str, str], name: str) -> Content:
         status, settings = self._known_repository(name)
         runs, older = self._page_of_runs(given, status.repository, _PAGE_ROWS)
         commits = self._journal.commits([run.id for run in runs])
         shown_runs = [RunWithCommits(run, commits.get(run.id, ())) for run in runs]
-        return _html(details.repository(status, settings, shown_runs, older))
+        return self._page(given, lambda known: details.repository(status, settings, shown_runs, older))
 
     def _run_page(self, given: dict[str, str], number: str) -> Content:
         run = self._known_run(number)  # read before the log, so that no output is missed
         printed, offset = self._whole_log(run.id)
+        printed, whole = _end_of(printed)
         log = ansi.render(printed, more=not run.outcome)
         follow = None if run.outcome else _output_path(run.id, offset - len(printed) + log.size, log.pen)
         served = self._journal.served(run.id, _SHOWN_DELIVERIES)
-        return _html(details.run(self._with_commits(run), served, Output(log.shown, follow)))
+        output = Output(log.shown, follow, whole)
+        return self._page(given, lambda known: details.run(self._with_commits(run), served, output))
 
     def _output(self, given: dict[str, str], number: str) -> Content:
         """Return the output after an offset as HTML, and the path of the next part, for the script of the page."""
         run = self._known_run(number)  # before the log, as above
-        part = read_log(self._journal.log_path(run.id), _number(given, "offset", 0), _LOG_PART)
+        part = read_log(self._journal.log_path(run.id), number_field(given, "offset", 0), _LOG_PART)
         more = not run.outcome or bool(part.content)
         log = ansi.render(part.content, given.get("pen", ""), more=more)
         if run.outcome and not log.size:  # a killed run never completes a truncated sequence
@@ -195,9 +223,27 @@ class Dashboard:
     def _delivery_page(self, given: dict[str, str], guid: str) -> Content:
         deliveries = self._known_deliveries(guid)
         runs = {delivery.run: self._journal.run(delivery.run) for delivery in deliveries}
-        return _html(
-            details.delivery(guid, deliveries, {number: self._with_commits(run) for number, run in runs.items() if run})
-        )
+        shown = {number: self._with_commits(run) for number, run in runs.items() if run}
+        return self._page(given, lambda known: details.delivery(guid, deliveries, shown))
+
+    def _page(self, given: dict[str, str], render: Callable[[Collection[str]], Page], tag: str = "") -> Content:
+        """Return a page, or its variable parts as JSON if the request is a refresh."""
+        if "known" not in given:
+            return Content("text/html; charset=utf-8", lambda: document(render(()), self._host), tag=tag)
+
+        def parts() -> str:
+            page = render(frozenset(given["known"].split(".")))
+            return json.dumps({"title": page.title, "icon": page.icon, "live": page.live, "after": page.after}) + "\n"
+
+        return Content("application/json", parts, tag=tag)
+
+    def _error(self, environ: dict[str, Any], status: str, reason: str) -> Content:
+        """Return an error, as a page for browsers and as JSON for programs."""
+        headers = [("Allow", "GET, HEAD")] if status.startswith("405") else []
+        if "text/html" in environ.get("HTTP_ACCEPT", "") and not environ.get("PATH_INFO", "").startswith("/api/"):
+            text = document(pages.error(status, reason), self._host)
+            return Content("text/html; charset=utf-8", text, status, headers)
+        return _json({"reason": reason})._replace(status=status, headers=headers)
 
     def _health(self, found: Sequence[RepositoryStatus]) -> Health:
         running = sum(1 for status in found if status.run and not status.run.outcome)
@@ -209,7 +255,7 @@ class Dashboard:
     # -- JSON -------------------------------------------------------------------------------------------------------
 
     def _repositories(self, given: dict[str, str]) -> Content:
-        limit, after = _limit(given), given.get("after", "").lower()
+        limit, after = limit_field(given), given.get("after", "").lower()
         found = repository_statuses(self._journal, self._checkouts)
         found.sort(key=lambda status: status.repository.lower())
         rest = [status for status in found if status.repository.lower() > after]
@@ -225,10 +271,15 @@ class Dashboard:
 
     def _repository(self, given: dict[str, str], name: str) -> Content:
         status, settings = self._known_repository(name)
-        return _json({**repository_object(status), "settings": [setting._asdict() for setting in settings]})
+        return _json(
+            {
+                **repository_object(status),
+                "settings": [{"name": name, "value": value, "origin": origin} for name, value, origin, _ in settings],
+            }
+        )
 
     def _runs(self, given: dict[str, str]) -> Content:
-        runs, older = self._page_of_runs(given, given.get("repository"), _limit(given))
+        runs, older = self._page_of_runs(given, given.get("repository"), limit_field(given))
         return _json({"runs": [run_object(run) for run in runs], "next": older})
 
     def _run(self, given: dict[str, str], number: str) -> Content:
@@ -246,7 +297,7 @@ class Dashboard:
 
     def _log(self, given: dict[str, str], number: str) -> Content:
         run = self._known_run(number)
-        part = read_log(self._journal.log_path(run.id), _number(given, "offset", 0), _LOG_PART)
+        part = read_log(self._journal.log_path(run.id), number_field(given, "offset", 0), _LOG_PART)
         text = part.content.decode("utf-8", "replace")
         return _json({"text": text, "offset": part.offset, "ended": run.outcome is not None})
 
@@ -283,7 +334,7 @@ class Dashboard:
 
     def _page_of_runs(self, given: dict[str, str], repository: str | None, limit: int) -> tuple[list[Run], int | None]:
         """Return at most `limit` runs below the id ``before``, and the id below which there are more, or None."""
-        before = _number(given, "before", None)
+        before = number_field(given, "before", None)
         runs = self._journal.runs(repository, limit + 1, before)
         return runs[:limit], runs[limit - 1].id if len(runs) > limit else None
 
@@ -313,60 +364,34 @@ class Dashboard:
             printed, offset = printed + part.content, part.offset
 
 
-def _matches(status: RepositoryStatus, query: Query) -> bool:
+def _matches(status: RepositoryStatus, query: Query, rejected: Mapping[int, Commit]) -> bool:
     """Return whether a repository matches the state and every word of the query."""
-    if query.state and status.state != query.state:
+    if query.state and query.state not in (status.state, pages.filter_of(status.state)):
         return False
-    commit = status.commit
-    text = " ".join((status.repository, *commit[:3]) if commit else (status.repository,)).lower()
+    if not query.words:
+        return True
+    run = status.run
+    commits = [commit for commit in (status.commit, rejected.get(run.id) if run else None) if commit]
+    outcome = (run.outcome or "", run.after or "") if run else ()
+    text = " ".join((status.repository, *outcome, *(part for commit in commits for part in commit[:3]))).lower()
     return all(word in text for word in query.words.lower().split())
 
 
-def _is_address(host: str) -> bool:
-    name = re.sub(r":[0-9]+$", "", host)
-    if name == "localhost":
-        return True
-    try:
-        return bool(ipaddress.ip_address(name[1:-1] if name.startswith("[") else name))
-    except ValueError:
-        return False
+def _end_of(printed: bytes) -> tuple[bytes, bool]:
+    """Return the end of an output from the start of a line on, and whether that is all of it."""
+    if len(printed) <= _LOG_END:
+        return printed, True
+    end = printed[-_LOG_END:]
+    return end[end.find(b"\n") + 1 :], False
 
 
-def _error(environ: dict[str, Any], status: str, reason: str) -> Content:
-    """Return an error, as a page for browsers and as JSON for programs."""
-    headers = [("Allow", "GET, HEAD")] if status.startswith("405") else []
-    if "text/html" in environ.get("HTTP_ACCEPT", "") and not environ.get("PATH_INFO", "").startswith("/api/"):
-        return Content("text/html; charset=utf-8", pages.error(status, reason), status, headers)
-    return _json({"reason": reason})._replace(status=status, headers=headers)
+def _body(content: Content) -> bytes:
+    text = content.text() if callable(content.text) else content.text
+    return text.encode("utf-8", "replace")
 
 
-def _query(environ: dict[str, Any]) -> dict[str, str]:
-    try:
-        given = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=_MOST_FIELDS)
-    except ValueError:
-        raise HTTPError(400, "the query has too many fields") from None
-    return {name: values[-1] for name, values in given.items()}
-
-
-def _number(given: dict[str, str], name: str, default: Any) -> Any:
-    text = given.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise HTTPError(400, f"{name} is a number of at most 18 digits")
-    return int(text)
-
-
-def _limit(given: dict[str, str]) -> int:
-    limit: int = _number(given, "limit", _SOME_ROWS)
-    if not 1 <= limit <= _MOST_ROWS:
-        raise HTTPError(400, f"limit is a number from 1 to {_MOST_ROWS}")
-    return limit
-
-
-def _tags(header: str) -> set[str]:
-    """Return the entity tags of If-None-Match, for weak comparison (RFC 9110, section 13.1.2)."""
-    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _output_path(run: int, offset: int, pen: str) -> str:

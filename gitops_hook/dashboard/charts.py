@@ -7,7 +7,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
 
-from gitops_hook.dashboard.html import count, date_and_time, escape, section
+from gitops_hook.dashboard.html import ago, count, date_and_time, escape, section
 from gitops_hook.model import Run
 from gitops_hook.outcomes import RUNNING, severity_of
 from gitops_hook.text import rfc3339, span, utc
@@ -27,25 +27,30 @@ _RUN_STEPS = (
     ("healthy", "Healthy"),
     ("ended", ""),
 )
-#: The label of a run's end by the severity of its outcome.
-_ENDS = {"good": "Done", "bad": "Failed"}
+#: The label of a run's end by its outcome, or else by the severity of its outcome.
+_ENDS = {"rolled-back": "Rolled back", "good": "Done", "bad": "Failed"}
+#: The label of the health check by the outcome of a run, if the check failed.
+_FAILED_CHECKS = {"rolled-back": "Check failed", "deploy-failed": "Check failed"}
+#: The empty slots of the chart.
+_SLOT = "v-2"
 
 
 def history_chart(history: Sequence[tuple[str | None, float, float | None]]) -> str:
     """Return the last runs as bars: the height is the duration, the colour the outcome."""
-    if not history:
-        return ""
     now = time.time()
     bars: dict[str | None, str] = {}
     for (outcome, started, ended), (place, mark) in zip(history, _PLACES):
         height = bisect(_STEPS, (now if ended is None else ended) - started) + 1
         bars[outcome] = f"{bars.get(outcome, '')}{place}{height}{mark if severity_of(outcome) == 'bad' else ''}"
     outcomes = Counter(outcome or RUNNING for outcome, _, _ in history)
+    empty = "".join(f"{place[:-2]}{_SLOT}" for place, _ in _PLACES[len(history) :])
     summary = ", ".join(f"{number} {word}" for word, number in outcomes.most_common())
     paths = "".join(f'<path class="{severity_of(outcome)}" d="{path}"/>' for outcome, path in bars.items())
     return (
         f'<svg class="history" viewBox="0 0 {_BAR * _BARS} {_BASE + 6}" role="img">'
-        f"<title>Last {count(len(history), 'run')}: {escape(summary)}</title>{paths}</svg>"
+        f"<title>Last {count(len(history), 'run')}{': ' if summary else ''}{escape(summary)}</title>"
+        + (f'<path class="empty" d="{empty}"/>' if empty else "")
+        + f"{paths}</svg>"
     )
 
 
@@ -61,11 +66,11 @@ def timeline(run: Run, received: float | None) -> str:
         moment = getattr(run, step)
         if moment is None or (step == "started" and received is None):
             continue
-        items.append(
-            _step(step, text or _ENDS.get(severity_of(run.outcome), "Ended"), moment, f"after {span(moment - last)}")
-        )
+        items.append(_step(step, _step_label(run, step, text), moment, f"after {span(moment - last)}"))
         parts.append((step, last - begin, moment - last))
         last = moment
+    if not run.outcome:
+        items.append(f'<li class="ended"><b>Running</b> <span class="quiet">{ago(last)}</span></li>')
     whole = (last - begin) or 1.0
     rects = "".join(
         f'<rect class="{step}" x="{1000 * before / whole:.1f}" width="{1000 * taken / whole:.1f}" height="10"/>'
@@ -75,6 +80,13 @@ def timeline(run: Run, received: float | None) -> str:
     total = f"{span(last - begin)} in total" if run.outcome else "so far"
     heading = f'Timeline <span class="quiet">{total}</span>'
     return section("line", heading, f'{bar if parts else ""}<ol class="line">{"".join(items)}</ol>')
+
+
+def _step_label(run: Run, step: str, text: str) -> str:
+    outcome = run.outcome or ""
+    if step == "ended":
+        return _ENDS.get(outcome) or _ENDS.get(severity_of(outcome), "Ended")
+    return _FAILED_CHECKS.get(outcome, text) if step == "healthy" else text
 
 
 def _step(step: str, text: str, moment: float, note: str) -> str:

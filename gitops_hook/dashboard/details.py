@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from gitops_hook.dashboard.charts import history_chart, timeline
 from gitops_hook.dashboard.html import (
+    Page,
     ago,
     commit_line,
     commit_list,
+    count,
     date_and_time,
     delivery_link,
-    document,
     duration,
     escape,
     label,
@@ -24,10 +25,16 @@ from gitops_hook.dashboard.html import (
     table,
     unbroken_span,
 )
+from gitops_hook.dashboard.pages import next_command
 from gitops_hook.model import COUNTED, Commit, Delivery, Run, Served
-from gitops_hook.outcomes import RUNNING, severity_of
+from gitops_hook.outcomes import BAD, GOOD, RUNNING, outcome_of, severity_of
 from gitops_hook.sync.status import InForce, RepositoryStatus
 from gitops_hook.text import age, span
+
+#: The outcome after which the rejected commit is not the one that is checked out.
+ROLLED_BACK = "rolled-back"
+#: The outcomes of a run that did not try to deploy.
+_NOT_TRIED = ("paused", "unchanged", "unreachable", "early", "no-access")
 
 
 class Output(NamedTuple):
@@ -35,6 +42,8 @@ class Output(NamedTuple):
 
     html: str
     follow: str | None
+    #: False if `html` is only the end of the output.
+    whole: bool = True
 
 
 class RunWithCommits(NamedTuple):
@@ -46,45 +55,65 @@ class RunWithCommits(NamedTuple):
 
 def repository(
     status: RepositoryStatus, settings: Sequence[InForce], runs: Sequence[RunWithCommits], older: int | None
-) -> str:
+) -> Page:
     """Return the page of one repository. `older` is the run number below which there are more runs."""
     name = escape(status.repository)
     never = f"<p>No run yet. The next push starts one, or <code>gitops-hook sync {name}</code>.</p>"
     more = f'<p><a href="{repository_path(status.repository)}?before={older}">Older runs</a></p>' if older else ""
     gone = "<p>This host has no checkout of this repository.</p>"
-    return document(
-        f"{status.repository} · gitops-hook",
+    return Page(
+        f"{status.repository}: {status.state} · gitops-hook",
         f'<h1>{name}</h1><p class="lead">{label(status.state)} confirmed in sync {ago(status.confirmed)}</p>'
         + (message_box(status.run) if status.run and status.problem else "")
-        + f'<p class="stands">{commit_line(status.commit)}</p>{history_chart(status.history)}'
+        + f"<p>Next: {next_command(status.state, status.run, status.repository)}</p>"
+        + f'<p class="stands">Deployed: {commit_line(status.commit) or "nothing yet"}</p>'
+        + history_chart(status.history)
         + section("runs", "Runs", _run_table(runs) + more if runs else never)
-        + section("settings", "Settings in force", _settings_table(settings) if settings else gone),
+        + section("settings", "Settings", _settings(settings) if settings else gone),
         severity_of(status.state),
     )
 
 
-def run(shown: RunWithCommits, served: Served, output: Output) -> str:
+def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
     """Return the page of one run. `served` are the deliveries that it claimed."""
     current = shown.run
     outcome = current.outcome or RUNNING
-    return document(
+    tried = tried_commit(current, shown.commits) if outcome not in _NOT_TRIED else None
+    announced = served.deliveries[-1].after if served.deliveries and not current.outcome else ""
+    commit = commit_line(tried) or (f"deploys <code>{escape(announced[:10])}</code>" if announced else "")
+    state = outcome_of(outcome).state
+    retry = next_command(state, current, current.repository) if severity_of(current.outcome) == BAD else ""
+    return Page(
         f"Run {current.id}: {outcome}, {current.repository} · gitops-hook",
         f'<h1><a href="{repository_path(current.repository)}">{escape(current.repository)}</a> '
         f'<span class="quiet">run {current.id}</span></h1>'
         f'<p class="lead">{label(outcome)} {duration(current)}, trigger: {escape(current.trigger)}</p>'
+        + (f'<p class="stands">{commit}</p>' if commit else "")
         + message_box(current)
-        + timeline(current, served.received)
-        + _commit_section(current, shown.commits)
-        + (_delivery_section(served) if served.number else ""),
+        + (f"<p>Next: {retry}</p>" if retry else ""),
         severity_of(current.outcome),
         static=section("output", "Output", _output(current.id, output)),
+        after=timeline(current, served.received)
+        + (_delivery_section(served) if served.number else "")
+        + _commit_section(current, shown.commits),
     )
 
 
-def delivery(guid: str, deliveries: Sequence[Delivery], runs: Mapping[int, RunWithCommits]) -> str:
+def tried_commit(run: Run, commits: Sequence[Commit]) -> Commit | None:
+    """Return the commit that a run tried to deploy, or None if it is unknown.
+
+    `commits` are the known commits of the run. The first is the one that it left checked out. After a roll-back, the
+    rejected commit follows.
+    """
+    others = (commit for commit in commits if commit.id != run.after)
+    left = commits[0] if commits else None
+    return next(others, left) if run.outcome == ROLLED_BACK else left
+
+
+def delivery(guid: str, deliveries: Sequence[Delivery], runs: Mapping[int, RunWithCommits]) -> Page:
     """Return the page of one push: the result of each time that it was delivered."""
     body = "".join(_delivered(delivery, runs.get(delivery.run)) for delivery in deliveries)
-    return document(
+    return Page(
         f"Delivery {guid} · gitops-hook", f'<h1>Delivery <code class="guid">{escape(guid)}</code></h1>{body}', "rest"
     )
 
@@ -99,14 +128,15 @@ def _commit_section(shown: Run, commits: Sequence[Commit]) -> str:
     rows.append(("Started", f"{date_and_time(shown.started)} UTC"))
     details = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     deployed = _deployed_commits(shown, commits)
-    heading = f'Commits deployed <span class="quiet">{_commit_count(shown)}</span>' if deployed else "Details"
+    name = "Commits deployed" if severity_of(shown.outcome) == GOOD else "Commits of this run"
+    heading = f'{name} <span class="quiet">{_commit_count(shown)}</span>' if deployed else "Details"
     listed = deployed or commits[:1]
     return section("commits", heading, f"{commit_list(listed)}{_more_commits(shown, listed)}<dl>{details}</dl>")
 
 
 def _deployed_commits(shown: Run, commits: Sequence[Commit]) -> Sequence[Commit]:
     """Return the commits that a run deployed, without the one that was checked out before."""
-    return commits[: shown.brought or 0]
+    return commits[: shown.brought or 0] if shown.outcome not in _NOT_TRIED else ()
 
 
 def _commit_count(shown: Run) -> str:
@@ -138,8 +168,14 @@ def _delivery_section(served: Served) -> str:
 def _output(number: int, output: Output) -> str:
     note = ' <span id="following">New output appears here.</span>' if output.follow else ""
     follow = f' data-next="{escape(output.follow)}"' if output.follow else ""
+    text = "As plain text" if output.whole else "The end of the output. All of it as plain text"
+    toggle = (
+        ' <label class="toggle"><input id="follow" type="checkbox" checked> Scroll to new output</label>'
+        if output.follow
+        else ""
+    )
     return (
-        f'<p class="quiet"><a href="/runs/{number}/log">As plain text</a>{note}</p>'
+        f'<p class="quiet"><a href="/runs/{number}/log">{text}</a>{note}{toggle}</p>'
         f'<pre id="log" tabindex="0" aria-labelledby="output"{follow}>{output.html}</pre>'
     )
 
@@ -148,37 +184,53 @@ def _run_table(runs: Iterable[RunWithCommits]) -> str:
     rows = (
         (
             f'<a href="/runs/{shown.id}">{shown.id}</a>',
+            _run_commits(shown, commits),
             label(shown.outcome or RUNNING),
             ago(shown.started),
             unbroken_span((shown.ended or time.time()) - shown.started),
             escape(shown.trigger),
-            _short_commits(shown, commits),
         )
         for shown, commits in runs
     )
-    return table("runs", ("Run", "Outcome", "Started", "Duration", "Trigger", "Commits deployed"), rows)
+    return table("runs", ("Run", "Commit", "Outcome", "Started", "Took", "Trigger"), rows)
 
 
-def _short_commits(shown: Run, commits: Sequence[Commit]) -> str:
+def _run_commits(shown: Run, commits: Sequence[Commit]) -> str:
+    """Return the commit that a run tried to deploy, and the others that came with it."""
     deployed = _deployed_commits(shown, commits)
     if len(deployed) < 2:
-        return commit_line(deployed[0]) if deployed else ""
+        tried = tried_commit(shown, commits) if shown.outcome not in _NOT_TRIED else None
+        return commit_line(tried)
     return (
-        f'<details id="r{shown.id}"><summary>{_commit_count(shown)} commits: {escape(deployed[0].subject)}</summary>'
+        f'<details id="r{shown.id}"><summary>{commit_line(deployed[0])}'
+        f' <span class="quiet">{_commit_count(shown)} commits</span></summary>'
         f"{commit_list(deployed)}{_more_commits(shown, deployed)}</details>"
     )
 
 
-def _settings_table(settings: Iterable[InForce]) -> str:
+def _settings(settings: Sequence[InForce]) -> str:
+    """Return the settings of the checkout itself, and the defaults folded."""
+    own = [setting for setting in settings if setting.is_set]
+    rest = [setting for setting in settings if not setting.is_set]
+    folded = (
+        f'<details id="defaults"><summary>{count(len(rest), "setting")} with the default</summary>'
+        f"{_settings_table('defaults-table', rest)}</details>"
+        if rest
+        else ""
+    )
+    return (_settings_table("settings", own) if own else "<p>Every setting has its default.</p>") + folded
+
+
+def _settings_table(name: str, settings: Iterable[InForce]) -> str:
     rows = (
         (
-            f"<code>{'' if name == 'origin' else 'gitops.'}{escape(name)}</code>",
-            "none" if value is None else f"<code>{escape(value)}</code>",
-            escape(origin),
+            f"<code>{'' if setting.name == 'origin' else 'gitops.'}{escape(setting.name)}</code>",
+            "none" if setting.value is None else f"<code>{escape(setting.value)}</code>",
+            escape(setting.origin),
         )
-        for name, value, origin in settings
+        for setting in settings
     )
-    return table("settings", ("Setting", "Value", "Source"), rows)
+    return table(name, ("Setting", "Value", "Source"), rows, "Settings")
 
 
 def _delivered(delivery: Delivery, served_by: RunWithCommits | None) -> str:

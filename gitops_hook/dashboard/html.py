@@ -15,6 +15,7 @@ import html
 import pkgutil
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 from urllib.parse import quote
 
 from gitops_hook.model import Commit, Run
@@ -39,34 +40,63 @@ POLICY = (
     " img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E"
-    "%3Ccircle cx='4' cy='4' r='4' fill='%23{}'/%3E%3C/svg%3E"
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Ccircle cx='8' cy='8' r='8' fill='%23{}'/%3E%3Ctext x='8' y='12' font-family='sans-serif' font-size='{}'"
+    " font-weight='bold' text-anchor='middle' fill='white'%3E{}%3C/text%3E%3C/svg%3E"
 )
-_ICON_COLOURS = {"good": "2da44e", "wait": "d4a72c", "rest": "8c959f", "bad": "cf222e"}
-#: A command within a message. It ends with its part of the sentence.
-_COMMAND = re.compile(r"\b(?:git -C|git clone|sudo|mkdir -p|mv|rm|gitops_sync\.sh|gitops-hook|systemctl) [^;,]+")
+_ICON_COLOURS = {"good": "1a7f37", "wait": "9a6700", "rest": "6e7781", "bad": "cf222e"}
+#: The text of an age, which changes without any change of the value.
+_AGE_TEXT = re.compile(r'(<time class="ago"[^>]*>)[^<]*')
 
 
-def document(title: str, live: str, severity: str, words: str = "", static: str = "") -> str:
-    """Return a complete page.
+class Page(NamedTuple):
+    """The variable parts of a page."""
 
-    `live` is replaced at each refresh, `static` is not. `severity` colours the icon of the tab. `words` are the
-    content of the search field.
-    """
+    title: str
+    #: The part that a refresh replaces, as HTML.
+    live: str
+    #: The severity and the number on the icon of the tab; 0 is no number.
+    severity: str
+    number: int = 0
+    #: The content of the search field.
+    words: str = ""
+    #: The part after `live` that a refresh does not replace, and the part after it, which a refresh replaces too.
+    static: str = ""
+    after: str = ""
+
+    @property
+    def icon(self) -> str:
+        """Return the icon of the tab as a URL."""
+        text = f"{self.number}" if self.number < 100 else "99"
+        return _ICON.format(_ICON_COLOURS[self.severity], 12 - 2 * len(text), text if self.number else "")
+
+
+def document(page: Page, host: str) -> str:
+    """Return a complete page. `host` is the name of this host."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f'<title>{escape(title)}</title><link rel="icon" href="{_ICON.format(_ICON_COLOURS[severity])}">'
+        f'<title>{escape(page.title)}</title><link rel="icon" href="{page.icon}">'
         f"<style>{_STYLE}</style></head><body>"
         '<a class="skip" href="#main">Skip to the content</a>'
-        '<header><a class="home" href="/">gitops-hook</a><form role="search" action="/" method="get">'
+        f'<header><a class="home" href="/">{escape(host) or "gitops-hook"}</a>'
+        '<form role="search" action="/" method="get">'
         '<label for="q">Search</label>'
-        f'<input id="q" name="q" type="search" value="{escape(words)}" autocomplete="off" spellcheck="false"'
-        ' placeholder="repository, commit, author, GUID"><button>Search</button></form></header>'
-        f'<p id="notice" role="status"></p><main id="main" tabindex="-1"><div id="live">{live}</div>{static}</main>'
-        f"<script>{_SCRIPT}</script></body></html>\n"
+        f'<input id="q" name="q" type="search" value="{escape(page.words)}" autocomplete="off" spellcheck="false"'
+        ' placeholder="Repository, commit, author, GUID"><button>Search</button></form></header>'
+        f'<p id="notice" role="status"></p><main id="main" tabindex="-1"><div id="live">{page.live}</div>{page.static}'
+        f'<div id="after">{page.after}</div></main><script>{_SCRIPT}</script></body></html>\n'
     )
+
+
+def keyed(tag: str, content: str, known: Iterable[str]) -> str:
+    """Return an element with a key of its content. It is empty if its key is `known`: the browser has the content.
+
+    The text of an age is not part of the key. The script updates it.
+    """
+    key = hashlib.sha256(_AGE_TEXT.sub(r"\1", content).encode("utf-8", "replace")).hexdigest()[:8]
+    return f'<{tag} data-key="{key}">{"" if key in known else content}</{tag}>'
 
 
 def section(name: str, heading: str, body: str) -> str:
@@ -74,14 +104,18 @@ def section(name: str, heading: str, body: str) -> str:
     return f'<section class="{name}" aria-labelledby="{name}"><h2 id="{name}">{heading}</h2>{body}</section>'
 
 
-def table(name: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of HTML cells. The first cell of a row is its heading. It scrolls within a narrow screen."""
+def table(name: str, head: Iterable[str], rows: Iterable[Sequence[str]], text: str = "") -> str:
+    """Return a table of HTML cells. The first cell of a row is its heading. It scrolls within a narrow screen.
+
+    The heading with the id `name` describes it, or `text`.
+    """
     heading = "".join(f'<th scope="col">{word}</th>' for word in head)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
     )
+    described = f'aria-label="{text}"' if text else f'aria-labelledby="{name}"'
     return (
-        f'<div class="wide" tabindex="0" role="group" aria-labelledby="{name}"><table>'
+        f'<div class="wide {name}" tabindex="0" role="group" {described}><table>'
         f"<thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -92,12 +126,8 @@ def label(word: str) -> str:
 
 
 def message(run: Run) -> str:
-    """Return the message of a run with its commands marked, without the repository's name."""
-    text, parts, begin = (run.message or "").removeprefix(f"{run.repository}: "), [], 0
-    for command in _COMMAND.finditer(text):
-        parts.append(f"{escape(text[begin : command.start()])}<code>{escape(command[0])}</code>")
-        begin = command.end()
-    return "".join(parts) + escape(text[begin:])
+    """Return the message of a run without the repository's name."""
+    return escape((run.message or "").removeprefix(f"{run.repository}: "))
 
 
 def message_box(run: Run) -> str:
@@ -112,6 +142,11 @@ def commit_line(commit: Commit | None) -> str:
     subject = f' <span class="subject">{escape(commit.subject)}</span>' if commit.subject else ""
     by = f' <span class="quiet">{escape(commit.author)}, {ago(commit.time)}</span>' if commit.author else ""
     return f"<code>{escape(commit.id[:10])}</code>{subject}{by}"
+
+
+def command(text: str) -> str:
+    """Return a command to copy."""
+    return f'<code class="command">{escape(text)}</code>'
 
 
 def commit_list(commits: Iterable[Commit]) -> str:
@@ -136,7 +171,7 @@ def repository_path(repository: str) -> str:
 
 def duration(run: Run) -> str:
     """Return how long a run took and when it ended, or since when it runs."""
-    return f"{unbroken_span(run.ended - run.started)}, {ago(run.ended)}" if run.ended else f"since {age(run.started)}"
+    return f"{unbroken_span(run.ended - run.started)}, {ago(run.ended)}" if run.ended else f"started {ago(run.started)}"
 
 
 def unbroken_span(seconds: float) -> str:
@@ -149,7 +184,7 @@ def ago(moment: float | None) -> str:
     if moment is None:
         return "never"
     when = date_and_time(moment)
-    return f'<time datetime="{when}Z" title="{when} UTC">{age(moment)} ago</time>'
+    return f'<time class="ago" datetime="{when.replace(" ", "T")}Z" title="{when} UTC">{age(moment)} ago</time>'
 
 
 def date_and_time(moment: float) -> str:

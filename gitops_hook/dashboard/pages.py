@@ -6,28 +6,57 @@ To add a column to the list of repositories, add a row to `COLUMNS`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from gitops_hook.dashboard.charts import history_chart
 from gitops_hook.dashboard.html import (
+    Page,
     ago,
     breakable_name,
-    commit_line,
+    command,
     count,
-    document,
-    duration,
     escape,
+    keyed,
     label,
     message,
     repository_path,
     section,
+    table,
+    unbroken_span,
 )
-from gitops_hook.model import Run
-from gitops_hook.outcomes import RUNNING, STATES, severity_of
+from gitops_hook.dashboard.rejections import Rejected
+from gitops_hook.model import Commit, Run
+from gitops_hook.outcomes import BAD, GOOD, RUNNING, STATES, WAIT, severity_of
 from gitops_hook.sync.status import RepositoryStatus
-from gitops_hook.text import age
+
+#: The state that needs a person. It includes every state with the severity `BAD`.
+ACTION_NEEDED = "action needed"
+#: The outcomes that leave a new commit deployed.
+_DEPLOYED = ("updated", "cloned")
+#: The number of repositories on a page, and of problems above the list. The first problems leave the list in sight.
+PAGE_SIZE, FIRST_PROBLEMS = 100, 5
+#: The command that an operator runs next, by state. Every other state has the last one.
+_STATE_COMMANDS = {
+    "rolled back": "gitops-hook logs {}",
+    "running": "gitops-hook logs -f {}",
+    "paused": "gitops-hook resume {}",
+    "held": "gitops-hook status {}",
+    "in sync": "gitops-hook runs {}",
+}
+_SYNC_COMMAND = "gitops-hook sync {}"
+#: The question that a class of rejections raises.
+_REJECTION_HINTS = {
+    "signature": "Wrong or missing signature. Does the forge use the secret of this host?",
+    "malformed": "The body is not the JSON of a push.",
+    "path": "Wrong path. Webhooks go to /api/webhook/gitops.",
+    "method": "Wrong method. Webhooks use POST.",
+    "late": "The request was too slow.",
+    "length": "The request has no length.",
+    "size": "The body is larger than 25 MiB.",
+    "media": "Wrong media type. Set the webhook's content type to application/json.",
+}
 
 
 class Column(NamedTuple):
@@ -48,28 +77,36 @@ COLUMNS = (
         lambda status: f'<a href="{repository_path(status.repository)}">{breakable_name(status.repository)}</a>',
         lambda status: status.repository.lower(),
     ),
-    Column("state", "State", lambda status: label(status.state), lambda status: list(STATES).index(status.state)),
+    Column(
+        "state",
+        "State",
+        lambda status: _state(status.state, status.run),
+        lambda status: list(STATES).index(status.state),
+    ),
     Column(
         "commit",
         "Commit",
-        lambda status: commit_line(status.commit),
+        lambda status: _short_commit(status.commit),
         lambda status: status.commit.time if status.commit else 0.0,
     ),
+    Column("author", "Author", lambda status: escape(status.commit.author) if status.commit else ""),
     Column(
-        "confirmed", "Confirmed in sync", lambda status: ago(status.confirmed), lambda status: status.confirmed or 0.0
+        "deployed",
+        "Deployed",
+        lambda status: ago(deployed_at(status)) if deployed_at(status) else "",
+        lambda status: deployed_at(status) or 0.0,
     ),
+    Column("confirmed", "Checked", lambda status: ago(status.confirmed), lambda status: status.confirmed or 0.0),
     Column("history", "Last 30 runs", lambda status: history_chart(status.history)),
     Column(
         "run",
-        "Last run",
-        lambda status: _last_run(status.run),
+        "Took",
+        lambda status: _duration(status.run),
         lambda status: status.run.started if status.run else 0.0,
     ),
 )
 #: The columns by which the list can be sorted, by name.
 SORTABLE = {column.name: column for column in COLUMNS if column.key}
-#: The number of problems that the first page shows with their fix. More problems usually have one cause.
-MOST_PROBLEMS = 20
 
 
 class Health(NamedTuple):
@@ -86,18 +123,57 @@ class Health(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A request for the list of repositories."""
+    """A request for the list of repositories. `page` counts from 1."""
 
     words: str = ""
     state: str = ""
     order: str = "state"
+    page: int = 1
 
-    def path(self, **changes: str) -> str:
-        """Return the path of the list with these changes to the query."""
-        query = self._replace(**changes)
-        fields = {"q": query.words, "state": query.state, "sort": query.order if query.order != "state" else ""}
+    def path(self, **changes: Any) -> str:
+        """Return the path of the list with these changes to the query. A change leads to the first page."""
+        query = self._replace(page=1)._replace(**changes)
+        fields = {
+            "q": query.words,
+            "state": query.state,
+            "sort": query.order if query.order != "state" else "",
+            "page": str(query.page) if query.page > 1 else "",
+        }
         fields = {name: value for name, value in fields.items() if value}
         return "/?" + urlencode(fields) if fields else "/"
+
+
+class Overview(NamedTuple):
+    """The content of the first page."""
+
+    #: Every repository, and those that match the query in its order.
+    everything: Sequence[RepositoryStatus]
+    shown: Sequence[RepositoryStatus]
+    query: Query
+    health: Health
+    #: The name of this host.
+    host: str
+    #: The rejected commit and the last lines of output as HTML of each problem, by the number of its run.
+    rejected: Mapping[int, Commit]
+    tails: Mapping[int, str]
+    #: The rejected webhooks of the last day.
+    rejections: Sequence[Rejected] = ()
+
+    @property
+    def problems(self) -> list[RepositoryStatus]:
+        """Return the shown repositories that need a person."""
+        return [status for status in self.shown if filter_of(status.state) == ACTION_NEEDED]
+
+    @property
+    def page(self) -> Sequence[RepositoryStatus]:
+        """Return the repositories of the current page."""
+        first = (self.query.page - 1) * PAGE_SIZE
+        return self.shown[first : first + PAGE_SIZE]
+
+    @property
+    def most_problems(self) -> int:
+        """Return the number of problems to list. A filter by state shows a full page."""
+        return PAGE_SIZE if self.query.state else FIRST_PROBLEMS
 
 
 _NO_REPOSITORY = """<section class="begin"><h1>No repository yet</h1>
@@ -110,39 +186,32 @@ enough.</p>
 push.</p></section>"""
 
 
-def overview(
-    everything: Sequence[RepositoryStatus],
-    shown: Sequence[RepositoryStatus],
-    query: Query,
-    health: Health,
-    tails: Mapping[int, str],
-) -> str:
-    """Return the first page: `shown` of `everything`, in the given order.
-
-    `tails` are the last lines of output of failed runs as HTML, by the number of the run.
-    """
-    failed = [status for status in everything if severity_of(status.state) == "bad"]
-    title = f"{len(failed)} need action · gitops-hook" if failed else "gitops-hook"
-    severity = "bad" if failed or health.fault else "good"
-    if not everything:
-        return document(title, _health_line(health) + _NO_REPOSITORY, severity)
-    counts = Counter(status.state for status in everything)
-    problems = [status for status in shown if has_problem(status)][:MOST_PROBLEMS]
-    return document(
-        title,
-        '<h1 class="unseen">Repositories</h1>'
-        + _health_line(health)
-        + _state_filters(counts, len(everything), query)
-        + (_problem_list(problems, tails) if problems else "")
-        + (_repository_list(shown, query) if shown else _no_match(query)),
-        severity,
-        query.words,
+def overview(view: Overview, known: Collection[str] = ()) -> Page:
+    """Return the first page. `known` are the keys of the rows that the browser has already."""
+    failed = sum(filter_of(status.state) == ACTION_NEEDED for status in view.everything)
+    total = len(view.everything)
+    verdict = _verdict(view, failed)
+    footer = _footer(view.health)
+    severity = "bad" if failed or view.health.fault else "good"
+    title = f"{verdict} · {view.host or 'gitops-hook'}"
+    rejections = _rejection_section(view.rejections)
+    if not total:
+        return Page(title, _NO_REPOSITORY + rejections + footer, severity)
+    problems = view.problems if view.query.page == 1 else []
+    live = (
+        f'<h1 class="verdict {severity}">{verdict}</h1>'
+        + _state_filters(Counter(filter_of(status.state) for status in view.everything), total, view.query)
+        + (_problem_list(view, problems, known) if problems else "")
+        + (_repository_list(view, known) if view.page else _no_match(view.query))
+        + rejections
+        + footer
     )
+    return Page(title, live, severity, failed, view.query.words)
 
 
-def error(status: str, reason: str) -> str:
+def error(status: str, reason: str) -> Page:
     """Return the page of an HTTP error."""
-    return document(
+    return Page(
         f"{status} · gitops-hook",
         f"<h1>{escape(status.partition(' ')[2])}</h1><p>{escape(reason[:1].upper() + reason[1:])}.</p>"
         '<p><a href="/">All repositories</a></p>',
@@ -150,24 +219,45 @@ def error(status: str, reason: str) -> str:
     )
 
 
-def has_problem(status: RepositoryStatus) -> bool:
-    """Return whether the first page shows this repository among the problems."""
-    return status.problem is not None and severity_of(status.state) == "bad"
+def filter_of(state: str) -> str:
+    """Return the filter that includes a state."""
+    return ACTION_NEEDED if severity_of(state) == BAD else state
 
 
-def _health_line(health: Health) -> str:
-    state = f"The journal cannot be written: {escape(health.fault)}" if health.fault else "Running"
-    facts = [
-        f"up {age(health.started)}",
-        count(health.running, "run"),
-        f"{count(health.pending, 'delivery', 'deliveries')} pending",
+def next_command(state: str, newest: Run | None, repository: str) -> str:
+    """Return the command that an operator runs next: the fix of the newest run, or the command of the state."""
+    if newest and newest.fix and severity_of(state) in (BAD, WAIT):
+        return command(newest.fix)
+    return command(_STATE_COMMANDS.get(state, _SYNC_COMMAND).format(repository))
+
+
+def deployed_at(status: RepositoryStatus) -> float | None:
+    """Return when a run last deployed a new commit, if it is one of the newest runs."""
+    return next((ended for outcome, _, ended in status.history if outcome in _DEPLOYED), None)
+
+
+def _verdict(view: Overview, failed: int) -> str:
+    total = len(view.everything)
+    if view.health.fault:
+        return f"The journal cannot be written: {escape(view.health.fault)}"
+    if failed:
+        return f"{failed} of {total} need action" if failed > 1 else f"1 of {total} needs action"
+    if all(severity_of(status.state) == GOOD for status in view.everything):
+        return f"All {total} up to date" if total else "No repository yet"
+    current = sum(severity_of(status.state) == GOOD for status in view.everything)
+    return f"{current} of {total} up to date, no action needed"
+
+
+def _footer(health: Health) -> str:
+    state = "Journal not writable" if health.fault else "Daemon running"
+    facts = (
+        f'<span class="word {"bad" if health.fault else "good"}">{state}</span>',
         f"version {escape(health.version)}",
-    ]
-    return (
-        f'<p class="health"><span class="word {"bad" if health.fault else "good"}">{state}</span> '
-        + " ".join(f"<span>{fact}</span>" for fact in facts)
-        + "</p>"
+        f"started {ago(health.started)}",
+        count(health.running, "run") + " now",
+        f"{count(health.pending, 'delivery', 'deliveries')} pending",
     )
+    return f"<footer>{' '.join(f'<span>{fact}</span>' for fact in facts)}</footer>"
 
 
 def _state_filters(counts: Mapping[str, int], total: int, query: Query) -> str:
@@ -177,39 +267,63 @@ def _state_filters(counts: Mapping[str, int], total: int, query: Query) -> str:
         + (' aria-current="true"' if state == query.state else "")
         + f"><b>{number}</b> {word}</a></li>"
         for state, word, number, kind in filters
-        if number
+        if number and (not state or filter_of(state) == state)
     )
     return f'<nav aria-label="States"><ul class="chips">{"".join(links)}</ul></nav>'
 
 
-def _problem_list(problems: Sequence[RepositoryStatus], tails: Mapping[int, str]) -> str:
-    rows = "".join(_problem(status, status.run, tails) for status in problems if status.run)
-    return section("needs", "Action needed", f"<ul>{rows}</ul>")
+def _problem_list(view: Overview, problems: Sequence[RepositoryStatus], known: Collection[str]) -> str:
+    listed = problems[: view.most_problems]
+    rows = "".join(keyed("li", _problem(status, view), known) for status in listed)
+    rest = len(problems) - len(listed)
+    path = escape(view.query.path(state=ACTION_NEEDED))
+    more = f'<p class="more"><a href="{path}">{rest} more</a></p>' if rest > 0 else ""
+    return section("needs", "Action needed", f"<ul>{rows}</ul>{more}")
 
 
-def _problem(status: RepositoryStatus, failed: Run, tails: Mapping[int, str]) -> str:
-    tail = tails.get(failed.id)
+def _problem(status: RepositoryStatus, view: Overview) -> str:
+    name, failed = status.repository, status.run
+    commit = view.rejected.get(failed.id) if failed else None
+    tail = view.tails.get(failed.id) if failed else None
+    what = f'<span class="what">{_short_commit(commit)}</span>'
+    author = f'<span class="author">{escape(commit.author) if commit else ""}</span>'
+    when = failed.ended if failed and failed.ended else status.confirmed
     return (
-        f'<li><h3><a href="{repository_path(status.repository)}">{escape(status.repository)}</a> '
-        f'{label(failed.outcome or RUNNING)} <span class="quiet">{ago(failed.ended)}</span></h3>'
-        f"<p>{message(failed)}</p>"
+        f'<details id="p-{escape(name)}"><summary><b>{breakable_name(name)}</b> '
+        f"{label(failed.outcome or RUNNING) if failed else label(status.state)} {what} {author} {ago(when)}</summary>"
+        f'<div class="more"><p>{message(failed) if failed else ""}</p>'
         + (f'<pre class="tail">{tail}</pre>' if tail else "")
-        + f'<p><a href="/runs/{failed.id}">Run {failed.id}, with its output</a></p></li>'
+        + f"<p>Next: {next_command(status.state, failed, name)}</p>"
+        + (f'<p><a href="/runs/{failed.id}">Run {failed.id} with its output</a> · ' if failed else "<p>")
+        + f'<a href="{repository_path(name)}">{escape(name)}</a></p></div></details>'
     )
 
 
 def _no_match(query: Query) -> str:
     criteria = " and ".join(f"“{escape(word)}”" for word in (query.words, query.state) if word)
-    return f'<p>No repository matches {criteria}. <a href="/">Show all</a></p>'
+    return f'<p>No repository matches {criteria or "this page"}. <a href="/">Show all</a></p>'
 
 
-def _repository_list(shown: Iterable[RepositoryStatus], query: Query) -> str:
-    head = "".join(_heading(column, query) for column in COLUMNS)
-    rows = "".join(map(_repository_row, shown))
+def _repository_list(view: Overview, known: Collection[str]) -> str:
+    head = "".join(_heading(column, view.query) for column in COLUMNS)
+    rows = "".join(keyed("tr", _repository_row(status), known) for status in view.page)
     return (
         f'<table class="overview"><caption>Repositories</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
+        f"<tbody>{rows}</tbody></table>{_pager(view)}"
     )
+
+
+def _pager(view: Overview) -> str:
+    total, page = len(view.shown), view.query.page
+    first = (page - 1) * PAGE_SIZE
+    if total <= PAGE_SIZE:
+        return ""
+    links = [f"<span>{first + 1} to {min(first + PAGE_SIZE, total)} of {total}</span>"]
+    if page > 1:
+        links.insert(0, f'<a rel="prev" href="{escape(view.query.path(page=page - 1))}">Previous</a>')
+    if first + PAGE_SIZE < total:
+        links.append(f'<a rel="next" href="{escape(view.query.path(page=page + 1))}">Next</a>')
+    return f'<nav class="pager" aria-label="Pages">{" ".join(links)}</nav>'
 
 
 def _heading(column: Column, query: Query) -> str:
@@ -225,10 +339,37 @@ def _heading(column: Column, query: Query) -> str:
 def _repository_row(status: RepositoryStatus) -> str:
     first, *rest = COLUMNS
     cells = "".join(f'<td class="{column.name}">{column.cell(status)}</td>' for column in rest)
-    return f'<tr><th scope="row">{first.cell(status)}</th>{cells}</tr>'
+    return f'<th scope="row">{first.cell(status)}</th>{cells}'
 
 
-def _last_run(last: Run | None) -> str:
+def _state(state: str, newest: Run | None) -> str:
+    """Return a state, as a link to the newest run if there is one."""
+    return f'<a href="/runs/{newest.id}">{label(state)}</a>' if newest else label(state)
+
+
+def _short_commit(commit: Commit | None) -> str:
+    if not commit:
+        return ""
+    return f'<code>{escape(commit.id[:8])}</code> <span class="subject">{escape(commit.subject)}</span>'
+
+
+def _duration(last: Run | None) -> str:
     if not last:
         return ""
-    return f'<a href="/runs/{last.id}">{last.outcome or RUNNING}</a> <span class="quiet">{duration(last)}</span>'
+    return unbroken_span(last.ended - last.started) if last.ended else ago(last.started)
+
+
+def _rejection_section(rejections: Iterable[Rejected]) -> str:
+    rows = [
+        (
+            escape(rejected.reason),
+            str(rejected.requests),
+            f"<code>{escape(rejected.peer)}</code>",
+            ago(rejected.since),
+            ago(rejected.last),
+            _REJECTION_HINTS.get(rejected.reason, ""),
+        )
+        for rejected in rejections
+    ]
+    head = ("Reason", "Requests", "Peer", "First", "Last", "Meaning")
+    return section("rejected", "Rejected webhooks in the last day", table("rejected", head, rows)) if rows else ""

@@ -23,6 +23,8 @@ from gitops_hook.text import printable
 #: The most commits of one run that are kept.
 KEPT = 50
 _SUBJECT_LENGTH = 200
+#: The outcome after which the commit that was pushed is not the one that is checked out.
+ROLLED_BACK = "rolled-back"
 
 
 class Commits:
@@ -41,13 +43,16 @@ class Commits:
         if not is_commit_id(after) or (before and not is_commit_id(before)):
             return
         moved = before != after
+        rejected = claim.newest.after if run.outcome == ROLLED_BACK and claim.newest else ""
         try:
             checkout = self._checkouts.find(run.repository)
-            if not checkout or not (moved or not self._journal.knows_commit(after)):
+            if not checkout or not (moved or rejected or not self._journal.knows_commit(after)):
                 return
             new = _read_commits(checkout, before, after) if moved else []
             # A run that moved back, or did not move, deployed no new commit: store only the current one.
             kept = new[:KEPT] or _read_commits(checkout, "", after, limit=1)
+            if rejected != after and is_commit_id(rejected):
+                kept += _read_commits(checkout, "", rejected, limit=1)
             self._journal.save_commits(run.id, kept, len(new))
         except (OSError, subprocess.SubprocessError, JournalError) as error:
             log.warning("the commits of a run cannot be read", repository=run.repository, run=run.id, reason=error)

@@ -119,14 +119,15 @@ class WebhookApp:
         clone: Sequence[str] = (),
         *,
         fleet: Forwarder | None = None,
-        count: Callable[[str, str], None] = lambda result, reason: None,
+        count: Callable[[str, str, str], None] = lambda result, reason, peer: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Create the application.
 
         `secrets` returns the secrets in force. `notify` is called with each repository that has a new pending delivery.
         `clone` holds the patterns of repositories to clone on their first push. `fleet` forwards pushes to other hosts.
-        `count` is called with a pair of `RESULTS` for each response. `now` returns the time in seconds since the epoch.
+        `count` is called with a pair of `RESULTS` and the address of the peer for each response. `now` returns the time
+        in seconds since the epoch.
         """
         self._secrets = secrets
         self._checkouts = checkouts
@@ -158,7 +159,7 @@ class WebhookApp:
         else:
             response = self._receive(environ)
         if response.result:
-            self._count(*response.result)
+            self._count(*response.result, environ.get("REMOTE_ADDR", ""))
         body = response.body()
         if response.http == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append(("Retry-After", _RETRY_AFTER))
@@ -200,7 +201,7 @@ class WebhookApp:
             log.error("checkouts cannot be read", delivery=delivery, reason=error)
             response = _unavailable("checkouts", "the checkouts cannot be read now", delivery)
         except Exception:
-            self._count("failed", "fault")
+            self._count("failed", "fault", environ.get("REMOTE_ADDR", ""))
             raise
         write = log.info if response.http < HTTPStatus.BAD_REQUEST else log.warning
         write(

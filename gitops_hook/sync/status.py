@@ -101,6 +101,8 @@ class InForce(NamedTuple):
     #: Its value; None if there is none, and then `origin` explains the effect.
     value: str | None
     origin: str
+    #: Whether the checkout sets it. If not, the default is in force.
+    is_set: bool = True
 
 
 def settings_in_force(checkout: Checkout, sync_timeout: int) -> list[InForce]:
@@ -119,5 +121,5 @@ def settings_in_force(checkout: Checkout, sync_timeout: int) -> list[InForce]:
 
 def _in_force(name: str, own: str | None, checkout: Checkout, default: str | None, meaning: str) -> InForce:
     if own is None:
-        return InForce(name, default, meaning)
+        return InForce(name, default, meaning, is_set=False)
     return InForce(name, own, checkout.origins.get(name.lower(), "the checkout's git config"))

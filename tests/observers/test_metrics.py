@@ -258,7 +258,13 @@ class TestRepositories:
 @pytest.fixture
 def webhook(host: Host) -> TestApp:
     secrets = Secrets({"line 1": SECRET.encode()})
-    app = WebhookApp(lambda: secrets, host.checkouts, host.journal, lambda _: None, count=host.metrics.answered)
+    app = WebhookApp(
+        lambda: secrets,
+        host.checkouts,
+        host.journal,
+        lambda _: None,
+        count=lambda result, reason, peer: host.metrics.answered(result, reason),
+    )
     return TestApp(app)
 
 
