@@ -73,7 +73,7 @@ def make_hooks(client: Client, daemon: Daemon) -> Callable[..., Hooks]:
 
         def register(self, target: str, *, dry_run: bool = False) -> Registration:  # type: ignore[override]
             def remember(hook: int) -> None:
-                found = holder(daemon.state)
+                found = holder(self.journal.log_path("").parent.parent)
                 assert found and found.socket
                 status, _ = post(found.socket, "/remember-hook", {"hook": hook, "target": target, "url": self.url})
                 assert status == 200

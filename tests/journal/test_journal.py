@@ -218,7 +218,19 @@ class TestClaims:
 
 
 class TestArrivals:
+    def test_the_ping_of_an_unknown_hook_is_not_stored(self, journal: Journal):
+        for hook in range(500):
+            journal.record_ping(arrival(hook))
+        assert journal.hook_pings() == []
+
+    def test_a_ping_changes_neither_target_nor_url(self, journal: Journal):
+        journal.remember_hook(8, "acme/site", "https://hooks.example.org")
+        journal.record_ping(arrival(8)._replace(target="evil/site", url="https://evil.example.org"))
+        assert journal.hook_pings() == [arrival(8)]
+
     def test_of_each_hook_the_newest_ping_is_kept_until_it_is_forgotten(self, journal: Journal):
+        journal.remember_hook(arrival().hook, "acme/site", "https://hooks.example.org")
+        journal.remember_hook(8, "acme", "https://hooks.example.org")
         journal.record_ping(arrival())
         journal.record_ping(arrival(8, "acme"))
         journal.record_ping(arrival(received=2.5))
@@ -230,6 +242,7 @@ class TestArrivals:
     def test_there_are_no_more_than_rows_are_kept(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "KEEP_ROWS", 2)
         for hook in (1, 2, 3):
+            journal.remember_hook(hook, "acme/site", "https://hooks.example.org")
             journal.record_ping(arrival(hook, received=float(hook)))
         journal.prune()
         assert [kept.hook for kept in journal.hook_pings()] == [2, 3]

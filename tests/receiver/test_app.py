@@ -136,6 +136,9 @@ def test_a_delivery_without_a_guid_is_queued_too(host: Host) -> None:
 
 def test_the_newest_ping_of_a_hook_is_kept_with_the_secret_that_signed_it(host: Host) -> None:
     ping = {"hook_id": 7, "hook": {"config": {"url": "https://hooks.example.org"}}, "organization": {"login": "acme"}}
+    host.deliver(ping, "ping", "unknown")
+    assert host.journal.hook_pings() == []
+    host.journal.remember_hook(7, "acme", "https://hooks.example.org")
     host.deliver(ping, "ping", "first")
     assert host.deliver(ping, "ping", "second").json == {"status": "pong", "delivery": "second"}
     assert host.post(b"{}", headers(b"{}", "ping", secret="wrong")).status_int == 401
