@@ -1,7 +1,7 @@
-"""``make bench``: what the daemon costs, each figure beside the bare alternative, measured in the same run.
+"""Measure the daemon (``make bench``) and, in the same run, a minimal alternative for comparison.
 
-Standard library only. The load generator is a process of its own with one thread and epoll, so that it takes as
-little as it can of the cores that it shares with the server.
+The benchmark uses only the standard library. The load generator is a separate process with one thread and epoll, which
+minimizes its share of the cores that the server also uses.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ server.serve_forever()
 
 
 def eight_kilobytes(repository: str) -> bytes:
-    """A push of the size that GitHub sends for a few commits."""
+    """Return a push payload of 8 KiB, the size that GitHub sends for a few commits."""
     commits: list[dict[str, Any]] = []
     while True:
         body = json.dumps(push(repository, commits=commits)).encode()
@@ -80,7 +80,7 @@ def eight_kilobytes(repository: str) -> bytes:
 
 
 def load(port: int, connections: int, count: int, results: multiprocessing.Queue[Any]) -> None:
-    """Deliver `count` pushes over as many connections at once; puts (seconds in all, sorted latencies) or an error."""
+    """Deliver `count` pushes over `connections` connections; put (total seconds, sorted latencies) or an error."""
     body = eight_kilobytes("acme/site")
     fixed = "".join(f"{name}: {value}\r\n" for name, value in headers(body).items() if name != "X-GitHub-Delivery")
     head = f"POST {WEBHOOK} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n{fixed}X-GitHub-Delivery: "
@@ -137,7 +137,7 @@ def load(port: int, connections: int, count: int, results: multiprocessing.Queue
 
 
 def measure_load(port: int, connections: int, count: int) -> tuple[float, float, float]:
-    """Acknowledgements per second, median and 99th percentile in milliseconds."""
+    """Return acknowledgements per second, and the median and 99th percentile of the latency in milliseconds."""
     results: multiprocessing.Queue[Any] = multiprocessing.Queue()
     client = multiprocessing.Process(target=load, args=(port, connections, count, results))
     client.start()
@@ -151,7 +151,7 @@ def measure_load(port: int, connections: int, count: int) -> tuple[float, float,
 
 def bench_acknowledgements(folder: Path, count: int) -> None:
     print(
-        f"\nAcknowledged deliveries, 8 KB signed push, {count} of them; ours are on the disk, the bare server's are not"
+        f"\nAcknowledged deliveries, {count} signed pushes of 8 KB; gitops-hook writes them to disk, the bare server does not"
     )
     print(f"{'':34}{'per second':>12}{'p50 ms':>10}{'p99 ms':>10}")
     sync = folder / "sync.sh"
@@ -179,7 +179,7 @@ def median_ms(seconds: list[float]) -> float:
 
 
 def bench_push_to_checkout(folder: Path, rounds: int) -> None:
-    """From the POST to the moment at which the branch of the checkout names the pushed commit."""
+    """Measure the time from the POST until the branch of the checkout is at the pushed commit."""
     print(f"\nFrom the push to the checkout, one small commit; medians of {rounds}")
     with served(folder / "http" / "forge") as url:
         for where, name in (("http", "the upstream over HTTP, on loopback"), ("path", "on the same disk")):
@@ -188,12 +188,12 @@ def bench_push_to_checkout(folder: Path, rounds: int) -> None:
             print(f"{'  git fetch && git reset --keep by hand':44}{median_ms(bare):8.1f} ms")
             print(f"{'  POST to gitops-hook until HEAD is there':44}{median_ms(ours):8.1f} ms")
             print(
-                f"{'  times as long':44}{median_ms(ours) / median_ms(bare):8.2f}" + ", 1.5 aimed at" * (where == "http")
+                f"{'  times as long':44}{median_ms(ours) / median_ms(bare):8.2f}" + ", target 1.5" * (where == "http")
             )
 
 
 def measure_push_to_checkout(folder: Path, rounds: int, url: str) -> tuple[list[float], list[float]]:
-    """The seconds of each round, by hand and by the daemon."""
+    """Return the seconds of each round, first with plain git, then with the daemon."""
     upstream = Upstream(folder / "forge")
     (folder / "root").mkdir()
     checkout = upstream.checkout(folder / "root")
@@ -226,7 +226,7 @@ def measure_push_to_checkout(folder: Path, rounds: int, url: str) -> tuple[list[
 
 
 def checkout_stand_in(root: Path, repository: str) -> None:
-    """What the daemon takes for a checkout; nothing is synced in it."""
+    """Create a directory that the daemon recognises as a checkout; it cannot be synced."""
     git_folder = root / repository / ".git"
     git_folder.mkdir(parents=True)
     (git_folder / "config").write_text("[gitops]\n\tbranch = main\n")
@@ -249,7 +249,7 @@ def bench_footprint(folder: Path, repositories: int) -> None:
     sync = folder / "true.sh"
     sync.write_text("#!/bin/sh\n")
     sync.chmod(0o755)
-    print(f"\nResident memory and threads; the sweep is of {repositories} checkouts")
+    print(f"\nResident memory and threads; the sweep covers {repositories} checkouts")
     with Daemon(folder / "footprint", GITOPS_SYNC_SCRIPT=str(sync)) as daemon:
         print(f"{'idle, just started':44}{footprint(daemon)}")
         idle_threads = threads(daemon)
@@ -262,14 +262,14 @@ def bench_footprint(folder: Path, repositories: int) -> None:
             if number == repositories // 2:
                 print(f"{'in the middle of the sweep':44}{footprint(daemon)}")
         seconds = time.perf_counter() - began
-        while threads(daemon) > idle_threads:  # workers go when nothing has been asked of them for a while
+        while threads(daemon) > idle_threads:  # idle workers end after a while
             time.sleep(0.1)
-        print(f"{f'idle again, every one known after {seconds:.1f} s':44}{footprint(daemon)}")
+        print(f"{f'idle again, sweep finished after {seconds:.1f} s':44}{footprint(daemon)}")
         daemon.stop()
 
 
 def bench_page(folder: Path, repositories: int, runs: int) -> None:
-    """The page and its JSON over HTTP, with a journal as full as it gets; the runs are made up, the daemon is real."""
+    """Measure the dashboard and its JSON API over HTTP with a full journal of generated runs."""
     folder = folder / "page"
     for number in range(repositories):
         checkout_stand_in(folder / "root", f"acme/site{number}")
@@ -277,7 +277,7 @@ def bench_page(folder: Path, repositories: int, runs: int) -> None:
     sync = folder / "true.sh"
     sync.write_text("#!/bin/sh\n")
     sync.chmod(0o755)
-    print(f"\nThe page, {repositories} repositories and {runs} runs; medians of 15")
+    print(f"\nThe dashboard, {repositories} repositories and {runs} runs; medians of 15")
     with Daemon(folder, GITOPS_SYNC_SCRIPT=str(sync), GITOPS_DASHBOARD_LISTEN="127.0.0.1:0") as daemon:
         port = int(daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1])
         for _ in range(repositories):
@@ -302,7 +302,7 @@ def bench_page(folder: Path, repositories: int, runs: int) -> None:
 
 
 def fill_journal(state: Path, repositories: int, runs: int) -> None:
-    """So many runs, as a quarter of a year makes them, with the commits that they brought."""
+    """Fill the journal with the runs and deployed commits of about three months."""
     chance = random.Random(1)
     with closing(Journal(state)):
         pass

@@ -1,4 +1,4 @@
-"""Disks for tests: a small one of its own, that can be filled and freed."""
+"""Mount a small disk for a test, and fill it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A tmpfs of `size` at `folder`; the test is skipped, by name, where mounting is not allowed."""
+    """Mount a tmpfs of `size` at `folder`; skip the test if mounting is not allowed."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
@@ -26,7 +26,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Take what is left of the disk; returns the file to delete."""
+    """Fill the disk that contains `folder`, and return the file to delete."""
     path = folder / "ballast"
     with path.open("wb", buffering=0) as file, suppress(OSError):
         while file.write(b"\0" * os.statvfs(folder).f_bsize):

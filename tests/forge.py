@@ -1,6 +1,6 @@
-"""A forge's side over HTTP: repositories served by git's own http-backend(1), on loopback, without TLS.
+"""A forge over HTTP: git-http-backend(1) serves repositories on loopback, without TLS.
 
-The benchmarks fetch from it, for that is how checkouts reach their forge; a path on the same disk is no distance at all.
+The benchmarks fetch from it, because checkouts fetch over a network; a path on the same disk is faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scratch import GIT_ENV
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request, handed to a CGI program (RFC 3875)."""
+    """Pass each request to a CGI program (RFC 3875)."""
 
     protocol_version = "HTTP/1.1"
 
@@ -57,12 +57,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def log_message(self, *words: object) -> None:
-        """Nothing: the figures are what is printed."""
+        """Log nothing, so that the output contains only the figures."""
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The URL at which the bare repositories below `folder` are served while this lasts."""
+    """Serve the bare repositories below `folder` inside the block, and yield the base URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, folder))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, and a forge that delivers to it; standard library only, for the demo."""
+"""Run a real daemon as a process and deliver to it like a forge; standard library only, because the demo uses it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SOURCE = HERE.parent
 SECRET = "It's a Secret to Everybody"
 WEBHOOK = "/api/webhook/gitops"
 NOBODY = "0" * 40
-#: What tells the processes that tests start to have their coverage measured.
+#: The environment variables that enable coverage measurement in child processes.
 MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 def push(
     repository: str, after: str = "1" * 40, *, ref: str = "refs/heads/main", before: str = NOBODY, **more: Any
 ) -> dict[str, Any]:
-    """A push as GitHub describes it, as far as anyone here reads it; `more` replaces members."""
+    """Return a push payload with the members of GitHub's payload that the project reads; `more` replaces members."""
     return {
         "ref": ref,
         "before": before,
@@ -59,7 +59,7 @@ def sign(body: bytes, secret: str = SECRET) -> str:
 
 
 def headers(body: bytes, event: str = "push", *, guid: str | None = None, secret: str = SECRET) -> dict[str, str]:
-    """The headers that GitHub sends with `body`."""
+    """Return the headers that GitHub sends with `body`."""
     return {
         "User-Agent": "GitHub-Hookshot/044aadd",
         "Accept": "*/*",
@@ -75,7 +75,7 @@ def headers(body: bytes, event: str = "push", *, guid: str | None = None, secret
 
 
 def processes_of(root: Path) -> list[int]:
-    """The living processes that a run under `root` has started, whoever their parent is by now."""
+    """Return the running processes that a run under `root` started, including orphaned processes."""
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -83,22 +83,22 @@ def processes_of(root: Path) -> list[int]:
             if f"GITOPS_ROOT={root}" in variables and any(name.startswith("GITOPS_RUN=") for name in variables):
                 found.append(int(environ.parent.name))
         except (OSError, UnicodeDecodeError):
-            pass  # it has ended, or is not ours to read
+            pass  # the process has ended, or belongs to another user
     return found
 
 
-def until(condition: Callable[[], object], what: str = "", timeout: float = 20) -> None:
-    """Wait for what nobody announces, `timeout` seconds at most."""
+def until(condition: Callable[[], object], message: str = "", timeout: float = 20) -> None:
+    """Poll `condition` until it is true; fail with `message` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, what or "it never came"
+        assert time.monotonic() < deadline, message or "the condition did not become true"
         time.sleep(0.003)
 
 
 def burst(
     port: int, pushes: list[Any], connections: int = 16, guids: Sequence[str | None] | None = None
 ) -> Counter[int]:
-    """Deliver pushes as fast as they can be sent, without waiting for answers; how often there was which status."""
+    """Deliver pushes without waiting for responses, as fast as possible; return the number of each status."""
     guids = guids or [None] * len(pushes)
     connections = min(connections, len(pushes))
     with ExitStack() as stack:
@@ -115,17 +115,17 @@ def burst(
 
 
 def raw_delivery(body: bytes, fields: dict[str, str], length: int | None = None) -> bytes:
-    """The bytes of a delivery as they go over the wire; `length` is what is announced, if not the truth."""
+    """Return the bytes of a delivery; `length` replaces the true Content-Length."""
     fields = {"Host": "forge", "Content-Length": str(len(body) if length is None else length), **fields}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"POST {WEBHOOK} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
 class Daemon:
-    """``gitops-hook serve`` on a free port, its log lines gathered, its journal open to look into.
+    """``gitops-hook serve`` on a free port, with access to its log lines and its journal.
 
-    Settings that are not given here come from the folders: ``root`` and ``state`` below `folder`. `launcher` stands in
-    front of the program instead of this Python.
+    The root and the state directory are ``root`` and ``state`` below `folder`; `settings` replace the defaults.
+    `launcher` starts the program instead of this Python.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Daemon:
         self.start()
 
     def start(self) -> None:
-        """Start it (again), and wait until it listens."""
+        """Start or restart the daemon, and wait until it listens."""
         self._position = len(self.lines)
         self.process = subprocess.Popen(
             self._command,
@@ -188,7 +188,7 @@ class Daemon:
             self._news.notify_all()
 
     def wait_for(self, pattern: str, timeout: float = 30) -> re.Match[str]:
-        """The first log line since the last one waited for that matches `pattern`."""
+        """Wait for a log line that matches `pattern`, after the line that the previous call returned."""
         deadline = time.monotonic() + timeout
         with self._news:
             while True:
@@ -207,7 +207,7 @@ class Daemon:
                 self._news.wait(min(remaining, 0.5))
 
     def wait_for_run(self, having: str = "", timeout: float = 30) -> re.Match[str]:
-        """The line of the next run that has ended (groups: outcome, run) and that has `having` among its fields."""
+        """Wait for the end of a run whose log line contains `having`; the groups are the outcome and the run."""
         return self.wait_for(rf"run (?!started)(\S+) (?=.*{having}).* run=(\d+)", timeout)
 
     @property
@@ -217,7 +217,7 @@ class Daemon:
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, patience: float = 30
     ) -> tuple[int, dict[str, Any]]:
-        """One request on a connection of its own; the status, and the JSON of the answer."""
+        """Send one request on a new connection; return the status and the parsed JSON of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience)
         with closing(connection):
             connection.request(method, path, body or None, headers or {})
@@ -233,28 +233,28 @@ class Daemon:
         secret: str = SECRET,
         patience: float = 30,
     ) -> tuple[int, dict[str, Any]]:
-        """Deliver a payload as GitHub does."""
+        """Deliver a payload like GitHub."""
         body = json.dumps(payload).encode()
         return self.request("POST", WEBHOOK, body, headers(body, event, guid=guid, secret=secret), patience)
 
     def query(self, sql: str, *values: object) -> list[Any]:
-        """Look into the journal."""
+        """Query the journal, read-only."""
         with closing(sqlite3.connect(f"file:{self.state}/journal.db?mode=ro", uri=True, timeout=30)) as connection:
             return connection.execute(sql, values).fetchall()
 
     def stop(self, timeout: float = 90) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.wait(timeout)
 
     def kill(self) -> None:
-        """SIGKILL: no goodbye."""
+        """Send SIGKILL and wait for the end of the process."""
         self.process.kill()
         self.wait(10)
 
     def wait(self, timeout: float = 90) -> int:
-        """The exit status, once it has ended."""
+        """Wait for the end of the process and return its exit status."""
         status = self.process.wait(timeout)
         self._gatherer.join(timeout)
         assert self.process.stderr

@@ -1,4 +1,4 @@
-"""A host as an operator meets it, for tests that look at the page: real pushes, a real daemon, real checkouts."""
+"""A host with real pushes, a real daemon and real checkouts, for tests and images of the dashboard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBJECTS = (
     "Send one mail for an order, not two",
     "Bring the new logo",
 )
-#: What a deploy prints, colours and all.
+#: A deploy command with coloured output.
 BUILD = r"""printf '\033[1mBuilding\033[0m %s\n' "${GITOPS_AFTER:0:10}"
 sleep "0.$((RANDOM % 4))"
 printf '\033[32m✓\033[0m 214 modules, \033[33m1 warning\033[0m\n'
@@ -28,28 +28,28 @@ printf '\033[32m✓\033[0m 214 modules, \033[33m1 warning\033[0m\n'
 
 
 class Scene:
-    """A forge and a host in `folder`, and what happens between them."""
+    """A forge and a host in `folder`, with methods for the events between them."""
 
     def __init__(self, folder: Path, daemon: Daemon) -> None:
         self.folder = folder
         self.daemon = daemon
         self.upstreams: dict[str, Upstream] = {}
         self._pushes = 0
-        #: The newest delivery, and runs that are worth a look, by what happened in them.
+        #: The newest delivery, and selected runs by their result.
         self.guid = ""
         self.runs: dict[str, int] = {}
         port = daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1]
         self.url = f"http://127.0.0.1:{port}"
 
     def repository(self, name: str, **settings: str) -> Path:
-        """One more repository, with its checkout, synced once."""
+        """Create a repository and its checkout."""
         self.upstreams[name] = Upstream(self.folder / "forge", name)
         return self.upstreams[name].checkout(self.daemon.root, **settings)
 
     def push(
         self, name: str, files: dict[str, str | None] | None = None, *, commits: int = 1, wait: bool = True
     ) -> int:
-        """Somebody pushes commits; returns the number of its run, once that has ended, or else 0."""
+        """Push commits; wait for the end of the run and return its number, or return 0 without `wait`."""
         upstream = self.upstreams[name]
         before = after = upstream.head()
         person = PEOPLE[self._pushes % len(PEOPLE)]
@@ -64,11 +64,11 @@ class Scene:
             return 0
         run = int(self.daemon.wait_for(rf"run (?!started)\S+ .*run=(\d+) .*delivery={guid}")[1])
         while self.daemon.query("SELECT 1 FROM runs WHERE id = ? AND before <> after AND brought IS NULL", run):
-            time.sleep(0.005)  # what it brought is noted after its end
+            time.sleep(0.005)  # its commits are recorded after its end
         return run
 
     def lose(self, name: str) -> None:
-        """The forge does not know a repository any more, and a push that it announced is tried again and again."""
+        """Remove a repository from the forge after a push, so that its run is unreachable and the daemon retries it."""
         upstream = self.upstreams[name]
         after = upstream.commit({"page": "lost"})
         upstream.bare.rename(upstream.bare.with_suffix(".away"))
@@ -76,7 +76,7 @@ class Scene:
         self.daemon.wait_for("run unreachable")
 
     def age(self, seconds: float) -> None:
-        """Let so much time pass: what is remembered is so much older."""
+        """Make the journal older: move all its times `seconds` into the past."""
         with closing(sqlite3.connect(self.daemon.state / "journal.db", timeout=30)) as journal:
             for table, columns in (
                 ("runs", ("started", "ended", "fetched", "deployed", "healthy")),
@@ -89,7 +89,7 @@ class Scene:
 
 
 def a_busy_week(scene: Scene) -> None:
-    """Repositories in every state that a page can show."""
+    """Create repositories in every state that the dashboard can show."""
     broken = "{ ! grep -q broken page || { echo 'migration 42 failed: no such column' >&2; exit 3; }; }"
     intranet = scene.repository("acme/intranet")
     docs = scene.repository("acme/docs")
@@ -110,9 +110,9 @@ def a_busy_week(scene: Scene) -> None:
         if day == 2:
             scene.push("acme/billing", {"page": "broken\n"})
             scene.age(900)
-            scene.push("acme/billing", {"page": "mended\n"})
+            scene.push("acme/billing", {"page": "fixed\n"})
     scene.runs["updated"] = scene.push("acme/shop", commits=3)
-    (docs / "page").write_text("what somebody wrote on the host\n")
+    (docs / "page").write_text("edited on the host\n")
     scene.push("acme/docs")
     git("config", "gitops.paused", "true", cwd=intranet)
     scene.push("acme/intranet")

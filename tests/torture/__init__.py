@@ -1,6 +1,7 @@
-"""``make torture``: the promises of docs/reliability.md, each tried under every fault that it is to hold under.
+"""``make torture``: the promises of docs/reliability.md, each tested under every fault that it covers.
 
-Real processes, files, sockets and signals; the standard library and what is in tests/harness.py and tests/scratch.py.
-`account` counts, `host` is the daemon with its checkouts and knows what is true, and each other module is a family of
-ordeals: `kills`, `power`, `faults`, `storms`, `clients`. `__main__` puts them in order and prints the table.
+The tests use real processes, files, sockets and signals, and only the standard library, tests/harness.py and
+tests/scratch.py. `account` counts the results. `host` runs the daemon with its checkouts and verifies its state from
+outside. The other modules each hold one group of tests: `kills`, `power`, `faults`, `storms`, `clients`. `honest` sends
+valid deliveries during a test and measures the responses. `__main__` runs the tests in order and prints the table.
 """

@@ -1,4 +1,4 @@
-"""``python -m torture``: every ordeal in its order, the table on standard output, exit 1 if a line did not hold."""
+"""Run ``python -m torture``: run every test in order, print the table, and exit 1 if a line failed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Ordeal = Callable[[Path, Account], None]
 
 
 def ordeals(short: bool, seed: int) -> dict[str, Ordeal]:
-    """What is done, by name; the short form does less of the same."""
+    """Return the tests by name, in the order of the table; `short` reduces the number of rounds."""
     return {
         "kills": lambda folder, account: kill_at_random_moments(folder, account, 50 if short else 500, seed),
         "power cuts": lambda folder, account: cut_the_power(folder, account, 10 if short else 200, seed),
@@ -43,11 +43,11 @@ def ordeals(short: bool, seed: int) -> dict[str, Ordeal]:
 
 
 def main() -> int:
-    """Do what the command line asks for."""
+    """Run the selected tests, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="less of the same, in two or three minutes")
-    parser.add_argument("--only", default="", metavar="WORD", help="the ordeals whose names hold this word")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the random moments")
+    parser.add_argument("--short", action="store_true", help="run fewer rounds, for two or three minutes")
+    parser.add_argument("--only", default="", metavar="WORD", help="run only the tests whose names contain WORD")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="the seed of the random delays")
     options = parser.parse_args()
     account = Account(sys.stdout)
     began = time.monotonic()
@@ -55,25 +55,25 @@ def main() -> int:
                  f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}, seed {options.seed}\n")  # fmt: skip
     account.print(f"{'fault':79} {'tried':>8} {'held':>7}")
     top = Path(tempfile.mkdtemp(prefix="gitops-hook-torture-"))
-    top.chmod(0o755)  # one ordeal is another user's
+    top.chmod(0o755)  # one test runs as another user
     for name, ordeal in ordeals(options.short, options.seed).items():
         if options.only in name:
             endure(name, ordeal, top, account)
-    account.print(f"\n{'promise, over all of the above':79} {'tried':>8} {'held':>7}")
+    account.print(f"\n{'promise, over all tests above':79} {'tried':>8} {'held':>7}")
     for line in account.promises.values():
         if line.tried:
             account.print(line)
     failed = [line for line in account.failed if line.tried or line in account.faults]
-    account.print(f"\n{len(failed)} lines did not hold, in {(time.monotonic() - began) / 60:.1f} minutes")
+    account.print(f"\n{len(failed)} lines failed, in {(time.monotonic() - began) / 60:.1f} minutes")
     if failed:
-        account.print(f"what was left behind is in {top}")
+        account.print(f"the directories of the tests are in {top}")
     else:
         shutil.rmtree(top)
     return 1 if failed else 0
 
 
 def endure(name: str, ordeal: Ordeal, top: Path, account: Account) -> None:
-    """Do one ordeal in a folder of its own; what it raises is a line that did not hold, or one that was skipped."""
+    """Run one test in its own directory; an exception becomes a failed line, and `SkipTest` a skipped line."""
     folder = top / name.replace(" ", "-")
     folder.mkdir()
     try:

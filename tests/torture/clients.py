@@ -1,4 +1,4 @@
-"""Peers that mean ill, or know no better; and beside each kind honest deliveries, which must not feel it."""
+"""Hostile and faulty clients; valid deliveries in parallel must not be affected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LARGEST = 25 * _MIB
 
 
 def clients(folder: Path, account: Account, short: bool) -> None:
-    """Each kind of peer in turn, on one daemon."""
+    """Test each kind of client in turn on one daemon."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     connections = 500 if short else 2000
@@ -64,9 +64,9 @@ def _connect(host: Host) -> socket.socket:
 
 
 def _slowhttptest(host: Host, line: Line, kind: str, connections: int, seconds: int) -> None:
-    """As many connections as are asked for, each sending a little every two seconds."""
+    """Open `connections` connections; each sends a few bytes every two seconds."""
     if not shutil.which("slowhttptest"):
-        line.skipped = "there is no slowhttptest here"
+        line.skipped = "slowhttptest is not installed"
         return
     url = f"http://127.0.0.1:{host.daemon.port}{WEBHOOK}"
     options = ["-c", connections, "-r", 500, "-i", 2, "-l", seconds, "-s", 8192, "-x", 10, "-p", 3, "-u", url]
@@ -82,7 +82,7 @@ def _delivery(host: Host, size: int = 8192, **options: Any) -> bytes:
 
 
 def _half_closed(host: Host, line: Line, count: int) -> None:
-    """Half a body and no more to come: refused with 400, each."""
+    """Send half a body and close the sending side; expect 400 for each."""
     half = _delivery(host)[:-4000]
     for _ in range(count // 100):
         with ExitStack() as stack:
@@ -97,7 +97,7 @@ def _half_closed(host: Host, line: Line, count: int) -> None:
 
 
 def _reset(host: Host, line: Line, count: int) -> None:
-    """Half a body, then a reset; that the daemon lives and nothing leaks is for the others to see."""
+    """Send half a body, then reset the connection; the valid deliveries verify that the daemon still responds."""
     half = _delivery(host)[:-4000]
     for number in range(count):
         peer = _connect(host)
@@ -106,11 +106,11 @@ def _reset(host: Host, line: Line, count: int) -> None:
         peer.close()
         line.check(True)
         if number % 100 == 99:
-            time.sleep(0.2)  # how fast connections may come is asked by idle ones
+            time.sleep(0.2)  # `_idle` tests the rate of new connections
 
 
 def _idle(host: Host, line: Line, count: int, seconds: int) -> None:
-    """Connections that say nothing. Beyond the bound the oldest are closed; who connects is let in."""
+    """Open idle connections. Above the limit the daemon closes the oldest; a new connection is accepted."""
     with ExitStack() as stack:
         for _ in range(count):
             try:
@@ -118,11 +118,11 @@ def _idle(host: Host, line: Line, count: int, seconds: int) -> None:
                 line.check(True)
             except OSError as error:
                 line.check(False, f"a connection was refused: {error}")
-        time.sleep(seconds / 5)  # honest deliveries go on meanwhile
+        time.sleep(seconds / 5)  # valid deliveries continue in the meantime
 
 
 def _large(host: Host, line: Line, count: int, *, whole: bool) -> None:
-    """As many bodies of the largest size as there may be connections, unsigned, all in full or all but a byte."""
+    """Send `count` bodies of the maximum size with a wrong signature, in full or without the last byte."""
     answers: list[bytes] = []
     body = bytes(_LARGEST)
     fields = {**headers(b"{}"), "X-Hub-Signature-256": "sha256=" + hashlib.sha256(b"no").hexdigest()}
@@ -132,11 +132,11 @@ def _large(host: Host, line: Line, count: int, *, whole: bool) -> None:
     def send() -> None:
         with suppress(OSError), _connect(host) as peer:
             began.wait(60)
-            with suppress(OSError):  # hung up on, in favour of another
+            with suppress(OSError):  # the daemon closed it in favour of another connection
                 peer.sendall(head)
                 peer.sendall(body if whole else memoryview(body)[:-1])
             if not whole:
-                peer.settimeout(5)  # it holds what it has sent for as long
+                peer.settimeout(5)  # keep the connection and its body open for this time
             answers.append(peer.makefile("rb").readline())
             return
         answers.append(b"")
@@ -147,12 +147,12 @@ def _large(host: Host, line: Line, count: int, *, whole: bool) -> None:
     for thread in threads:
         thread.join()
     for answer in answers:
-        # HTTPError for its signature, for want of memory, or hung up on; never accepted, never a fault of ours.
+        # A wrong signature, too little memory, or a closed connection; never 202, never 500.
         line.check(answer[9:12] in (b"", b"401", b"408", b"503"), f"the answer was {answer!r}")
 
 
 def _hostile(host: Host, line: Line) -> None:
-    """What is signed is still not believed: the exact answer to each, and no fault of ours."""
+    """Send signed hostile payloads; expect the exact status for each, and never 500."""
     repository = host.repositories[0]
     usual = json.dumps(push(repository, host.commits[host.number]))
     nul, surrogate = json.dumps("refs/heads/\0main"), '"refs/heads/\\ud800"'
@@ -188,7 +188,7 @@ def _hostile(host: Host, line: Line) -> None:
 
 
 def _cases(host: Host, line: Line) -> None:
-    """One repository under many spellings: one worker, no overlap, every one served."""
+    """Deliver for one repository in many spellings: one worker, no overlap, every delivery served."""
     owner, name = host.repositories[0].split("/")
     spellings = [f"{o}/{n}" for o in (owner, owner.upper(), owner.title()) for n in (name, name.upper(), name.title())]
     for _ in range(5):
@@ -201,7 +201,7 @@ def _cases(host: Host, line: Line) -> None:
 
 
 def _unproven(host: Host, line: Line, count: int) -> None:
-    """Of each kind the same answer, which tells nothing, and no row in the journal for any: promise 4."""
+    """Check promise 4: every invalid signature gets the same 401 response, and no row enters the journal."""
     body = json.dumps(push("acme/unproven", host.commits[0])).encode()
     good = headers(body)
     unsigned = {name: value for name, value in good.items() if not name.startswith("X-Hub-Signature")}
@@ -218,13 +218,13 @@ def _unproven(host: Host, line: Line, count: int) -> None:
             )
         ),
     ]  # fmt: skip
-    told = set()
+    responses = set()
     promise = host.account.promises[4]
     for number in range(count):
         status, answer = host.daemon.request("POST", WEBHOOK, body, kinds[number % len(kinds)])
-        told.add(json.dumps(answer))
+        responses.add(json.dumps(answer))
         line.check(status == 401, f"{status} for kind {number % len(kinds)}")
-        promise.check(status == 401 and len(told) == 1, f"{status}, answers {told}")
+        promise.check(status == 401 and len(responses) == 1, f"{status}, responses {responses}")
     rows = "SELECT (SELECT count(*) FROM deliveries WHERE repository = ?) + (SELECT count(*) FROM runs WHERE repository = ?)"
     promise.check(host.daemon.query(rows, *["acme/unproven"] * 2) == [(0,)], "something was written")
-    line.remark = line.remark or f"one answer to all: {told.pop() if told else ''}"
+    line.remark = line.remark or f"one response for all: {responses.pop() if responses else ''}"

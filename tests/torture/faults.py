@@ -1,4 +1,4 @@
-"""Disks, journals and limits that fail a while and then are well again: nothing accepted is lost meanwhile."""
+"""Temporary failures of disks, journals and resource limits; no accepted delivery is lost."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from harness import SOURCE, until
 from torture.account import Account, Line
 from torture.host import DEPLOY, Host
 
-#: A user that nobody is, for what root is exempt from.
+#: An unused user ID: RLIMIT_NPROC does not apply to root.
 _NOBODY = 54321
 
 
 @contextmanager
 def _line(account: Account, name: str) -> Iterator[Line]:
-    """A line of the table, printed at the end."""
+    """Add a line to the table and print it at the end of the block."""
     line = account.fault(name)
     yield line
     account.print(line)
 
 
 def disks(folder: Path, account: Account, rounds: int, seed: int) -> None:
-    """The disk of the state folder and that of the root are full, or read-only, and then are not."""
+    """Fill the disks of the state directory and of the root, make the root read-only, then undo that."""
     moments = random.Random(seed)
     (folder / "state disk").mkdir()
     state = folder / "state disk/state"
     with small_disk(state, "16m"), Host(folder / "state disk", account) as host:
-        with _line(account, "disk full in the state folder, runs in hand") as line:
+        with _line(account, "disk full in the state folder during runs") as line:
             for _ in range(rounds):
                 line.check(*_refuses_and_recovers(host, lambda: fill(state), moments))
         host.verify_outcomes()
@@ -49,7 +49,7 @@ def disks(folder: Path, account: Account, rounds: int, seed: int) -> None:
                 ballast = _at_some_moment(host, lambda: fill(root), moments)
                 until(host.has_ended, "runs do not end", 60)
                 ballast.unlink()
-                line.check(host.recovers(), f"not every checkout came to the next push: {host.folder}")
+                line.check(host.recovers(), f"not every checkout reached the next push: {host.folder}")
         with _line(account, "the root read-only") as line:
             for _ in range(rounds):
                 until(host.is_idle, timeout=60)
@@ -64,7 +64,7 @@ def disks(folder: Path, account: Account, rounds: int, seed: int) -> None:
 
 
 def _at_some_moment(host: Host, fault: Callable[[], Path], moments: random.Random) -> Path:
-    """Push, and let the fault come at some moment of the runs that follow; what it returned."""
+    """Push, call `fault` at a random moment of the runs that follow, and return its result."""
     host.push(host.number + 1)
     host.deliver_all()
     time.sleep(moments.uniform(0, 0.2))
@@ -72,13 +72,13 @@ def _at_some_moment(host: Host, fault: Callable[[], Path], moments: random.Rando
 
 
 def _refuses_and_recovers(host: Host, fault: Callable[[], Path], moments: random.Random) -> tuple[bool, str]:
-    """While the journal cannot be written every answer is a 503; afterwards all is made good.
+    """Check that the daemon responds 503 while the journal cannot be written, and then recovers.
 
-    What /healthz says is not asked here: its small write may find the last page that a delivery does not fit on.
+    This does not check /healthz: its small write may still fit on the last page, where a delivery does not.
     """
     ballast = _at_some_moment(host, fault, moments)
     answers: list[int] = []
-    while answers.count(503) < 3 and len(answers) < 300:  # there may be room in the journal for some yet
+    while answers.count(503) < 3 and len(answers) < 300:  # the journal may still have room for some
         answers.append(host.deliver(host.repositories[0]))
     ballast.unlink()
     healed = host.recovers()
@@ -86,7 +86,7 @@ def _refuses_and_recovers(host: Host, fault: Callable[[], Path], moments: random
 
 
 def journals(folder: Path, account: Account, rounds: int) -> None:
-    """The journal is locked, damaged, too new; the logs of runs are deleted."""
+    """Lock, damage and replace the journal, and delete the logs of runs."""
     with Host(folder, account) as host:
         journal = host.state / "journal.db"
         with _line(account, "the journal locked by another process for six seconds") as line:
@@ -94,9 +94,9 @@ def journals(folder: Path, account: Account, rounds: int) -> None:
                 with closing(sqlite3.connect(journal, isolation_level=None)) as neighbour:
                     neighbour.execute("BEGIN IMMEDIATE")
                     answer = host.deliver(host.repositories[0])
-                    time.sleep(1)  # it is locked for longer than one is patient
+                    time.sleep(1)  # the lock outlasts the daemon's busy timeout
                 line.check(answer == 503 and host.recovers(), f"the answer was {answer}")
-        with _line(account, "logs of runs deleted while runs are in hand") as line:
+        with _line(account, "logs of runs deleted during runs") as line:
             for _ in range(rounds):
                 host.push(host.number + 1)
                 answers = host.deliver_all()
@@ -104,7 +104,7 @@ def journals(folder: Path, account: Account, rounds: int) -> None:
                     log.unlink(missing_ok=True)
                 line.check(answers == {202} and host.recovers(), f"answers {answers}")
         host.verify_outcomes()
-        with _line(account, "a journal from a newer version: refused, and left as it is") as line:
+        with _line(account, "a journal from a newer version: refused and not modified") as line:
             line.check(*_refuses_a_newer_one(host, journal))
         for name, damage in _DAMAGE.items():
             with _line(account, f"the journal {name}, then a start: every checkout is synced") as line:
@@ -114,7 +114,7 @@ def journals(folder: Path, account: Account, rounds: int) -> None:
             for _ in range(rounds):
                 _overwrite(journal)
                 _empty(Path(f"{journal}-wal"))
-                host.deliver_all()  # the first to look or to write notices
+                host.deliver_all()  # the next read or write detects the damage
                 line.check(host.recovers(), "it did not recover")
                 host.acknowledged.clear()
 
@@ -139,7 +139,7 @@ def _refuses_a_newer_one(host: Host, journal: Path) -> tuple[bool, str]:
 
 
 def _survives_damage(host: Host, damage: Callable[[], None]) -> tuple[bool, str]:
-    """A push is accepted, the daemon dies, the journal is damaged: the sweep at the next start serves the push."""
+    """Accept a push, kill the daemon, damage the journal: the sweep at the next start must deploy the push."""
     host.push(host.number + 1)
     host.deliver_all()
     host.daemon.kill()
@@ -148,11 +148,11 @@ def _survives_damage(host: Host, damage: Callable[[], None]) -> tuple[bool, str]
     try:
         until(host.is_at_the_last_push, timeout=60)
     except AssertionError:
-        return False, f"checkouts do not come to stand at the push that was accepted: {host.folder}"
+        return False, f"checkouts do not reach the accepted push: {host.folder}"
     kept = list(host.state.glob("journal.db.damaged-*"))
     if kept:
-        host.acknowledged.clear()  # they are served, but in a journal that was set aside
-    else:  # the write-ahead log made it whole again
+        host.acknowledged.clear()  # their rows are in the damaged journal, which the daemon renamed
+    else:  # the write-ahead log repaired it
         until(host.is_idle, timeout=60)
         host.verify_outcomes()
     return True, ""
@@ -179,7 +179,7 @@ _DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 def limits(folder: Path, account: Account, rounds: int) -> None:
-    """No descriptor, no process, no memory to be had for a while."""
+    """Exhaust file descriptors, memory and processes for a while."""
     (folder / "usual").mkdir()
     with Host(
         folder / "usual", account, deploy=f'[[ ! -e "$GITOPS_ROOT/hungry" ]] || {_HUNGRY} || exit\n{DEPLOY}'
@@ -187,7 +187,7 @@ def limits(folder: Path, account: Account, rounds: int) -> None:
         with _line(account, "out of descriptors (RLIMIT_NOFILE)") as line:
             for _ in range(rounds):
                 line.check(*_without_descriptors(host))
-        with _line(account, "a deploy that comes to its memory limit (RLIMIT_AS)") as line:
+        with _line(account, "a deploy that reaches its memory limit (RLIMIT_AS)") as line:
             for _ in range(rounds):
                 (host.root / "hungry").touch()
                 host.push(host.number + 1)
@@ -201,8 +201,8 @@ def limits(folder: Path, account: Account, rounds: int) -> None:
                 )
         host.verify_outcomes()
     (folder / "nobody").mkdir()
-    with _line(account, "no process to be had (RLIMIT_NPROC)") as line:
-        line.skipped = "" if os.geteuid() == 0 else "it takes root, to be another user"
+    with _line(account, "out of processes (RLIMIT_NPROC)") as line:
+        line.skipped = "" if os.geteuid() == 0 else "this requires root, to switch to another user"
         if not line.skipped:
             _without_processes(folder / "nobody", account, line, rounds)
 
@@ -229,7 +229,7 @@ def _without_processes(folder: Path, account: Account, line: Line, rounds: int) 
         if subprocess.run([*user, python, "-c", "import sqlite3"], cwd=SOURCE, capture_output=True).returncode == 0:
             break
     else:
-        line.skipped = "another user can run no Python here"
+        line.skipped = "another user cannot run Python on this machine"
         return
     with Host(folder, account, owner=_NOBODY, launcher=[*user, python]) as host:
         daemon = host.daemon.process.pid

@@ -1,8 +1,8 @@
-/* The disk and the clock of one process as faults would have them; loaded before the C library (ld.so(8), LD_PRELOAD).
+/* Inject disk errors and clock changes into one process; loaded before the C library (ld.so(8), LD_PRELOAD).
 
-   What is to go wrong stands in a small file that the harness writes and this maps, so it changes while the process
-   runs. Only files below TORTURE_FOLDER are touched. What was synced is copied to TORTURE_SYNCED, if that is set: all
-   that a disk which forgets the rest would hold after a power cut. */
+   The harness writes the current faults to a small file, which this library maps, so they can change while the process
+   runs. Only files below TORTURE_FOLDER are affected. If TORTURE_SYNCED is set, every synced file is copied there. The
+   copy is the content that a disk guarantees after a power cut. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,9 +20,9 @@
 #include <unistd.h>
 
 static const volatile struct {
-    int32_t writes, syncs; /* so many of a thousand fail */
+    int32_t writes, syncs; /* how many of a thousand fail */
     int32_t error;         /* with this errno */
-    int32_t hours;         /* by which the wall clock is ahead */
+    int32_t hours;         /* offset of the wall clock */
 } *fault;
 static const char *folder, *synced;
 static pthread_mutex_t copying = PTHREAD_MUTEX_INITIALIZER;
@@ -41,7 +41,7 @@ __attribute__((constructor)) static void begin(void)
     synced = getenv("TORTURE_SYNCED");
 }
 
-/* Where the file lies that `fd` is open on, if that is below the folder; else NULL. */
+/* Return the path of the open file `fd` if it is below the folder, else NULL. */
 static const char *ours(int fd, char path[PATH_MAX])
 {
     char link[64];
@@ -72,7 +72,7 @@ ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t offset)
     return fails(fd, fault ? fault->writes : 0) ? -1 : REAL(pwrite64)(fd, bytes, count, offset);
 }
 
-/* Copy what `fd` is open on, as it is now, to the folder of what was synced. */
+/* Copy the current content of the open file `fd` to the folder of synced files. */
 static void keep(int fd)
 {
     char path[PATH_MAX], target[PATH_MAX + 64], bytes[1 << 16];

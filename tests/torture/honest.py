@@ -1,6 +1,6 @@
-"""Honest deliveries amid whatever goes on: how long each waits for its answer, and what the daemon takes meanwhile.
+"""Valid deliveries during a test: measure the response times and the resources that the daemon uses.
 
-The forge is a process of its own, so that it waits for no thread of the harness that storms.
+The sender is a separate process, so that the load generator's threads cannot delay it.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from harness import WEBHOOK, headers, push, until
 from torture.account import Line
 from torture.host import Host
 
-#: Between two deliveries, in seconds: some twenty a second, more than a busy organisation sends to one host.
+#: Seconds between two deliveries. Twenty per second is more than a busy organisation sends to one host.
 _PACE = 0.05
 _AT_LEAST = 20
-#: What the promise says for 99 of 100, in seconds; on a machine that others keep busy, so many times that as each core
-#: had to do when all began.
+#: The promised limit for the 99th percentile, in seconds. On a busy machine it is multiplied by the initial load per
+#: core.
 _PATIENCE = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Footprint(NamedTuple):
-    """What a daemon takes: memory in MiB, now and at its highest, and counts."""
+    """The resources of a daemon: current and peak memory in MiB, and counts."""
 
     resident: float
     peak: float
     threads: int
     descriptors: int
-    #: Bytes in the state folder.
+    #: The size of the state directory in bytes.
     disk: int
 
     @classmethod
@@ -51,7 +51,7 @@ class Footprint(NamedTuple):
 
 
 def _deliver(port: int, repository: str, commit: str, begun: Any, stop: Any, results: Any) -> None:
-    """Deliver until `stop`; puts a list of (GUID, status or 0, seconds)."""
+    """Deliver until `stop` is set, then put a list of (GUID, status or 0, seconds) into `results`."""
     done: list[tuple[str, int, float]] = []
     while len(done) < _AT_LEAST or not stop.is_set():
         guid, status = str(uuid.uuid4()), 0
@@ -69,12 +69,12 @@ def _deliver(port: int, repository: str, commit: str, begun: Any, stop: Any, res
 
 
 class Honest:
-    """While this lasts, the host's last repository is delivered to, and in the end that counts for promise 5.
+    """Deliver to the host's last repository inside the block, and check promises 5 and 6 at its end.
 
-    What the daemon took is looked at too, and whether it comes back, for promise 6.
+    Promise 5 is checked with the response times, promise 6 with the daemon's resources before and after the block.
     """
 
-    #: Of all that was measured: seconds, and the highest memory in MiB.
+    #: The maxima over all tests: seconds, and memory in MiB.
     worst_wait = 0.0
     worst_peak = 0.0
 
@@ -111,7 +111,7 @@ class Honest:
         for guid, status, _ in done:
             if status == 202:
                 self._host.acknowledged[guid] = (self._host.repositories[-1], self._number)
-        self._line.remark = f"p99 {late * 1e3:.0f} ms of {len(done)} honest deliveries"
+        self._line.remark = f"p99 {late * 1e3:.0f} ms of {len(done)} valid deliveries"
         Honest.worst_wait = max(Honest.worst_wait, late)
         self._host.account.promises[5].check(
             late < _PATIENCE and not refused,
@@ -119,7 +119,7 @@ class Honest:
         )
 
     def _judge_footprint(self) -> None:
-        """Memory has its bound; all else comes back to what it was."""
+        """Check that memory stays below its limit, and that everything else returns to its initial value."""
         with suppress(AssertionError):
             until(self._has_come_back, timeout=120)
         after = Footprint.of(self._host)
@@ -127,11 +127,14 @@ class Honest:
         self._line.remark += f", peak {after.peak:.0f} MiB"
         self._host.account.promises[6].check(
             self._has_come_back() and after.peak < self._memory,
-            f"{self._line.name}: {after}, before it {self._before}",
+            f"{self._line.name}: {after}, before the test {self._before}",
         )
 
     def _has_come_back(self) -> bool:
-        """Threads and descriptors are as before, but for two that come and go; the disk has grown by rows and logs."""
+        """Return True if threads, descriptors and disk use are near their initial values.
+
+        Rows and logs need some space; two threads and four descriptors may be in use for a moment.
+        """
         after = Footprint.of(self._host)
         return (
             self._host.is_idle()

@@ -1,13 +1,13 @@
-"""A host under torture: a forge, checkouts, the daemon, and whatever tells from outside what is true.
+"""A host under test: a forge, checkouts, the daemon, and the checks of the daemon's state from outside.
 
 Rules:
 
-1. What was promised is what this side of the wire got: `acknowledged` holds the deliveries that were answered 202.
-2. What happened is what the deploys noted (`DEPLOY`) and what git says, never what the daemon says.
-3. What the daemon says is then compared with both (`Host.verify_outcomes`).
+1. A delivery counts as promised if the client received a 202 response; `acknowledged` holds these deliveries.
+2. The notes of the deploys (`DEPLOY`) and git are the evidence of each run, never the daemon.
+3. `Host.verify_outcomes` compares the daemon's journal with both.
 
-All repositories share one history at the forge, a chain of commits made beforehand, so a push is the writing of one
-ref. A commit is known by its place in the chain: a later one is better news.
+All repositories share one history at the forge, a chain of commits that exists from the start, so a push only writes
+one ref. The position in the chain identifies a commit: a higher position is newer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from scratch import GIT_ENV, git
 
 from torture.account import Account
 
-#: Notes that it begins, that another is on the way, and that it ends. Whether another is on the way the kernel says:
-#: the lock is held by this shell alone and goes with it, however it dies.
+#: A deploy that notes its begin, an overlap with another deploy, and its end. It detects an overlap with a kernel lock:
+#: only this shell holds the lock, and the kernel releases it even if the shell is killed.
 DEPLOY = """\
 notes=$GITOPS_ROOT/../notes/${PWD##*/}
 exec 8>>"$notes.lock"
@@ -36,17 +36,18 @@ echo "begin $GITOPS_AFTER" >>"$notes"
 sleep 0.03 8>&-
 echo "end $GITOPS_AFTER" >>"$notes"
 """
-#: Outcomes that say that the checkout is where upstream is.
+#: The outcomes that mean that the checkout is at the upstream commit.
 _GOOD = ("updated", "unchanged", "cloned")
-#: What is owed or in hand.
+#: The number of pending deliveries and running runs.
 _UNDONE = "SELECT (SELECT count(*) FROM deliveries WHERE pending) + (SELECT count(*) FROM runs WHERE outcome IS NULL)"
 _SWEPT = "SELECT DISTINCT repository FROM runs WHERE outcome IS NOT NULL"
 
 
 class Host:
-    """A daemon over real checkouts of `repositories`, each at the first of so many `commits` and noting its deploys.
+    """A daemon with real checkouts of `repositories`; each starts at the first of `commits` and notes its deploys.
 
-    It has swept them once. `launcher` is what starts the daemon instead of this Python, and `owner` whose all files are.
+    The first sweep is finished. `launcher` starts the daemon instead of this Python. `owner` is the user ID that owns
+    all files.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Host:
         self.daemon.__exit__()
 
     def _lay_out(self, deploy: str) -> None:
-        """The forge's names for its one history, and a checkout of each."""
+        """Create the forge's repositories, which share one history, and a checkout of each."""
         template = self.folder / "template"
         git("clone", "--quiet", "--no-hardlinks", "--template=", self._history, template, cwd=self.folder)
         git("config", "gitops.deploy", deploy, cwd=template)
@@ -101,17 +102,17 @@ class Host:
             shutil.copytree(template, self.root / repository, symlinks=True)
             (self.root / repository / ".git/config").write_text(config.replace(str(self._history), str(upstream)))
 
-    # -- what a forge does ----------------------------------------------------------------------------------------
+    # -- the forge -----------------------------------------------------------------------------------------------
 
     def push(self, number: int) -> None:
-        """Put the forge's main at that commit of the chain."""
+        """Set the branch main of the forge to commit `number` of the chain."""
         self.number = number
         new = self._history / "main.new"
         new.write_text(self.commits[number] + "\n")
         new.replace(self._history / "refs/heads/main")
 
     def deliver(self, repository: str, *, patience: float = 30) -> int:
-        """Tell the daemon of the last push to `repository`; the status, or 0 where there was no answer."""
+        """Deliver the last push to `repository`; return the status, or 0 without a response."""
         guid, number = str(uuid.uuid4()), self.number
         status = 0
         with suppress(OSError, HTTPException, ValueError):
@@ -121,22 +122,22 @@ class Host:
         return status
 
     def deliver_all(self) -> set[int]:
-        """Tell the daemon of the last push to every repository; which statuses there were."""
+        """Deliver the last push to every repository and return the set of statuses."""
         return {self.deliver(repository) for repository in self.repositories}
 
-    # -- what is true ---------------------------------------------------------------------------------------------
+    # -- the checks ----------------------------------------------------------------------------------------------
 
     def settle(self, timeout: float = 180) -> None:
-        """After a last push to every repository, wait until nothing is owed and nothing is in hand."""
+        """Push to every repository once more, then wait until no delivery is pending and no run is running."""
         self.push(self.number + 1)
         until(lambda: self.deliver_all() == {202}, "deliveries are not accepted again", timeout)
-        until(self.is_idle, "what is owed is not done", timeout)
+        until(self.is_idle, "pending deliveries do not end", timeout)
 
     def recovers(self) -> bool:
-        """Whether, after a fault, a push to every repository is accepted, and every checkout comes to stand at it.
+        """Return True if the daemon accepts a push to every repository after a fault, and every checkout reaches it.
 
-        A journal that is set aside late takes accepted deliveries with it; the sweep that follows within a minute sees
-        to those.
+        If the daemon renames a damaged journal late, the journal takes accepted deliveries with it. The sweep, which
+        follows within a minute, deploys those.
         """
         try:
             self.settle()
@@ -146,19 +147,21 @@ class Host:
         return True
 
     def is_at_the_last_push(self) -> bool:
-        """Whether every checkout stands at the last push, and says that this is deployed."""
-        return all(self.stands(repository) == [self.commits[self.number]] * 2 for repository in self.repositories)
+        """Return True if the branch and the deployed ref of every checkout are at the last push."""
+        return all(
+            self.checkout_refs(repository) == [self.commits[self.number]] * 2 for repository in self.repositories
+        )
 
-    def stands(self, repository: str) -> list[str]:
-        """Where the checkout's branch is, and what counts as deployed there."""
+    def checkout_refs(self, repository: str) -> list[str]:
+        """Return the commits of the checkout's branch and of its deployed ref."""
         return [_ref(self.root / repository, ref) for ref in ("refs/heads/main", "refs/gitops/deployed")]
 
     def is_idle(self) -> bool:
-        """Whether nothing is owed and nothing in hand."""
+        """Return True if no delivery is pending and no run is running."""
         return self.daemon.query(_UNDONE) == [(0,)]
 
     def is_idle_but_for_the_last(self) -> bool:
-        """Whether nothing is owed to any repository but the last, which honest deliveries go to."""
+        """Return True if only the last repository, the target of `Honest`, has pending deliveries or runs."""
         last = self.repositories[-1]
         undone = (
             "SELECT repository FROM deliveries WHERE pending UNION SELECT repository FROM runs WHERE outcome IS NULL"
@@ -166,11 +169,11 @@ class Host:
         return {name for (name,) in self.daemon.query(undone)} <= {last}
 
     def has_ended(self) -> bool:
-        """Whether nothing is in hand; what is owed may wait for another try."""
+        """Return True if no run is running; pending deliveries may wait for a retry."""
         return self.daemon.query("SELECT count(*) FROM runs WHERE outcome IS NULL") == [(0,)]
 
     def verify_outcomes(self, *, clock_moved: bool = False) -> list[str]:
-        """Hold the journal against what is true, for promises 1 to 3; returns the deliveries that were not served."""
+        """Check promises 1 to 3 with the journal, the notes and git; return the deliveries that were not served."""
         unserved = self._judge_service(clock_moved)
         self._judge_overlaps()
         self._judge_outcomes()
@@ -189,51 +192,51 @@ class Host:
         return [guid for guid in self.acknowledged if guid not in served]
 
     def noted(self, repository: str) -> list[tuple[str, str]]:
-        """What the deploys of `repository` noted: what happened, and at which commit."""
+        """Return the notes of the deploys of `repository` as pairs of event and commit."""
         notes = self.notes / repository.partition("/")[2]
         lines = notes.read_text().splitlines() if notes.exists() else []
-        return [(what, commit) for what, _, commit in (line.partition(" ") for line in lines)]
+        return [(event, commit) for event, _, commit in (line.partition(" ") for line in lines)]
 
     def _judge_overlaps(self) -> None:
         for repository in self.repositories:
-            happened = [what for what, _ in self.noted(repository)]
-            overlaps = happened.count("overlap")
+            events = [event for event, _ in self.noted(repository)]
+            overlaps = events.count("overlap")
             line = self.account.promises[2]
-            line.tried += happened.count("begin")
-            line.held += happened.count("begin") - overlaps
+            line.tried += events.count("begin")
+            line.held += events.count("begin") - overlaps
             line.reasons += [f"{overlaps} times in the notes of {repository}"] if overlaps else []
 
     def _judge_outcomes(self) -> None:
-        """A run that ended well left its checkout at a commit no older than any that it was told of, and deployed."""
+        """Check that each successful run deployed a commit that is at least as new as those of its deliveries."""
         deployed = {
-            repository: {self._place[commit] for what, commit in self.noted(repository) if what == "end"}
+            repository: {self._place[commit] for event, commit in self.noted(repository) if event == "end"}
             for repository in self.repositories
         }
-        told_of: dict[int, int] = {}
+        requested: dict[int, int] = {}
         for run, guid in self.daemon.query("SELECT run, guid FROM deliveries WHERE run IS NOT NULL"):
             _, number = self.acknowledged.get(guid, ("", 0))
-            told_of[run] = max(number, told_of.get(run, 0))
+            requested[run] = max(number, requested.get(run, 0))
         for run, repository, outcome, after in self.daemon.query(
             f"SELECT id, repository, outcome, after FROM runs WHERE outcome IN {_GOOD}"
         ):
-            # Where the disk was too full to say which commit, the newest that was ever deployed must do.
+            # If the disk was too full to record the commit, use the newest deployed commit.
             places = deployed[repository.lower()]
             place = self._place[after] if after else max(places, default=-1)
             self.account.promises[3].check(
-                place in places and place >= told_of.get(run, 0),
-                f"run {run} of {repository} said {outcome} at {after}, in {self.folder}",
+                place in places and place >= requested.get(run, 0),
+                f"run {run} of {repository} reported {outcome} at {after}, in {self.folder}",
             )
 
     def _judge_checkouts(self) -> None:
-        """In the end every checkout stands at the last push, and says that this is deployed."""
+        """Check that the branch and the deployed ref of every checkout are at the last push."""
         wanted = self.commits[self.number]
         for repository in self.repositories:
-            stands = self.stands(repository)
-            self.account.promises[3].check(stands == [wanted] * 2, f"{repository} stands at {stands}, not {wanted}")
+            refs = self.checkout_refs(repository)
+            self.account.promises[3].check(refs == [wanted] * 2, f"{repository} is at {refs}, not {wanted}")
 
 
 def _make_chain(bare: Path, count: int) -> list[str]:
-    """A bare repository with so many commits one upon the other, oldest first, reachable as ``chain``."""
+    """Create a bare repository with a branch ``chain`` of `count` commits; return the commits, oldest first."""
     git("init", "--quiet", "--bare", "--initial-branch=main", bare, cwd=bare.parent)
     stream = []
     for number in range(count):
@@ -248,18 +251,18 @@ def _make_chain(bare: Path, count: int) -> list[str]:
 
 
 def _ref(checkout: Path, ref: str) -> str:
-    """A ref's commit; from its own file where it has one, which spares a process."""
+    """Return the commit of a ref; reading a loose ref from its file avoids a process."""
     loose = checkout / ".git" / ref
     return loose.read_text().strip() if loose.exists() else git("rev-parse", ref, cwd=checkout, check=False)
 
 
 def children_of(process: int) -> list[int]:
-    """The living processes that `process` has started, and theirs."""
+    """Return the running descendants of `process`."""
     found: list[int] = []
     try:
         for thread in Path(f"/proc/{process}/task").iterdir():
             for child in (thread / "children").read_text().split():
                 found += [int(child), *children_of(int(child))]
     except OSError:
-        pass  # it has ended meanwhile
+        pass  # the process has ended
     return found

@@ -1,4 +1,4 @@
-"""A disk that forgets or refuses, and a clock that jumps: the daemon with faulty.c before its C library."""
+"""Power cuts, failing writes and clock changes; the daemon runs with faulty.c loaded before the C library."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _PAGE = 4096
 
 
 class Faulty:
-    """A host's settings under which its daemon meets faults, and the switch for them."""
+    """The settings that load faulty.c into a daemon, and the control of its faults."""
 
     def __init__(self, folder: Path) -> None:
         library = folder / "faulty.so"
         source = Path(__file__).with_name("faulty.c")
         if not shutil.which("gcc"):
-            raise unittest.SkipTest("there is no gcc here to make faulty.c")
+            raise unittest.SkipTest("gcc, which compiles faulty.c, is not installed")
         subprocess.run(
             ["gcc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source, "-ldl", "-pthread"],
             check=True,
@@ -49,13 +49,13 @@ class Faulty:
         }
 
     def set(self, *, writes: int = 0, syncs: int = 0, error: int = 0, hours: int = 0) -> None:
-        """From now on so many of a thousand writes and syncs fail with this error, and the clock is so far ahead."""
+        """Let `writes` and `syncs` of a thousand calls fail with `error`, and advance the clock by `hours`."""
         self._control[:] = struct.pack("iiii", writes, syncs, error, hours)
 
 
 @contextmanager
 def _load(host: Host) -> Iterator[None]:
-    """Deliveries from four sides, one after another, while this lasts."""
+    """Deliver continuously inside the block, with one thread for each repository."""
     over = threading.Event()
 
     def keep_on(repository: str) -> None:
@@ -74,10 +74,10 @@ def _load(host: Host) -> Iterator[None]:
 
 
 def cut_the_power(folder: Path, account: Account, rounds: int, seed: int) -> None:
-    """Copy the state folder amid the load, as it is, and as it may be where what was not synced was written or not."""
+    """Copy the state directory under load: once unchanged, once with a random subset of the unsynced pages."""
     moments = random.Random(seed)
     whole = account.fault("power cut: the state folder copied at a random moment")
-    torn = account.fault("power cut: of what was not synced, any page may be missing")
+    torn = account.fault("power cut: any page that was not synced may be missing")
     faulty = Faulty(folder)
     with Host(folder, account, settings=faulty.settings) as host:
         with _load(host):
@@ -106,7 +106,7 @@ def cut_the_power(folder: Path, account: Account, rounds: int, seed: int) -> Non
 
 
 def _tear(live: Path, synced: Path, mixed: Path, moments: random.Random) -> None:
-    """What a power cut may leave: each page as it was synced or as it was last written, the length likewise."""
+    """Simulate a power cut: take each page, and the length, at random from the synced or the last written file."""
     shutil.copytree(live, mixed)
     for file in ("journal.db", "journal.db-wal"):
         new = (live / file).read_bytes() if (live / file).exists() else b""
@@ -117,7 +117,7 @@ def _tear(live: Path, synced: Path, mixed: Path, moments: random.Random) -> None
 
 
 def _holds(state: Path, promised: set[str]) -> tuple[bool, str]:
-    """Whether a journal opens whole and holds what was promised."""
+    """Check that a journal opens without damage and holds every promised delivery."""
     from gitops_hook.journal.writer import Journal
 
     with closing(Journal(state)) as journal:
@@ -126,11 +126,11 @@ def _holds(state: Path, promised: set[str]) -> tuple[bool, str]:
         held = {guid for (guid,) in connection.execute("SELECT guid FROM deliveries")}
     damaged = list(state.glob("*.damaged-*"))
     missing = promised - held
-    return not missing and not damaged, f"{state}: {len(missing)} of {len(promised)} are gone, set aside {damaged}"
+    return not missing and not damaged, f"{state}: {len(missing)} of {len(promised)} are missing, damaged: {damaged}"
 
 
 def fail_writes(folder: Path, account: Account, rounds: int) -> None:
-    """Writes and syncs in the state folder fail, one way after another; then they succeed again."""
+    """Let writes and syncs in the state directory fail with one error after another, then succeed again."""
     names = {
         "a bad disk (EIO)": errno.EIO,
         "a full disk (ENOSPC)": errno.ENOSPC,
@@ -146,12 +146,12 @@ def fail_writes(folder: Path, account: Account, rounds: int) -> None:
                 faulty.set(writes=share, syncs=share, error=error)
                 host.push(host.number + 1)
                 answers = {*host.deliver_all(), *host.deliver_all(), *host.deliver_all()}
-                sick = host.daemon.request("GET", "/healthz")[0] if share == 1000 else 503
+                health = host.daemon.request("GET", "/healthz")[0] if share == 1000 else 503
                 faulty.set()
-                until_healed = host.recovers()
+                recovered = host.recovers()
                 line.check(
-                    answers <= {202, 503} and (share < 1000 or answers == {503}) and sick == 503 and until_healed,
-                    f"answers {answers}, health {sick}, made good {until_healed}",
+                    answers <= {202, 503} and (share < 1000 or answers == {503}) and health == 503 and recovered,
+                    f"answers {answers}, health {health}, recovered {recovered}",
                 )
             account.print(line)
         host.verify_outcomes()
@@ -159,7 +159,7 @@ def fail_writes(folder: Path, account: Account, rounds: int) -> None:
 
 
 def move_the_clock(folder: Path, account: Account, rounds: int) -> None:
-    """The wall clock is set an hour forward and back while deliveries wait and runs are in hand."""
+    """Set the wall clock an hour forward and back while deliveries are pending and runs are running."""
     line = account.fault("the clock set forward and back by an hour")
     faulty = Faulty(folder)
     with Host(folder, account, settings=faulty.settings) as host:

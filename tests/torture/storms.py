@@ -1,4 +1,4 @@
-"""Much at once: deliveries, repositories, deploys that misbehave, and everyone who may start a run."""
+"""High load: many deliveries, many repositories, misbehaving deploys, and all programs that start runs at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCRIPT = SOURCE / "scripts/gitops_sync.sh"
 
 
 def _storm(host: Host, line: Line, repositories: list[str], count: int, connections: int) -> None:
-    """So many pushes in turn to these repositories, sent as fast as can be; every one is to be answered 202."""
+    """Send `count` pushes to the repositories in turn, as fast as possible; each must receive a 202."""
     host.push(host.number + 1)
     pushes = [push(repositories[number % len(repositories)], host.commits[host.number]) for number in range(count)]
     guids = [str(uuid.uuid4()) for _ in pushes]
@@ -35,7 +35,7 @@ def _storm(host: Host, line: Line, repositories: list[str], count: int, connecti
 
 
 def deliveries(folder: Path, account: Account, short: bool) -> None:
-    """Many deliveries over many repositories, then as many repositories once, then one repository many times."""
+    """Send many deliveries for some repositories, one for each of many repositories, and many for one repository."""
     count, repositories = (2000, 20) if short else (10_000, 100)
     many = 50 if short else 1000
     with Host(folder, account, many + 1) as host:
@@ -47,13 +47,13 @@ def deliveries(folder: Path, account: Account, short: bool) -> None:
             line = account.fault(name)
             with Honest(host, line):
                 _storm(host, line, host.repositories[:names], pushes, connections)
-                until(host.is_idle_but_for_the_last, "the storm's runs do not end", 600)
+                until(host.is_idle_but_for_the_last, "the runs of the burst do not end", 600)
             account.print(line)
         host.settle(600)
         host.verify_outcomes()
 
 
-#: What a deploy may do to others, the outcome that tells of it, and the limit on its run in seconds.
+#: Misbehaving deploys by name: the command, the expected outcome, and the time limit of the run in seconds.
 _MISBEHAVIOUR = {
     "hangs": ("sleep 600", "timed-out", 2),
     "ignores TERM": ("trap '' TERM; sleep 600; sleep 600", "timed-out", 2),
@@ -65,13 +65,13 @@ _MISBEHAVIOUR = {
 
 
 def misbehaving_deploys(folder: Path, account: Account, rounds: int) -> None:
-    """Deploys that misbehave, all at once, and a repository beside them that does not."""
+    """Run all misbehaving deploys at once, beside a repository whose deploy is correct."""
     names = [f"bad{number}" for number in range(len(_MISBEHAVIOUR))]
     with Host(folder, account, [*names, "honest"]) as host:
         lines = {name: account.fault(f"a deploy that {name}") for name in _MISBEHAVIOUR}
         for _ in range(rounds):
-            for repository, (what, _, limit) in zip(host.repositories, _MISBEHAVIOUR.values()):
-                git("config", "gitops.deploy", f"{DEPLOY}\n{what}", cwd=host.root / repository)
+            for repository, (command, _, limit) in zip(host.repositories, _MISBEHAVIOUR.values()):
+                git("config", "gitops.deploy", f"{DEPLOY}\n{command}", cwd=host.root / repository)
                 git("config", "gitops.timeout", limit, cwd=host.root / repository)
             with Honest(host, lines["prints a gigabyte"]):
                 host.push(host.number + 1)
@@ -90,7 +90,7 @@ def misbehaving_deploys(folder: Path, account: Account, rounds: int) -> None:
 
 
 def everyone(folder: Path, account: Account, seconds: float) -> None:
-    """The daemon, the command line and a timer that calls the script, all on the same repositories; a second daemon."""
+    """Sync the same repositories with the daemon, the command line and the script; then start a second daemon."""
     with Host(folder, account, 2) as host:
         environ = {
             **GIT_ENV,
@@ -105,7 +105,7 @@ def everyone(folder: Path, account: Account, seconds: float) -> None:
             "the command line": [sys.executable, "-m", "gitops_hook", "sync"],
             "a timer": ["timeout", "60", str(_SCRIPT)],
         }
-        lines = {who: account.fault(f"{who} beside the daemon: its runs end as they should") for who in commands}
+        lines = {who: account.fault(f"{who} beside the daemon: its runs end as expected") for who in commands}
         over = threading.Event()
 
         def keep_on(who: str, repository: str) -> None:
