@@ -53,7 +53,9 @@ def within(tag: str, text: str) -> str:
 
 def test_the_page_puts_first_what_needs_a_person_with_its_cure(page, journal):
     finished(journal, "acme/fine", "updated", after="a" * 40)
-    run = finished(journal, "acme/stuck", "dirty", message="acme/stuck: commit or stash <README>", fix="git -C '/x' stash")
+    run = finished(
+        journal, "acme/stuck", "dirty", message="acme/stuck: commit or stash <README>", fix="git -C '/x' stash"
+    )
     journal.log_path(run).write_text("Aborting \x1b[31m<now>\ndirty: acme/stuck: commit or stash <README>\n")
     shown = page.get("/").text
     needs = within("section", shown)
