@@ -103,7 +103,7 @@ class StateLock:
             temporary.unlink()
         try:
             with os.fdopen(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb"
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb"
             ) as file:
                 file.write(content)
             temporary.replace(self._state / "holder.json")

@@ -55,8 +55,7 @@ class Upstream:
         template = _template(branch)
         shutil.copytree(template / "bare", self.bare)
         shutil.copytree(template / "work", self.work)
-        config = self.work / ".git" / "config"
-        config.write_text(config.read_text().replace(str(template / "bare"), str(self.bare)))
+        git("config", "remote.origin.url", self.bare, cwd=self.work)
 
     def commit(self, files: dict[str, str | None] | None = None, message: str = "work", *options: str) -> str:
         """Commit `files` (name to text, None deletes) on the current branch, push it, return the commit id.
