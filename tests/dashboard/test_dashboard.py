@@ -15,6 +15,7 @@ from scratch import Upstream
 from webtest import TestApp
 
 from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Commit, Delivery
 from gitops_hook.sync.checkouts import Checkouts
@@ -59,8 +60,9 @@ def test_the_page_puts_first_what_needs_a_person_with_its_cure(page, journal):
     journal.log_path(run).write_text("Aborting \x1b[31m<now>\ndirty: acme/stuck: commit or stash <README>\n")
     shown = page.get("/").text
     needs = within("section", shown)
-    assert "acme/stuck</a>" in needs
-    assert "<p>commit or stash &lt;README&gt;; <code>git -C &#x27;/x&#x27; stash</code></p>" in needs
+    assert "acme/<wbr>stuck" in needs
+    assert "<p>commit or stash &lt;README&gt;</p>" in needs
+    assert '<code class="command">git -C &#x27;/x&#x27; stash</code>' in needs
     assert '<pre class="tail">Aborting <span class="s31">&lt;now&gt;</span></pre>' in needs
     assert f'href="/runs/{run}"' in needs
     assert "acme/fine" not in needs
@@ -68,24 +70,26 @@ def test_the_page_puts_first_what_needs_a_person_with_its_cure(page, journal):
     assert table.index("acme/<wbr>stuck") < table.index("acme/<wbr>fine")
     assert "action needed" in table
     assert "in sync" in table
-    assert "aaaaaaaaaa<" in table
-    assert "<title>1 need action" in shown
+    assert "aaaaaaaa<" in table
+    assert "<title>1 of 2 needs action" in shown
+    assert ">1 of 2 needs action</h1>" in shown
 
 
 def test_the_overview_tells_the_health_of_the_daemon_and_counts(page, journal):
     finished(journal, "acme/fine", "updated")
     journal.record(Delivery("g", "push", 1.0, "acme/other", "refs/heads/main"))
     shown = page.get("/").text
-    assert "Running" in shown
-    assert "0 runs" in shown
-    assert "1 run<" in (journal.start("acme/other", "push"), page.get("/").text)[1]
+    assert "Daemon running" in shown
+    assert "0 runs now" in shown
+    journal.start("acme/other", "push")
+    assert "1 run now" in page.get("/").text
     assert re.search(r"<b>1</b> running", page.get("/").text)
     journal.fault = "no space <left>"
     assert "The journal cannot be written: no space &lt;left&gt;" in page.get("/").text
 
 
 def rows(text: str) -> list[str]:
-    return re.findall(r'<tr><th scope="row"><a href="/repositories/([^"]+)"', text)
+    return re.findall(r'<tr [^>]*><th scope="row"><a href="/repositories/([^"]+)"', text)
 
 
 def test_rows_are_searched_sorted_and_picked_by_state(page, journal):
@@ -115,7 +119,7 @@ def test_a_date_beyond_every_calendar_spoils_no_answer(page, journal, moment):
     run = finished(journal, "acme/site", "updated", before="b" * 40, after="a" * 40)
     journal.save_commits(run, [Commit("a" * 40, "Ada", "Say hello", moment)], 1)
     year = "9999-12-31" if moment > 0 else "1970-01-01"
-    for path in ("/", "/repositories/acme/site", f"/runs/{run}"):
+    for path in ("/repositories/acme/site", f"/runs/{run}"):
         assert year in page.get(path).text
     for path in ("/api/repositories", "/api/repositories/acme/site", f"/api/runs/{run}"):
         assert f'"{year}T' in page.get(path).text
@@ -228,9 +232,10 @@ def test_a_repository_is_shown_with_its_settings_and_what_each_run_brought(page,
     assert "<code>gitops.deploy</code></th><td><code>echo &#x27;&lt;b&gt;&#x27;</code></td>" in shown
     assert f"<td>{tmp_path}/root/acme/site/.git/config</td>" in shown
     assert "the daemon&#x27;s GITOPS_SYNC_TIMEOUT" in shown
-    assert shown.count("<details") == 2
-    assert "<summary>3 commits: Say &lt;hello&gt; 0</summary>" in shown
-    assert "<summary>1000 or more commits: " in shown
+    assert shown.count('<details id="r') == 2
+    assert '<span class="subject">Say &lt;hello&gt; 0</span>' in within("summary", shown)
+    assert '<span class="quiet">3 commits</span></summary>' in shown
+    assert '<span class="quiet">1000 or more commits</span></summary>' in shown
     assert "And 950 or more before these." in shown
     for number in range(60):
         last = finished(journal, "acme/site", "updated", message=str(number))
@@ -363,6 +368,99 @@ def test_a_bad_offset_is_answered_so(page, journal):
     page.get(f"/runs/{run}/output?offset=x", status=400)
     assert page.get(f"/runs/{run}/output?offset=7&pen=%1b[31m;;x").json == {"html": "", "next": None}
     assert page.get(f"/api/runs/{run}/log?offset=999").json["text"] == ""  # pruned, or not there yet
+
+
+def test_a_refresh_sends_only_the_rows_that_changed(page, journal):
+    for name in ("acme/one", "acme/two"):
+        finished(journal, name, "updated")
+    keys = re.findall('data-key="([^"]+)"', page.get("/").text)
+    known = ".".join(keys)
+    first = page.get("/", {"known": known})
+    assert not rows(first.json["live"])
+    assert re.findall('<tr data-key="([^"]+)"></tr>', first.json["live"]) == keys
+    page.get("/", {"known": known}, headers={"If-None-Match": first.headers["ETag"]}, status=304)
+    finished(journal, "acme/two", "dirty", message="acme/two: commit or stash")
+    second = page.get("/", {"known": known}, headers={"If-None-Match": first.headers["ETag"]}).json
+    assert rows(second["live"]) == ["acme/two"]
+    assert second["title"].startswith("1 of 2 needs action")
+    assert ">1%3C/text" in second["icon"].replace("%3E", ">")
+
+
+def test_a_refresh_of_a_thousand_repositories_is_small(page, journal):
+    for number in range(1000):
+        finished(journal, f"acme/site{number:03}", "updated", after="a" * 40)
+    whole = page.get("/")
+    assert len(rows(whole.text)) == 100
+    keys = ".".join(re.findall('data-key="([^"]+)"', whole.text))
+    for number in range(10):
+        finished(journal, f"acme/site{number:03}", "updated", after="b" * 40)
+    refresh = page.get("/", {"known": keys})
+    assert len(rows(refresh.json["live"])) == 10
+    assert len(refresh.body) < 20_000
+    last = page.get("/?page=10").text
+    assert rows(last)[-1] == "acme/site999"
+    assert "901 to 1000 of 1000" in last
+    assert 'rel="next"' not in last
+
+
+def test_a_rolled_back_repository_counts_as_action_needed_and_names_the_rejected_commit(page, journal):
+    run = finished(journal, "acme/site", "rolled-back", before="a" * 40, after="a" * 40)
+    journal.save_commits(run, [Commit("a" * 40, "Ada", "Good", 9.0), Commit("b" * 40, "Bob", "Bad <idea>", 9.0)], 0)
+    finished(journal, "acme/other", "updated")
+    for path in ("/", "/?state=action+needed", "/?q=bad+idea", "/?q=rolled-back+acme"):
+        shown = page.get(path).text
+        assert re.search(r"<b>1</b> action needed", shown)
+        assert "Bad &lt;idea&gt;" in within("section", shown)
+    assert "rolled back" not in within("nav", shown)
+    assert '<span class="subject">Bad &lt;idea&gt;</span>' in within("main", page.get(f"/runs/{run}").text)
+    assert "Bad &lt;idea&gt;" in within("table", page.get("/repositories/acme/site").text)
+
+
+def test_a_paused_run_claims_no_commits(page, journal):
+    run = finished(journal, "acme/site", "paused", before="a" * 40, after="b" * 40)
+    journal.save_commits(run, [Commit("b" * 40, "Ada", "Say hello", 9.0)], 1)
+    assert "Commits" not in within("main", page.get(f"/runs/{run}").text)
+
+
+def test_a_long_output_shows_its_end_and_links_to_the_rest(page, journal):
+    run = finished(journal, "acme/site", "updated")
+    journal.log_path(run).write_text("".join(f"line {number}\n" for number in range(100_000)))
+    answer = page.get(f"/runs/{run}")
+    shown = within("pre", answer.text)
+    assert "line 99999\n" in shown
+    assert ">line 9" in shown
+    assert len(answer.body) < 100_000
+    assert "line 0\n" in page.get(f"/runs/{run}/log").text
+
+
+def test_many_problems_leave_the_list_in_sight(page, journal):
+    for number in range(8):
+        finished(journal, f"acme/site{number}", "dirty", message="commit or stash")
+    shown = page.get("/").text
+    assert within("section", shown).count("<details") == 5
+    assert '<a href="/?state=action+needed">3 more</a>' in shown
+    assert within("section", page.get("/?state=action+needed").text).count("<details") == 8
+
+
+def test_rejected_webhooks_are_counted_within_bounds_and_for_a_day(tmp_path, journal):
+    clock = [1_000_000.0]
+    rejections = Rejections(lambda: clock[0])
+    for number in range(100):
+        rejections.add("signature", f"10.0.0.{number}")
+    for _ in range(17):
+        rejections.add("signature", "10.0.0.1")
+    found = {rejected.peer: rejected.requests for rejected in rejections.last_day()}
+    assert (found["10.0.0.1"], found["others"], len(found)) == (18, 50, 51)
+    page = TestApp(
+        Dashboard(journal, Checkouts(tmp_path), rejections=rejections.last_day),
+        extra_environ={"HTTP_HOST": "127.0.0.1:8788"},
+    )
+    shown = page.get("/").text
+    assert "Does the forge use the secret of this host?" in shown
+    assert "10.0.0.1</code>" in shown
+    clock[0] += 86400 + 3600
+    assert rejections.last_day() == []
+    assert "Rejected webhooks" not in page.get("/").text
 
 
 def test_it_is_read_only(page):

@@ -80,7 +80,7 @@ def test_a_commit_date_after_the_year_9999_is_clamped(tmp_path, upstream, hook, 
     hook("sync", "acme/site")
     with closing(Journal(tmp_path / "state")) as journal:
         page = TestApp(Dashboard(journal, Checkouts(tmp_path / "root")), extra_environ={"HTTP_HOST": "localhost:8788"})
-        assert "9999-12-31 23:59:59" in page.get("/").text
+        assert "9999-12-31 23:59:59" in page.get("/repositories/acme/site").text
         assert "9999-12-31T23:59:59.000Z" in page.get("/api/repositories").text
 
 
