@@ -9,6 +9,8 @@ TEST_TOOLS := $(VENV)/.ready
 LINT := .venv-lint
 FUZZ := .venv-fuzz
 BROWSER := .venv-browser
+# Two workers per core, because tests mostly wait for the processes that they start.
+PARALLEL := -n $(shell expr 2 '*' $$(nproc))
 INSTALL_INTO = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 
 # What depends on the interpreter: the HTTP server, parsers, the journal, threads, processes. Not bash, not the documents.
@@ -63,7 +65,7 @@ run: ## run the daemon in the foreground, with its state in ./var; print a comma
 ## For contributors
 
 test: $(TEST_TOOLS) ## run the tests in parallel; ARGS=... for pytest, PYTHON=python3.9 for another interpreter
-	$(TEST_PYTHON) -m pytest -n auto $(ARGS)
+	$(TEST_PYTHON) -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(LINT)/.ready ## check style, types and scripts: ruff, mypy, shellcheck, the layers
 	$(LINT)/bin/ruff check .
@@ -75,12 +77,12 @@ lint: $(LINT)/.ready ## check style, types and scripts: ruff, mypy, shellcheck, 
 
 coverage: $(LINT)/.ready ## run the tests with branch coverage; fail below 95%
 	rm -f .coverage*
-	$(LINT)/bin/coverage run -m pytest -n auto $(ARGS)
+	$(LINT)/bin/coverage run -m pytest $(PARALLEL) $(ARGS)
 	$(LINT)/bin/coverage combine -q
 	$(LINT)/bin/coverage report --fail-under=95
 
 test-interpreter: $(TEST_TOOLS) ## run the tests that depend on the interpreter
-	$(TEST_PYTHON) -m pytest -n auto $(wildcard $(INTERPRETER_TESTS)) $(ARGS)
+	$(TEST_PYTHON) -m pytest $(PARALLEL) $(wildcard $(INTERPRETER_TESTS)) $(ARGS)
 
 test-slow: $(TEST_TOOLS) ## run the tests that take minutes or gigabytes
 	$(TEST_PYTHON) -m pytest -m slow $(ARGS)

@@ -244,6 +244,7 @@ def test_hooks_are_listed_with_whose_they_are_and_what_is_wrong(forge, make_hook
 # -- a thousand ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_thousand_repositories_are_registered_within_the_limit_and_it_goes_on_where_it_was(
     forge, make_hooks, clock, daemon
 ):

@@ -84,7 +84,7 @@ def test_the_settings_in_force_name_their_source(tmp_path: Path, upstream: Upstr
         config.write("[gitops]\n\tverify\n")  # no value: true, as git takes it
     checkout = Checkouts(tmp_path / "root").find("acme/site")
     assert checkout
-    found = {name: (value, origin) for name, value, origin in settings_in_force(checkout, 600)}
+    found = {setting.name: (setting.value, setting.origin) for setting in settings_in_force(checkout, 600)}
     own = str(path / ".git/config")
     assert found["origin"] == ("https://***@forge.example/acme/site.git", own)
     assert found["branch"] == ("main", own)
