@@ -228,17 +228,19 @@ def test_hung_it_is_killed_by_the_watchdog_tells_where_and_serves_again(machine,
         "/usr/local/lib/hangs.py",
         "import pathlib, sys, threading\n"
         "sys.path.insert(0, '/usr/lib/gitops-hook')\n"
-        "from gitops_hook import cli, daemon, server\n"
-        "daemon._TURN = 1.0\n"
+        "from gitops_hook import daemon\n"
+        "from gitops_hook.cli.main import main\n"
+        "from gitops_hook.httpd import server\n"
+        "daemon._ACCEPT_LIMIT = 1.0\n"
         "serve = server.Server.process_request\n"
-        "def hang_once(*arguments):\n"
+        "def hang_once(self, *arguments):\n"
         "    mark = pathlib.Path('/var/lib/gitops-hook/hung')\n"
-        "    if mark.exists():\n"
-        "        return serve(*arguments)\n"
+        "    if mark.exists() or self.name != 'webhook':\n"
+        "        return serve(self, *arguments)\n"
         "    mark.touch()\n"
         "    threading.Event().wait()\n"
         "server.Server.process_request = hang_once\n"
-        "sys.exit(cli.main(['serve']))\n",
+        "sys.exit(main(['serve']))\n",
     )
     hangs = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /usr/local/lib/hangs.py\nWatchdogSec=3\n"
     with drop_in(machine, hangs):
