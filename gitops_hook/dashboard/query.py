@@ -29,7 +29,7 @@ def is_address(host: str) -> bool:
 def query_fields(environ: dict[str, Any]) -> dict[str, str]:
     """Return the fields of the query, the last value of each."""
     try:
-        given = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=_MOST_FIELDS)
+        given = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
     except ValueError:
         raise HTTPError(400, "the query has too many fields") from None
     return {name: values[-1] for name, values in given.items()}
