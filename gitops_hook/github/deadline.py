@@ -11,7 +11,6 @@ import ssl
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
 from typing import Any
 from urllib.request import HTTPHandler, HTTPSHandler, Request
@@ -53,16 +52,14 @@ def _shut_down(connection: socket.socket) -> None:
 
 
 class _Connection(HTTPConnection):
-    """A connection under a deadline."""
+    """A connection under a deadline, which the handler sets before it connects."""
 
-    def __init__(self, *args: Any, deadline: Deadline, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._deadline = deadline
+    deadline: Deadline
 
     def connect(self) -> None:
         """Connect, and close the connection at the deadline."""
         super().connect()
-        self._deadline.watch(self.sock)
+        self.deadline.watch(self.sock)
 
 
 class _TLSConnection(HTTPSConnection, _Connection):
@@ -79,9 +76,16 @@ class DeadlineHandler(HTTPHandler, HTTPSHandler):
 
     def http_open(self, request: Request) -> Any:
         """Open an HTTP connection."""
-        return self.do_open(partial(_Connection, deadline=self._deadline), request)
+        return self.do_open(self._connect_with(_Connection), request)
 
     def https_open(self, request: Request) -> Any:
         """Open an HTTPS connection."""
-        connection = partial(_TLSConnection, deadline=self._deadline, context=self._tls_context)
-        return self.do_open(connection, request)
+        return self.do_open(self._connect_with(_TLSConnection), request, context=self._tls_context)
+
+    def _connect_with(self, kind: type[_Connection]) -> Any:
+        def make(*args: Any, **more: Any) -> _Connection:
+            connection = kind(*args, **more)
+            connection.deadline = self._deadline
+            return connection
+
+        return make

@@ -43,9 +43,12 @@ def has_rows(page, *names: str) -> None:
 class TestOverview:
     def test_it_tells_at_once_what_is_live_and_what_needs_a_person(self, scene, open_page):
         page = open_page(at(scene, "/"))
-        assert page.title() == "3 need you · gitops-hook"
-        assert page.get_by_text("The daemon is well").is_visible()
-        needs = page.get_by_role("region", name="Needs you")
+        assert page.title().startswith("3 of 8 need action · ")
+        assert page.get_by_role("heading", level=1).inner_text() == "3 of 8 need action"
+        assert page.get_by_text("Daemon running").is_visible()
+        needs = page.get_by_role("region", name="Action needed")
+        for summary in needs.locator("summary").all():
+            summary.click()
         failed = needs.get_by_role("listitem").filter(has_text="acme/billing")
         assert "gitops.deploy failed with exit 3" in failed.inner_text()
         assert "migration 42 failed: no such column" in failed.inner_text()
@@ -54,7 +57,7 @@ class TestOverview:
         assert states[:4] == ["action needed", "action needed", "rolled back", "waiting to retry"]
         assert {"paused", "in sync"} < set(states)
         shop = page.get_by_role("row", name="acme/shop")
-        assert page.locator("svg.past").count() == len(states)
+        assert page.locator("svg.history").count() == len(states)
         assert "updated" in shop.get_by_role("img").locator("title").text_content()
         failed.get_by_role("link", name=f"Run {scene.runs['failed']}").click()
         page.get_by_role("heading", name="acme/billing").wait_for()
@@ -63,14 +66,14 @@ class TestOverview:
         page = open_page(at(scene, "/"))
         page.evaluate("window.stays = true")
         everything = shown_rows(page)
-        page.get_by_label("Search").press_sequentially("infra")
+        page.locator("#q").press_sequentially("infra")
         has_rows(page, *(name for name in everything if name.startswith("infra")))
         page.get_by_role("columnheader", name="Repository").get_by_role("link").click()
         has_rows(page, "infra/dns", "infra/monitoring")
         page.get_by_role("columnheader", name="Repository").get_by_role("link").click()
         has_rows(page, "infra/monitoring", "infra/dns")
         assert page.get_by_role("columnheader", name="Repository").get_attribute("aria-sort") == "descending"
-        page.get_by_label("Search").fill("")
+        page.locator("#q").fill("")
         has_rows(page, *sorted(everything, reverse=True))
         page.get_by_role("navigation").get_by_role("link", name="rolled back").click()
         has_rows(page, "acme/search")
@@ -81,7 +84,7 @@ class TestOverview:
 
     def test_a_guid_leads_to_what_became_of_it(self, scene, open_page):
         page = open_page(at(scene, "/"))
-        page.get_by_label("Search").fill(scene.guid)
+        page.locator("#q").fill(scene.guid)
         page.wait_for_url("**/deliveries/**")
         assert "ended" in page.locator(".became .lead").inner_text()
 
@@ -95,15 +98,15 @@ class TestOverview:
         link.focus()
         stage.repository("acme/blog", deploy="exit 1")
         stage.push("acme/blog")
-        page.get_by_role("region", name="Needs you").get_by_text("acme/blog").wait_for()
+        page.get_by_role("region", name="Action needed").get_by_text("acme/blog").wait_for()
         assert page.evaluate("document.activeElement.textContent") == "acme/site"
-        assert page.get_by_role("status").text_content() == "1 need you · gitops-hook"
+        assert page.get_by_role("status").text_content() == page.title() and page.title().startswith("1 of 2 need")
 
     def test_it_says_when_the_daemon_does_not_answer(self, stage, chromium):
         page = chromium.new_page()
         page.goto(stage.url)
         stage.daemon.stop()
-        page.get_by_text("No answer from the daemon").wait_for()
+        page.get_by_text("Not connected since").wait_for()
         page.context.close()
 
 
@@ -111,8 +114,8 @@ class TestRun:
     def test_a_failed_run_tells_why_and_what_to_do(self, scene, open_page):
         page = open_page(at(scene, "/runs/{failed}"))
         assert "gitops.deploy failed with exit 3" in page.locator(".fix.bad").inner_text()
-        assert "which stays; the next run deploys it again" in page.locator(".fix.bad").inner_text()
-        line = page.get_by_role("region", name="Time line").get_by_role("listitem").all_inner_texts()
+        assert "which stays checked out; the next run" in page.locator(".fix.bad").inner_text()
+        line = page.get_by_role("region", name="Timeline").get_by_role("listitem").all_inner_texts()
         assert [item.split()[0] for item in line] == ["Received", "Queued", "Fetched", "Failed"]
         assert "migration 42 failed" in page.get_by_role("region", name="Output").inner_text()
 
@@ -125,7 +128,7 @@ class TestRun:
         stage.push("acme/site", wait=False)
         page = open_page(stage.url)
         page.get_by_role("row", name="acme/site").get_by_role("link", name="running").click()
-        page.get_by_text("It grows here").wait_for()
+        page.locator("#following").wait_for()
         log = page.locator("#log")
         assert log.inner_text().startswith("first line\n")
         gate.write_text("second\n")
@@ -134,7 +137,7 @@ class TestRun:
         gate.write_text("third\n")
         page.get_by_text("deployed").first.wait_for()
         page.locator(".lead .word.good").wait_for()
-        assert page.get_by_text("It grows here").count() == 0
+        assert page.locator("#following").count() == 0
         followed = log.inner_text()
         page.reload()
         assert log.inner_text() == followed
@@ -231,8 +234,8 @@ class TestEverybody:
 
     def test_without_a_script_everything_is_there(self, scene, open_page):
         page = open_page(at(scene, "/"), java_script_enabled=False)
-        assert page.get_by_role("region", name="Needs you").is_visible()
-        page.get_by_label("Search").fill("infra")
+        assert page.get_by_role("region", name="Action needed").is_visible()
+        page.locator("#q").fill("infra")
         page.get_by_role("button", name="Search").click()
         assert sorted(shown_rows(page)) == ["infra/dns", "infra/monitoring"]
         page.get_by_role("columnheader", name="Repository").get_by_role("link").click()
@@ -243,7 +246,7 @@ class TestEverybody:
         page.goto(at(scene, "/runs/{failed}"))
         assert "migration 42 failed" in page.locator("#log").inner_text()
         page.goto(scene.url)
-        page.get_by_label("Search").fill(scene.guid)
+        page.locator("#q").fill(scene.guid)
         page.keyboard.press("Enter")
         page.locator(".became").wait_for()
 

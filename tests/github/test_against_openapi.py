@@ -22,12 +22,14 @@ from harness import SECRET, SOURCE, WEBHOOK, push
 from scratch import git
 
 from gitops_hook.config import load
+from gitops_hook.control.client import post
 from gitops_hook.github.audit import Audit
 from gitops_hook.github.client import ApiError, Client
 from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.github.webhooks import Hooks
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.journal.writer import Journal
+from gitops_hook.lock import holder
 from gitops_hook.model import CommitStatus, HookPing
 from gitops_hook.sync.checkouts import Checkouts
 
@@ -99,10 +101,15 @@ def test_webhooks_are_registered_listed_audited_and_taken_away(forge, proxy, clo
     def hooks() -> Hooks:
         return Hooks(client_of(proxy, clock), JournalReader(daemon.state), SECRET.encode(), url)
 
-    made = hooks().register(target, lambda hook: None)
+    def remember(hook: int) -> None:
+        found = holder(daemon.state)
+        assert found
+        assert post(found.socket, "/remember-hook", {"hook": hook, "target": target, "url": url})[0] == 200
+
+    made = hooks().register(target, remember)
     assert (made.change, made.trouble) == ("created", "")
     forge.hooks[target][0]["events"] = ["*"]
-    assert hooks().register(target, lambda hook: None).change == "updated"
+    assert hooks().register(target, remember).change == "updated"
     (listed,) = hooks().listed(target)
     assert listed.standing == "right"
     forge.missed(target, made.hook, payload=push("acme/site"))
@@ -117,6 +124,10 @@ def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
     path.mkdir(parents=True)
     git("init", "--quiet", cwd=path)
     git("remote", "add", "origin", "http://127.0.0.1/acme/site", cwd=path)
+    git("commit", "--quiet", "--allow-empty", "--message", "work", cwd=path)
+    commit = git("rev-parse", "HEAD", cwd=path)
+    git("update-ref", "refs/remotes/origin/main", commit, cwd=path)
+    git("config", "gitops.branch", "main", cwd=path)
     settings = load(
         {
             "GITOPS_ROOT": str(tmp_path / "root"),
@@ -131,7 +142,7 @@ def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
     sender = CommitStatusSender(settings, journal, Checkouts(settings.root), clock=clock)
     sender._stopping.wait = clock.sleep  # type: ignore[method-assign]
     for state in ("pending", "success"):
-        journal.save_statuses(CommitStatus("acme/site", "a" * 40, 7, state, "updated in 1.2 s", changed=clock.now))
+        journal.save_statuses(CommitStatus("acme/site", commit, 7, state, "updated in 1.2 s", changed=clock.now))
         sender.run_once()
         assert journal.next_status_due() is None
     journal.close()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from fake_github import TOKEN, Fault, Forge
@@ -346,3 +349,38 @@ def test_which_clone_urls_lead_to_the_forge():
         assert not is_at(api, url), url
     assert is_at("https://ghe.example.org/api/v3", "git@ghe.example.org:acme/site")
     assert not is_at(api, "https://[github.com/acme/site")
+
+
+def test_a_call_over_tls_trusts_the_certificates_of_the_host(tmp_path, clock, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"https://127.0.0.1:{server.server_port}"
+            with pytest.raises(ApiError, match="certificate"):
+                Client(url, TOKEN, clock=clock, sleep=clock.sleep, tries=1).call("GET", "/hooks")
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            assert Client(url, TOKEN, clock=clock, sleep=clock.sleep).call("GET", "/hooks").value == []
+        finally:
+            server.shutdown()
+            thread.join()
