@@ -174,7 +174,7 @@ deb: ## build the Debian package in dist/
 	$(INSTALL) -D -m 644 packaging/gitops-hook.env build/deb/etc/gitops-hook/gitops-hook.env
 	mv build/deb/usr/share/doc/gitops-hook/LICENSE build/deb/usr/share/doc/gitops-hook/copyright
 	gzip -9n build/deb/usr/share/man/man8/*
-	printf 'gitops-hook (%s) unstable; urgency=medium\n\n  * CHANGELOG.md tells what changed.\n\n -- %s  %s\n' '$(VERSION)' \
+	printf 'gitops-hook (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- %s  %s\n' '$(VERSION)' \
 	    "$$(sed -n 's/^Maintainer: //p' packaging/deb/control)" "$$(date -Rud @$(SOURCE_DATE_EPOCH))" | \
 	    gzip -9n > build/deb/usr/share/doc/gitops-hook/changelog.gz
 	$(INSTALL) -d build/deb/DEBIAN dist

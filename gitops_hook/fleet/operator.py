@@ -50,7 +50,7 @@ class Operator:
         self._etcd.transact([], [delete(self._keys.plan(checkout)), *self._forget(checkout)])
 
     def promote(self, checkout: str, stage: str, commit: str = "") -> str:
-        """Decide that a stage has passed a commit, whatever its hosts have; return the commit.
+        """Decide that a stage has passed a commit, regardless of what its hosts have; return the commit.
 
         Without `commit` it is the one that the stage should have. A halt that names the commit ends.
         """

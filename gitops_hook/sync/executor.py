@@ -5,7 +5,7 @@ Rules:
 1. A run claims all pending deliveries of its checkout in the transaction that starts it. Pushes that arrive earlier
    therefore share the run; pushes that arrive later get another.
 2. A run that the journal cannot record is recorded as soon as it can. Until then nothing else of this checkout runs.
-3. A run that the daemon's shutdown ended has the outcome ``interrupted``, whatever status the script chose.
+3. A run that the daemon's shutdown ended has the outcome ``interrupted``, regardless of the script's status.
 4. A fault of an observer is logged. It affects neither the run nor another observer.
 """
 

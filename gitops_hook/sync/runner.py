@@ -3,7 +3,7 @@
 Rules:
 
 1. The script runs in a process group of its own, under a time limit. ``timeout(1)`` ends the whole group;
-   ``setpriv(1)`` ends it when the daemon dies, in whatever way. A deploy can stop its whole group, ``timeout(1)``
+   ``setpriv(1)`` ends it when the daemon dies, also after SIGKILL. A deploy can stop its whole group, ``timeout(1)``
    included, so the daemon kills the group itself soon after the limit. A run that did not end by itself leaves nothing
    of its group behind.
 2. The script inherits named environment variables, its output and ``/dev/null`` as standard input, and nothing else.
