@@ -171,8 +171,8 @@ CASES = [
     Case("two deliveries at once", post() + post(), "202, 202", "answered in turn", "202, 202 / 202, 202", "202, 202 / 202, 202"),
     Case("an empty line before it", b"\r\n" + post(), "202", "some clients end a body so (RFC 9112, 2.2)", "202 / 202", "400 / none"),
     Case("`Connection: close`", post("Connection: close"), "202, closed", "as asked", "202 / 202", "202 / 202"),
-    Case("`Expect: 100-continue`, and waits", post("Expect: 100-continue"), "100, 202", "told to go on", "100, 202 / 202", "100, 202 / 202", manner="waits"),
-    Case("`Expect: 100-continue`, and does not wait", post("Expect: 100-continue"), "202", "it need not be told", "100, 202 / 202", "100, 202 / 202"),
+    Case("`Expect: 100-continue`, and waits", post("Expect: 100-continue"), "100, 202", "the body follows 100 Continue", "100, 202 / 202", "100, 202 / 202", manner="waits"),
+    Case("`Expect: 100-continue`, and does not wait", post("Expect: 100-continue"), "202", "the client may send the body at once", "100, 202 / 202", "100, 202 / 202"),
     Case("`Expect: 200-ok`", post("Expect: 200-ok"), "202", "not understood, and harmless", "202 / 202", "417 / none"),
     Case("`Expect: 100-continue` with 26 MiB", post("Expect: 100-continue", length=f"Content-Length: {26 << 20}"), TOO_LARGE, "refused before it is sent", "413 / none", "varies", manner="waits"),
 ]  # fmt: skip

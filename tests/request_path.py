@@ -39,7 +39,7 @@ from gitops_hook.text import escape
 KEY, ANOTHER = bytes(range(32)), bytes(range(1, 33))
 FORM = "application/x-www-form-urlencoded"
 NOW = 1_700_000_000
-#: What a client may be told. That we are at fault (500) is nothing that it can bring about; nor does it take more here
+#: The statuses that a client may get. No request causes an internal error (500); nor does it take more here
 #: than there is (503), or longer than it may (408).
 STATUSES = {200, 202, 400, 401, 404, 405, 411, 413, 415, 431, 505}
 
@@ -117,7 +117,7 @@ class RequestPath:
         return list(_answers(said))
 
     def check(self, packets: Iterable[bytes], *, proven: bool) -> list[Answer]:
-        """Send these, and see that whatever they are has an answer that it may have; returns the answers.
+        """Send these requests, check that each response is an allowed one, and return the responses.
 
         `proven` says that they may hold a request with a signature; else nothing may come of them.
         """

@@ -1,4 +1,4 @@
-"""What contrib/ offers: commands that tell by mail and by chat, alert rules, a dashboard; tried on the real things."""
+"""contrib/: commands that send notices by mail and to a chat, alert rules, a dashboard, all with real programs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ FACTS = {
 }
 
 
-def tell(command: str, *arguments: object, status: int = 0, **more: str) -> str:
+def notify(command: str, *arguments: object, status: int = 0, **more: str) -> str:
     done = subprocess.run(
         [CONTRIB / "notify" / command, *map(str, arguments)],
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", **FACTS, **more},
@@ -130,7 +130,7 @@ def is_the_letter(content: bytes) -> None:
 
 @needs_curl
 def test_a_letter_is_handed_to_a_mail_server(mailbox):
-    tell("mail", "ops@example.org", f"smtp://127.0.0.1:{port(mailbox)}")
+    notify("mail", "ops@example.org", f"smtp://127.0.0.1:{port(mailbox)}")
     ((content, commands),) = mailbox.letters
     assert "MAIL FROM:<gitops-hook@host>" in commands[1]
     assert commands[2] == "RCPT TO:<ops@example.org>"
@@ -141,7 +141,7 @@ def test_a_letter_is_handed_to_sendmail(tmp_path):
     sendmail = tmp_path / "sendmail"
     sendmail.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$0.arguments"; cat >"$0.letter"\n')
     sendmail.chmod(0o755)
-    tell("mail", "ops@example.org", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    notify("mail", "ops@example.org", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert Path(f"{sendmail}.arguments").read_text().splitlines() == [
         "-i", "-f", "gitops-hook@host", "--", "ops@example.org",
     ]  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_letter_is_handed_to_sendmail(tmp_path):
 
 @needs_curl
 def test_a_mail_server_that_does_not_answer_is_told():
-    assert "curl" in tell("mail", "ops@example.org", "smtp://127.0.0.1:9", status=7)
+    assert "curl" in notify("mail", "ops@example.org", "smtp://127.0.0.1:9", status=7)
 
 
 # -- by chat -------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_mail_server_that_does_not_answer_is_told():
 @pytest.mark.parametrize("member", ["text", "content"])
 def test_a_chat_is_told(tmp_path, chat_room, member):
     (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook/secret\n")
-    tell("chat", tmp_path / "url", *([member] if member != "text" else []))
+    notify("chat", tmp_path / "url", *([member] if member != "text" else []))
     ((path, media_type, body),) = chat_room.posts
     assert (path, media_type) == ("/hook/secret", "application/json")
     assert json.loads(body) == {member: f"{FACTS['GITOPS_SUMMARY']}. {FACTS['GITOPS_MESSAGE']}"}
@@ -169,23 +169,23 @@ def test_a_chat_is_told(tmp_path, chat_room, member):
 @needs_curl
 def test_the_file_of_a_chat_needs_no_newline_at_its_end(tmp_path, chat_room):
     (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook/secret")
-    tell("chat", tmp_path / "url")
+    notify("chat", tmp_path / "url")
     assert [path for path, _, _ in chat_room.posts] == ["/hook/secret"]
 
 
 def test_a_file_without_a_chat_is_told(tmp_path):
     (tmp_path / "url").write_text("\n")
-    assert f"{tmp_path}/url has no URL in its first line" in tell("chat", tmp_path / "url", status=78)
+    assert f"{tmp_path}/url has no URL in its first line" in notify("chat", tmp_path / "url", status=78)
     (tmp_path / "url").write_text("")
-    assert f"{tmp_path}/url has no URL in its first line" in tell("chat", tmp_path / "url", status=78)
-    assert f"{tmp_path}/none: No such file" in tell("chat", tmp_path / "none", status=78)
+    assert f"{tmp_path}/url has no URL in its first line" in notify("chat", tmp_path / "url", status=78)
+    assert f"{tmp_path}/none: No such file" in notify("chat", tmp_path / "none", status=78)
 
 
 @needs_curl
 def test_a_chat_that_refuses_is_told(tmp_path, chat_room):
     chat_room.status = 404
     (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook/secret\n")
-    said = tell("chat", tmp_path / "url", status=22)
+    said = notify("chat", tmp_path / "url", status=22)
     assert "404" in said and "secret" not in said
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import MEASURED, SECRET, SOURCE, Daemon, processes_of, push
 
-#: A script that says on one fifo that it runs, and ends when it is told so on another.
+#: A script that reports its start on one fifo, and ends after a line on another.
 WAITS = 'echo running > "$GITOPS_ROOT/../running"; read -r word < "$GITOPS_ROOT/../go"; echo "$word"'
 
 
@@ -120,7 +120,7 @@ def test_it_listens_on_ipv6(start_daemon):
 def told_to_end_in_a_run(
     fifos: Path, start_daemon: Callable[..., Daemon], script: Callable[..., str], **options
 ) -> Daemon:
-    """A daemon that has a run in hand, for the delivery `kept`, and has heard its SIGTERM."""
+    """A daemon with a current run for the delivery `kept`, after SIGTERM."""
     daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(WAITS), **options)
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     daemon.deliver(push("acme/site"), guid="kept")
@@ -139,7 +139,7 @@ def test_sigterm_lets_a_run_end(fifos, start_daemon, script):
 
 
 def ends_the_run_and_owes_it(daemon: Daemon, fifos: Path) -> None:
-    """After the daemon was told to end for good: the run's group is gone, and its delivery is done again."""
+    """Check that the run's process group has ended, and that its delivery runs again."""
     assert daemon.wait() == 0
     assert daemon.query("SELECT outcome, exit FROM runs") == [("interrupted", -signal.SIGTERM)]
     assert daemon.query("SELECT guid, pending FROM deliveries") == [("kept", 1)]

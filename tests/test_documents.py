@@ -42,16 +42,16 @@ def test_help_tells_every_option_with_its_environment_and_default():
     text = " ".join(text.split())
     for option in OPTIONS:
         if option.flag:
-            told = f"{option.flag} {option.metavar} {option.help} [{option.env}; default: {option.shown}]"
-            assert told.replace("`", "") in text
+            documented = f"{option.flag} {option.metavar} {option.help} [{option.env}; default: {option.shown}]"
+            assert documented.replace("`", "") in text
 
 
 def test_the_readme_tells_every_outcome():
     table = re.search(r"\| outcome of a run \|.*\n\|---.*\n((?:\|.*\n)+)", README)
     assert table
-    told = set(re.findall(r"`([a-z-]+)`", "\n".join(row.split("|")[1] for row in table[1].splitlines())))
+    documented = set(re.findall(r"`([a-z-]+)`", "\n".join(row.split("|")[1] for row in table[1].splitlines())))
     known = {outcome for outcomes in OUTCOMES.values() for outcome in outcomes}
-    assert told == known | {"failed", "timed-out", "interrupted"}
+    assert documented == known | {"failed", "timed-out", "interrupted"}
 
 
 def test_every_link_between_documents_leads_somewhere():
@@ -118,8 +118,8 @@ def test_every_field_of_the_log_is_documented_and_no_other():
 
 
 def test_the_commands_that_tell_are_told():
-    told = {row.split("`")[1].split()[0] for row in rows_of("command")}
-    assert told == {path.name for path in (SOURCE / "contrib/notify").iterdir()}
+    documented = {row.split("`")[1].split()[0] for row in rows_of("command")}
+    assert documented == {path.name for path in (SOURCE / "contrib/notify").iterdir()}
 
 
 def test_the_table_of_forges_is_the_codes():

@@ -1,4 +1,4 @@
-"""Log lines: whatever comes in, one line without controls goes out."""
+"""Log lines: every input becomes one line without control characters."""
 
 from __future__ import annotations
 
@@ -49,8 +49,13 @@ def test_a_line_of_text_has_its_time_or_for_systemd_its_priority(capfd: pytest.C
 def test_a_line_of_json_reads_back(capfd: pytest.CaptureFixture[str]) -> None:
     setup("json", under_systemd=True)
     log.info("webhook queued", http=202, reason=NASTY)
-    told = json.loads(capfd.readouterr().err)
-    assert (told["level"], told["message"], told["http"], told["reason"]) == ("info", "webhook queued", 202, NASTY)
+    output = json.loads(capfd.readouterr().err)
+    assert (output["level"], output["message"], output["http"], output["reason"]) == (
+        "info",
+        "webhook queued",
+        202,
+        NASTY,
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,9 +84,9 @@ def test_no_line_shows_a_credential_wherever_it_stands(log_format: str, capfd: p
         raise ValueError(url)
     except ValueError:
         log.exception("failed")
-    told = capfd.readouterr().err
-    assert "hidden" not in told
-    assert told.count("https://***@host/") == 4
+    output = capfd.readouterr().err
+    assert "hidden" not in output
+    assert output.count("https://***@host/") == 4
 
 
 def test_a_text_as_long_as_a_disk_delays_nobody():

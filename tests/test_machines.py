@@ -1,4 +1,4 @@
-"""The journal and the dispatcher as state machines: whatever happens in whatever order, what they promise holds.
+"""The journal and the dispatcher as state machines: their promises hold for all operations in every order.
 
 Each step is a call; time is a number. The journal, the scripts and the crashes are real; the tests take the turns that
 the workers' threads would.
@@ -32,7 +32,7 @@ MEMORY = Path("/dev/shm")
 
 
 class Clock:
-    """Seconds, which pass when somebody looks, and when they are told to."""
+    """A clock that advances at each reading, and on request."""
 
     def __init__(self) -> None:
         self.seconds = 1_700_000_000.0
@@ -257,7 +257,7 @@ class DispatcherMachine(OnDisk):
 
     @rule(repository=REPOSITORIES, running=st.booleans())
     def die(self, repository: str, running: bool) -> None:
-        """The power fails; it may be that a run was in hand."""
+        """The power fails, possibly during a run."""
         if running:
             self.journal.start(repository, "push")
         self.lose_power()
@@ -310,7 +310,7 @@ class DispatcherMachine(OnDisk):
         ended: dict[str, float] = {}
         for name, start, end in self.rows("SELECT lower(repository), started, ended FROM runs ORDER BY id"):
             assert start >= ended.get(name, 0), "two at a time"
-            assert end is not None, "a run is in hand though nobody has it"
+            assert end is not None, "a run is running without a worker"
             ended[name] = end
         assert self.dispatcher.running == 0
         assert len(self.workers) <= 2, "more workers than slots"

@@ -75,8 +75,8 @@ def test_what_is_installed_runs_without_the_source_and_can_be_uninstalled(tmp_pa
     make(source, "install", f"DESTDIR={staging}", "PREFIX=/opt/hook", "sysconfdir=/opt/etc")
     program = staging / "opt/hook/bin/gitops-hook"
     assert program.readlink() == Path("../lib/gitops-hook/scripts/gitops-hook")
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd="/")
-    assert told.stdout == f"gitops-hook {__version__}\n"
+    printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd="/")
+    assert printed.stdout == f"gitops-hook {__version__}\n"
     unit = (staging / "opt/hook/lib/systemd/system/gitops-hook.service").read_text()
     assert "ExecStart=/opt/hook/bin/gitops-hook serve\n" in unit
     assert "LoadCredential=webhook-secret:/opt/etc/gitops-hook/webhook-secret\n" in unit

@@ -14,7 +14,7 @@ from torture.power import cut_the_power
 
 
 def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, start_daemon, script):
-    # A folder can be made once only: it tells when two runs of one repository are on the way. What is appended in one
+    # A folder can be made once only: it detects two simultaneous runs of one repository. What is appended in one
     # short write stands whole, so the trace is in the order in which runs began and ended.
     traced = script(
         'mkdir "$GITOPS_ROOT/$GITOPS_REPOSITORY/running" || echo overlap >> "$GITOPS_ROOT/trace"\n'
@@ -29,7 +29,7 @@ def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, s
 
     pushes = [push(repositories[number % 5], f"{number + 1:040x}") for number in range(500)]
     assert burst(daemon.port, pushes) == {202: 500}
-    assert daemon.stop() == 0  # runs in hand end
+    assert daemon.stop() == 0  # current runs end
     daemon.start()
     while daemon.query("SELECT count(*) FROM deliveries WHERE pending") != [(0,)]:
         daemon.wait_for_run()

@@ -129,7 +129,7 @@ def test_a_push_is_read_as_it_was_meant(name: str, branch: str, before: str, aft
     assert (first.repository, first.default_branch, first.pusher) == (name, default, "ada")
     assert first.changes[0][:3] == (f"refs/heads/{branch}", before, after)
     assert first.changes[0].is_branch(branch)
-    read.pop("Bitbucket")  # a deletion is told by null there, not by zeros
+    read.pop("Bitbucket")  # a deletion is null there, not zeros
     assert all(other == first for other in read.values())
 
 

@@ -11,7 +11,7 @@ import pytest
 from harness import Daemon, push
 from scratch import Upstream
 
-#: A script that says on one fifo that it runs, and ends when it is told so on another.
+#: A script that reports its start on one fifo, and ends after a line on another.
 GATED = 'echo running > "$GITOPS_ROOT/../running"; read -r status < "$GITOPS_ROOT/../go"; exit "$status"'
 
 
@@ -63,8 +63,8 @@ def test_the_story_goes_on_after_the_daemon_was_killed(fifos, start_daemon, scri
     (fifos / "running").read_text()
     (fifos / "go").write_text("0\n")
     daemon.wait_for('"run updated".*the-guid')
-    told = [(line["message"], line.get("run")) for line in grep(daemon, "the-guid")]
-    assert sorted(told, key=str) == [
+    lines = [(line["message"], line.get("run")) for line in grep(daemon, "the-guid")]
+    assert sorted(lines, key=str) == [
         ("run interrupted", 1), ("run started", 1), ("run started", 2), ("run updated", 2), ("webhook queued", None),
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the daemon tells systemd, and that the watchdog bites: programs that really hang, in each place where one can."""
+"""The daemon's messages to systemd, and the watchdog: programs that really hang, in each place where one can."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Supervisor:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             states = self.hear(max(0.001, deadline - time.monotonic()))
-            if any(told.startswith(state) for told in states):
+            if any(line.startswith(state) for line in states):
                 return states
         raise AssertionError(f"the supervisor did not hear {state}")
 
@@ -142,8 +142,8 @@ def test_a_reload_is_told_with_the_time_at_which_it_began(supervisor, start_daem
     supervisor.wait_for("READY=1")
     before = time.monotonic_ns() // 1000
     daemon.process.send_signal(signal.SIGHUP)
-    told = dict(state.split("=") for state in supervisor.wait_for("RELOADING=1"))
-    assert before <= int(told["MONOTONIC_USEC"]) <= int(reloading()[1].partition("=")[2])
+    fields = dict(state.split("=") for state in supervisor.wait_for("RELOADING=1"))
+    assert before <= int(fields["MONOTONIC_USEC"]) <= int(reloading()[1].partition("=")[2])
     supervisor.wait_for("READY=1")
 
 
@@ -154,8 +154,8 @@ def test_the_status_tells_repositories_runs_in_hand_and_the_last_failure(tmp_pat
     start_daemon(NOTIFY_SOCKET=str(supervisor.path), GITOPS_SYNC_SCRIPT=fails)
     supervisor.wait_for("STATUS=checkouts: 1, running: 1")
     (tmp_path / "go").write_text("now\n")
-    told = supervisor.wait_for("STATUS=checkouts: 1, running: 0; last failure: run 1 of acme/site, deploy-failed, 20")
-    assert len(told) == 1
+    found = supervisor.wait_for("STATUS=checkouts: 1, running: 0; last failure: run 1 of acme/site, deploy-failed, 20")
+    assert len(found) == 1
 
 
 def test_a_daemon_that_is_well_feeds_the_watchdog_and_is_done_with_it_at_the_end(supervisor, start_hanging):

@@ -1,4 +1,4 @@
-"""Moments as they are told, those included that no calendar has."""
+"""Times as text, including those beyond every calendar."""
 
 from __future__ import annotations
 

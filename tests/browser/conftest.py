@@ -1,4 +1,4 @@
-"""A real Chromium, and a page of it that tells what went wrong in it."""
+"""A real Chromium, and pages whose errors fail the test."""
 
 from __future__ import annotations
 

@@ -176,10 +176,10 @@ class TestEverybody:
         page.evaluate(AXE)
         found = page.evaluate("axe.run()")["violations"]
         context.close()
-        told = [
+        violations = [
             f"{fault['impact']} {fault['id']}: {[node['html'][:200] for node in fault['nodes']]}" for fault in found
         ]
-        assert told == []
+        assert violations == []
 
     def test_dark_is_dark(self, scene, open_page):
         ground = "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
@@ -257,7 +257,7 @@ class TestEverybody:
 
 
 def test_pictures_for_the_readme(scene, open_page, pictures):
-    """With PICTURES=docs they are kept. A folder of this machine's is told as one that a host would have."""
+    """With PICTURES=docs they are kept. The root of this machine appears as that of a host."""
     for name, path in (("overview", "/?q="), ("run", "/runs/{failed}")):
         page = open_page(at(scene, path))
         page.evaluate(

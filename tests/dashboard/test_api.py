@@ -160,6 +160,6 @@ def test_a_long_log_is_had_in_parts(api: TestApp, tmp_path: Path):
 
 
 def test_the_page_of_it_tells_every_path():
-    told = set(re.findall(r"^\| `(/api/[^`]+)` \|", (SOURCE / "docs/api.md").read_text(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `(/api/[^`]+)` \|", (SOURCE / "docs/api.md").read_text(), re.MULTILINE))
     paths = {path.replace("{", "<").replace("}", ">") for path in DOCUMENT["paths"]}
-    assert told | {"/api/repositories/<name>"} == paths
+    assert documented | {"/api/repositories/<name>"} == paths

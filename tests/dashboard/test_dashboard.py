@@ -140,7 +140,7 @@ def test_a_picture_tells_the_last_runs_in_words_too(page, journal):
     (good,) = re.findall(r'<path class="good" d="([^"]*)"', svg)
     (bad,) = re.findall(r'<path class="bad" d="([^"]*)"', svg)
     assert re.fullmatch(r"M118 24v-\d+M110 24v-\d+", good)
-    assert re.fullmatch(r"M114 24v-\d+M114 26v3", bad)  # with a mark, for who tells no colours
+    assert re.fullmatch(r"M114 24v-\d+M114 26v3", bad)  # with a mark, for readers who cannot distinguish colours
 
 
 def test_an_empty_page_says_how_to_begin(page):
@@ -218,8 +218,8 @@ def test_of_many_deliveries_some_are_shown_and_the_rest_is_counted(page, journal
     shown = page.get(f"/runs/{claim.run.id}").text
     assert shown.count('<a href="/deliveries/') == 100
     assert "And 20 more." in shown
-    told = page.get(f"/api/runs/{claim.run.id}").json
-    assert (told["served"], len(told["deliveries"])) == (120, 100)
+    answer = page.get(f"/api/runs/{claim.run.id}").json
+    assert (answer["served"], len(answer["deliveries"])) == (120, 100)
 
 
 def test_a_repository_is_shown_with_its_settings_and_what_each_run_brought(page, journal, tmp_path):
@@ -255,23 +255,25 @@ def test_a_repository_that_never_ran_or_is_gone_says_so(page, journal, tmp_path)
 
 
 def test_what_became_of_a_delivery(page, journal):
-    def told(guid: str) -> str:
+    def shown_delivery(guid: str) -> str:
         return re.sub("<[^>]*>", "", within("section", page.get(f"/deliveries/{guid}").text))
 
     journal.record(Delivery("g", "push", time.time() - 1, "acme/site", "refs/heads/main", "", "a" * 40, "ada"))
-    assert "ada pushed aaaaaaaaaa to refs/heads/main." in told("g")
-    assert "queued" in told("g")
+    assert "ada pushed aaaaaaaaaa to refs/heads/main." in shown_delivery("g")
+    assert "queued" in shown_delivery("g")
     claim = journal.start("acme/site", "push")
-    assert f"running run {claim.run.id}, since 0 s." in told("g")
+    assert f"running run {claim.run.id}, since 0 s." in shown_delivery("g")
     ended = claim.run._replace(ended=claim.run.started + 2, outcome="unreachable", message="acme/site: no answer")
     journal.finish(ended, settled=False)
-    assert re.search(r"unreachable run 1 ended 3\.\d s after the push\. It will be retried\.no answer", told("g"))
+    assert re.search(
+        r"unreachable run 1 ended 3\.\d s after the push\. It will be retried\.no answer", shown_delivery("g")
+    )
     again = journal.start("acme/site", "retry")
     journal.finish(again.run._replace(ended=time.time(), outcome="updated", after="a" * 40), settled=True)
     journal.save_commits(again.run.id, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
-    assert re.search(r"updated run 2 ended 1\.\d s after the push\.aaaaaaaaaa Say hello", told("g"))
+    assert re.search(r"updated run 2 ended 1\.\d s after the push\.aaaaaaaaaa Say hello", shown_delivery("g"))
     journal._call(lambda connection: connection.execute("DELETE FROM runs"))
-    assert "The run is no longer in the journal." in told("g")
+    assert "The run is no longer in the journal." in shown_delivery("g")
 
 
 def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):

@@ -60,7 +60,7 @@ class Torture:
             daemon.wait_for("checkout follows a plan")
 
     def push(self, name: str, receiver: str, *, is_bad: bool = False) -> None:
-        """Push a commit; the receiver must acknowledge it, whatever the state of etcd."""
+        """Push a commit; the receiver must acknowledge it, in every state of etcd."""
         self.number += 1
         forge = self.forges[name]
         spoiled = (forge.work / "bad").exists()

@@ -1,4 +1,4 @@
-"""A small GitHub: a real HTTP server that keeps repositories, their webhooks and what was told of their commits.
+"""A small GitHub: a real HTTP server that keeps repositories, their webhooks and the statuses of their commits.
 
 It delivers for real: a hook that is made or pinged, and a delivery that is asked for again, become requests to the
 hook's URL, signed with its secret. What it was asked, it remembers (`asked`); what goes wrong, a test says (`faults`).
@@ -165,7 +165,7 @@ class Forge:
         return next(self._ids)
 
     def let_through(self) -> tuple[bool, dict[str, str]]:
-        """Whether one more request fits into this hour, and the headers that tell."""
+        """Whether one more request fits into this hour, and the headers with the limits."""
         if not self.limit:
             return True, {}
         start, used = self._window
@@ -183,7 +183,7 @@ def _iso(moment: float) -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request, told apart by the table below."""
+    """One request, dispatched by the table below."""
 
     protocol_version = "HTTP/1.1"
 

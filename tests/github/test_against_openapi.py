@@ -1,7 +1,7 @@
 """Every request that is made of GitHub, held to GitHub's own description of its API.
 
 Between us and the forge stands Prism, which knows the description: as a proxy before the small forge, where whole
-commands are tried and it turns away whatever either side does that is not described (`--errors`); and as a mock, which
+commands are tried and it rejects every request and response that is not described (`--errors`); and as a mock, which
 answers with the description's own examples. `make test-github` installs it, and cuts the description to size.
 """
 

@@ -1,4 +1,4 @@
-"""Missed deliveries: found, told, made up for by runs, or delivered again to a real daemon."""
+"""Missed deliveries: found, shown, replaced by runs, or delivered again to a real daemon."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """One that was cloned from the forge, as far as its config tells."""
+    """One that was cloned from the forge, according to its config."""
     path = tmp_path / "root/acme/site"
     path.mkdir(parents=True)
     git("init", "--quiet", cwd=path)
@@ -332,9 +332,9 @@ def test_a_limit_holds_for_all_until_it_has_passed(forge, journal, make_sender, 
 def test_what_comes_while_it_is_sent_is_not_lost(forge, journal, make_sender, monkeypatch):
     sender = make_sender()
     journal.save_statuses(report())
-    tell = sender._send_status
-    # A moment of ours in the middle of the request: the run ends while its beginning is told.
-    monkeypatch.setattr(sender, "_send_status", lambda *a: (journal.save_statuses(report(state="success")), tell(*a)))
+    send = sender._send_status
+    # The run ends while the request with its pending status is under way.
+    monkeypatch.setattr(sender, "_send_status", lambda *a: (journal.save_statuses(report(state="success")), send(*a)))
     sender.run_once()
     monkeypatch.undo()
     sender.run_once()
@@ -381,7 +381,7 @@ def test_old_reports_go(journal):
 
 @pytest.fixture
 def reporting(tmp_path: Path, forge: Forge, token_file: Path) -> dict[str, str]:
-    """The settings of a host whose checkouts come from the forge; git is told where that really is."""
+    """The settings of a host whose checkouts come from the forge; git resolves the URL to the local repository."""
     config = tmp_path / "gitconfig"
     config.write_text(f'[url "{tmp_path}/forge/"]\n\tinsteadOf = http://127.0.0.1/\n')
     return {

@@ -61,7 +61,7 @@ def test_all_checkouts_of_the_forge_are_registered_and_a_second_call_says_so(for
         f"acme/site: created (hook {ours['acme/site']})",
     ]
     assert f"not at {forge.url}, so left out: acme/other" in first.stderr
-    again = objects(hook("register", "--all", "--json"))  # where to, the pings have told
+    again = objects(hook("register", "--all", "--json"))  # the journal has the URL
     assert {row["target"]: (row["change"], row["trouble"]) for row in again} == {
         "acme/site": ("unchanged", ""),
         "acme/Blog": ("unchanged", ""),

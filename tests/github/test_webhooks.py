@@ -1,4 +1,4 @@
-"""Webhooks made, mended, proven and taken away: a forge that delivers, and a real daemon that it delivers to."""
+"""Webhooks created, corrected, tested and deleted: a forge that delivers, and a real daemon that it delivers to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behind a proxy: whose address is told; and nginx, Caddy and Go with the very words of docs/proxies.md."""
+"""The client's address behind a proxy; nginx, Caddy and Go with the configuration of docs/proxies.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
 
 @pytest.mark.parametrize(
-    ("peer", "claim", "told"),
+    ("peer", "claim", "expected"),
     [
         ("127.0.0.1", "192.0.2.7", "192.0.2.7"),
         ("::1", "192.0.2.7", "192.0.2.7"),
@@ -54,8 +54,8 @@ TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
         ("127.0.0.1", "192.0.2.7," + "10.0.0.1," * 5000 + "10.0.0.2", "10.0.0.1"),
     ],
 )
-def test_the_client_is_the_right_most_who_is_no_proxy_of_ours(peer, claim, told):
-    assert client_address(peer, claim, TRUSTED) == told
+def test_the_client_is_the_right_most_who_is_no_proxy_of_ours(peer, claim, expected):
+    assert client_address(peer, claim, TRUSTED) == expected
 
 
 def test_without_the_header_the_peer_is_the_client():
@@ -233,7 +233,7 @@ def test_nothing_else_of_the_daemon_can_be_reached(proxy):
 
 @pytest.mark.parametrize("program", [nginx, caddy], ids=lambda program: program.__name__)
 def test_the_page_is_read_by_a_name_of_the_proxy_s_own(program, tmp_path, start_daemon):
-    """As docs/operations.md has it: nginx sends the address that it calls by itself, Caddy when told."""
+    """As docs/operations.md has it: nginx sends the address that it calls by itself, Caddy if configured."""
     daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
     page = f"127.0.0.1:{daemon.wait_for(r'listening for the dashboard .*address=.*:([0-9]+)')[1]}"
 

@@ -96,8 +96,8 @@ def test_each_is_answered_as_the_table_has_it_and_what_is_invalid_closes(door: D
     statuses, reason = send(address, case)
     if not case.answer.endswith(", closed"):
         assert statuses.pop() == 404, "the probe, on the same connection"
-    told = in_words(statuses, "nothing") + (f" {reason}" if statuses[0] >= 400 else "")
-    assert told == case.answer.replace(", closed", "")
+    observed = in_words(statuses, "nothing") + (f" {reason}" if statuses[0] >= 400 else "")
+    assert observed == case.answer.replace(", closed", "")
     assert door.queued() - before == statuses.count(202)
 
 
@@ -126,12 +126,12 @@ def test_nothing_is_smuggled_past_a_proxy(
     assert paths <= {WEBHOOK}, "the probe has come through"
     assert len(answered) <= case.raw.count(b"X-GitHub-Delivery:"), "more requests than were sent"
     assert 500 not in [*statuses, *answered]
-    if re.search(rf"\b{re.escape(VERSIONS[name])}\b", version(name)):  # the table tells of these; others may differ
+    if re.search(rf"\b{re.escape(VERSIONS[name])}\b", version(name)):  # the table has these versions; others may differ
         if statuses[1:] and statuses[-1] == 404:
             statuses.pop()  # the proxy's own answer to the probe
         refused = [int(status) for status in re.findall(r"request refused http=(\d+)", capfd.readouterr().err)]
-        told = f"{in_words(statuses, 'closed')} / {in_words(answered or refused, 'none')}"
-        assert getattr(case, name) in (told, "varies")
+        observed = f"{in_words(statuses, 'closed')} / {in_words(answered or refused, 'none')}"
+        assert getattr(case, name) in (observed, "varies")
 
 
 @cache

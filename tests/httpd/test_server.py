@@ -158,7 +158,7 @@ def request(path: str, body: bytes | None = None, *lines: str, method: str = "",
 
 
 class Serving(ExitStack):
-    """A server that accepts, and whoever connects to it; both ended with the block."""
+    """A server that accepts, and its clients; both end with the block."""
 
     def __init__(self, application: Any = None, listening: socket.socket | None = None, **limits: Any) -> None:
         super().__init__()

@@ -260,10 +260,10 @@ class TestReports:
 
     def test_what_was_told_is_over_only_if_nothing_newer_has_come(self, journal: Journal):
         journal.save_statuses(report())
-        (told,) = journal.statuses_due(2)
+        (status,) = journal.statuses_due(2)
         journal.save_statuses(report(state="success", changed=2.0))
-        journal.status_sent(told, final=True)
-        journal.postpone_status(told, 99.0)
+        journal.status_sent(status, final=True)
+        journal.postpone_status(status, 99.0)
         (newer,) = journal.statuses_due(2)
         assert newer.state == "success"
         journal.status_sent(newer, final=True)
@@ -271,9 +271,9 @@ class TestReports:
 
     def test_a_deployment_is_remembered_whatever_came_meanwhile(self, journal: Journal):
         journal.save_statuses(report())
-        (told,) = journal.statuses_due(2)
+        (status,) = journal.statuses_due(2)
         journal.save_statuses(report(state="success", changed=2.0))
-        journal.save_deployment(told, 42)
+        journal.save_deployment(status, 42)
         assert journal.statuses_due(2)[0].deployment == 42
 
     def test_who_does_not_wait_is_called_once_it_is_in_the_file(self, journal: Journal):
@@ -358,12 +358,12 @@ class TestTold:
     def test_what_was_told_is_kept_by_repository_case_aside_until_it_is_taken_back(
         self, journal: Journal, tmp_path: Path
     ):
-        for told in (
+        for notice in (
             NoticeState("acme/site", "dirty", 1.5, 2.5),
             NoticeState("acme/other", "failed", 3, 4),
             NoticeState("Acme/Site", "diverged", 1.5, 5),
         ):
-            journal.record_notice(told)
+            journal.record_notice(notice)
         journal.close()
         with closing(Journal(tmp_path)) as again:
             assert again.notices() == {

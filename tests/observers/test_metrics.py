@@ -320,7 +320,7 @@ def test_the_private_page_serves_the_metrics(host: Host):
 
 @pytest.fixture
 def served(tmp_path: Path, start_daemon) -> Iterator[str]:
-    """Where a daemon that has served a push, answered a stranger and failed a deploy tells its metrics."""
+    """The metrics URL of a daemon after a push, an unsigned request and a failed deploy."""
     daemon: Daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
     port = int(daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1])
     for name, deploy in (("acme/site", "true"), ("acme/broken", "false")):

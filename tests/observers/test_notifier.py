@@ -25,11 +25,11 @@ from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.runner import Task
 
 NOW = 1_700_000_000.0
-#: Appends what it is told to a file, a line a notice.
+#: Appends the facts of each notice to a file, one line each.
 NOTES = 'read -r facts; echo "$facts" >> "$0.notes"'
 
 
-def told(outcome: str, ago: float) -> NoticeState:
+def notice_state(outcome: str, ago: float) -> NoticeState:
     return NoticeState("acme/site", outcome, NOW - ago, NOW - ago)
 
 
@@ -82,7 +82,7 @@ class Desk:
             ended = claim.run._replace(ended=NOW - ago, outcome=outcome, exit=0, cause=cause)
             self.journal.finish(ended, settled=True)
 
-    def told(self) -> list[tuple[str, str, str]]:
+    def sent(self) -> list[tuple[str, str, str]]:
         return [(facts["notice"], facts["repository"], facts["outcome"]) for facts in self.facts()]
 
     def facts(self) -> list[dict[str, object]]:
@@ -110,7 +110,7 @@ class TestWhichNotice:
             ([("dirty", REPEAT)], ("dirty", REPEAT - 1), None),
             ([("dirty", REPEAT)], ("dirty", REPEAT), "still"),
             ([("dirty", 9), ("unchanged", 5)], ("dirty", 9), "well"),
-            ([("dirty", 9), ("unchanged", 5)], None, None),  # over before anybody was told
+            ([("dirty", 9), ("unchanged", 5)], None, None),  # over before a notice was sent
             ([("unreachable", 0)], None, None),
             ([("unreachable", PATIENCE - 1), ("unreachable", 0)], None, None),
             ([("unreachable", PATIENCE), ("unreachable", 0)], None, "failing"),
@@ -132,15 +132,15 @@ class TestWhichNotice:
     ):
         desk.record(*ends)
         if known:
-            desk.journal.record_notice(told(*known))
+            desk.journal.record_notice(notice_state(*known))
         desk.notices.run_once(["acme/site"])
-        assert [notice for notice, _, _ in desk.told()] == ([kind] if kind else [])
+        assert [notice for notice, _, _ in desk.sent()] == ([kind] if kind else [])
 
     @pytest.mark.parametrize("cause", ["shutdown", "command", "killed", "cancelled"])
     def test_a_run_that_ended_with_its_process_is_no_failure(self, desk: Desk, cause: str):
         desk.record(("interrupted", PATIENCE), ("interrupted", 0), cause=cause)
         desk.notices.run_once(["acme/site"])
-        assert desk.told() == []
+        assert desk.sent() == []
 
     def test_a_failure_starts_with_the_first_failed_run(self, desk: Desk):
         desk.record(("updated", 90), ("dirty", 80), ("paused", 70), ("diverged", 60))
@@ -172,7 +172,7 @@ class TestSending:
         for step in ("updated", "dirty", "dirty", "diverged", "unchanged", "unchanged"):
             desk.run(step)
             desk.notices.run_once([])
-        assert [told[::2] for told in desk.told()] == [
+        assert [sent[::2] for sent in desk.sent()] == [
             ("failing", "dirty"), ("changed", "diverged"), ("well", "unchanged"),
         ]  # fmt: skip
 
@@ -181,11 +181,11 @@ class TestSending:
         for hour in range(24 * 3):
             desk.now = NOW + hour * 3600
             desk.notices.run_once([])
-        assert [kind for kind, _, _ in desk.told()] == ["failing", "still", "still"]
+        assert [kind for kind, _, _ in desk.sent()] == ["failing", "still", "still"]
 
     def test_a_restart_neither_repeats_nor_forgets(self, desk: Desk):
         desk.run("dirty")
-        desk.restart()  # nothing was told yet
+        desk.restart()  # no notice was sent yet
         desk.notices.run_once([])
         desk.restart()
         desk.notices.run_once([])
@@ -194,13 +194,13 @@ class TestSending:
         desk.notices.run_once([])
         desk.restart()
         desk.notices.run_once([])
-        assert [kind for kind, _, _ in desk.told()] == ["failing", "well"]
+        assert [kind for kind, _, _ in desk.sent()] == ["failing", "well"]
 
     def test_a_failure_that_ended_before_its_notice_causes_none(self, desk: Desk):
         desk.run("dirty")
         desk.run("updated")
         desk.notices.run_once([])
-        assert desk.told() == []
+        assert desk.sent() == []
 
     def test_names_that_differ_in_case_are_one_repository(self, desk: Desk):
         desk.run("dirty")
@@ -209,7 +209,7 @@ class TestSending:
         desk.notices.run_once(["Acme/Site"])
         desk.run("updated", "ACME/SITE")
         desk.notices.run_once([])
-        assert [kind for kind, _, _ in desk.told()] == ["failing", "well"]
+        assert [kind for kind, _, _ in desk.sent()] == ["failing", "well"]
 
     def test_a_deleted_checkout_is_not_repeated_daily(self, desk: Desk):
         desk.run("dirty")
@@ -217,12 +217,12 @@ class TestSending:
         shutil.rmtree(desk.folder / "root/acme/site")
         desk.now += REPEAT
         desk.notices.run_once([])
-        assert len(desk.told()) == 1
+        assert len(desk.sent()) == 1
 
     def test_the_notice_about_an_unknown_repository_is_deleted(self, desk: Desk):
         desk.journal.record_notice(NoticeState("acme/past", "dirty", NOW, NOW))
         desk.notices.run_once([])
-        assert (desk.journal.notices(), desk.told()) == ({}, [])
+        assert (desk.journal.notices(), desk.sent()) == ({}, [])
 
     def test_the_command_receives_the_facts_as_variables_and_json(self, desk: Desk):
         desk.write('env -0 > "$0.env"; cat > "$0.json"')
@@ -255,16 +255,16 @@ class TestSending:
         desk.notices.run_once([])
         desk.run("dirty", "acme/other")
         desk.notices.run_once([])  # all wait
-        assert desk.told() == []
+        assert desk.sent() == []
         line = capfd.readouterr().err
         assert re.search(r'error notice failed repository=acme/site .*reason="exit 7" output="no route"', line)
         desk.now += 60
         desk.notices.run_once([])
-        assert desk.told() == [("failing", "acme/other", "dirty")]
+        assert desk.sent() == [("failing", "acme/other", "dirty")]
         desk.write(NOTES)
         desk.now += 60
         desk.notices.run_once([])
-        assert desk.told()[1:] == [("failing", "acme/site", "dirty")]
+        assert desk.sent()[1:] == [("failing", "acme/site", "dirty")]
 
     def test_a_command_that_hangs_is_ended_with_its_children(self, desk: Desk, monkeypatch, capfd):
         monkeypatch.setattr(module, "LIMIT", 1)
@@ -288,10 +288,10 @@ class TestSending:
         for _ in range(3):
             desk.run("dirty")
         desk.run("updated", "acme/other")
-        assert desk.told() == []
+        assert desk.sent() == []
         Path(f"{desk.command}.gate").write_text("\n")
         until(desk.journal.notices)
-        assert desk.told() == [("failing", "acme/site", "dirty")]
+        assert desk.sent() == [("failing", "acme/site", "dirty")]
         desk.run("updated")
         Path(f"{desk.command}.gate").write_text("\n")
         until(lambda: not desk.journal.notices())
@@ -319,14 +319,14 @@ class TestSending:
 
 @pytest.fixture
 def noting(tmp_path: Path, script) -> Callable[[], list[dict[str, str]]]:
-    """What a daemon's command was told so far."""
+    """The notices that a daemon's command has received."""
     script(NOTES, "notify")
     notes = tmp_path / "notify.notes"
 
-    def told() -> list[dict[str, str]]:
+    def received() -> list[dict[str, str]]:
         return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 
-    return told
+    return received
 
 
 def test_a_daemon_reports_a_failed_deploy_and_its_end(tmp_path, start_daemon, noting, hook):
@@ -339,10 +339,10 @@ def test_a_daemon_reports_a_failed_deploy_and_its_end(tmp_path, start_daemon, no
         if number == 0:
             daemon.wait_for("notice sent repository=acme/site run=1 outcome=deploy-failed notice=failing")
     assert daemon.stop() == 0
-    daemon.start()  # its sweep fails again, and nobody is told again
+    daemon.start()  # its sweep fails again, and no notice is sent again
     daemon.wait_for("run deploy-failed .*trigger=sweep")
     assert daemon.stop() == 0
-    # A sync from the command line, while no daemon runs, is told of by the next one.
+    # A sync from the command line, while no daemon runs, is reported by the next one.
     upstream.commit({"page": "hello"})
     hook("sync", "acme/site")
     daemon.start()

@@ -100,7 +100,7 @@ QUEUED: dict[str, dict[str, Any]] = {
     "the branch that the checkout names, not the default": push("acme/shop", ref="refs/heads/live"),
     "a name in another case": push("ACME/Site"),
     "no checkout, but it may be cloned": push("widgets/new"),
-    "no default branch is told: the script finds out": {**push("acme/site"), "repository": {"full_name": "acme/site"}},
+    "no default branch is given: the script finds it": {**push("acme/site"), "repository": {"full_name": "acme/site"}},
     "a checkout by its name alone": {**push("acme/site"), "repository": {"name": "Site", "full_name": "acme/Site"}},
     "a branch that begins": push("acme/site", before=NOBODY),
     "before is after, as in Gitea's test": push("acme/site", before="1" * 40),

@@ -508,7 +508,7 @@ class TestListing:
     def test_a_folder_right_below_the_root_is_called_so_by_whatever_name(self, checkouts: Checkouts):
         path = make(checkouts.root / "site", origin="git@github.com:acme/site.git")
         assert [*checkouts, checkouts.canonical_name("site"), checkouts.canonical_name("SITE")] == ["acme/site"] * 3
-        assert checkouts.canonical_name("other/site") == "other/site", "that it is not, the script tells"
+        assert checkouts.canonical_name("other/site") == "other/site", "the script reports the mismatch"
         assert [checkouts.canonical_name(name) for name in ("none", "..", "a/b/c")] == ["none", "..", "a/b/c"]
         make(checkouts.root / "acme/site")
         assert checkouts.canonical_name("site") == "site", "the owner's folder wins the other name"

@@ -166,10 +166,10 @@ class TestEnvironment:
         assert "very secret" not in bench.printed()
 
     @pytest.mark.parametrize(
-        ("told", "believed"),
+        ("line", "believed"),
         [
             ("fetched=$EPOCHREALTIME", True),
-            ("fetched=$(date +%s)", True),  # whole seconds, which an old bash tells, may lie before the beginning
+            ("fetched=$(date +%s)", True),  # an old bash has whole seconds, which may be before the start
             ("fetched=$(($(date +%s) - 9))", False),
             ("fetched=$(($(date +%s) + 9))", False),
             ("fetched=1e9", False),
@@ -178,9 +178,9 @@ class TestEnvironment:
             ("fetched=$(printf %0400d 1)", False),
         ],
     )
-    def test_moments_are_believed_where_they_can_be(self, bench: Bench, told: str, believed: bool):
+    def test_moments_are_believed_where_they_can_be(self, bench: Bench, line: str, believed: bool):
         began = time.time()
-        result = bench.run(f'echo "{told}" >$GITOPS_RESULT')
+        result = bench.run(f'echo "{line}" >$GITOPS_RESULT')
         assert (result.fetched is not None) == believed
         assert result.fetched is None or began <= result.fetched <= time.time()
         assert (result.deployed, result.healthy) == (None, None)
@@ -251,7 +251,7 @@ class TestEnds:
         os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
 
     def daemon(self, bench: Bench) -> subprocess.Popen[bytes]:
-        """A process that has a run in hand, to be killed."""
+        """A process with a current run, to be killed."""
         code = (
             "import sys, pathlib as p; from gitops_hook.sync.runner import Runner, Task\n"
             "script = p.Path(sys.argv[1]); import os\n"
@@ -407,7 +407,7 @@ def kept(log: Path) -> tuple[bytes, int, bytes]:
 
 
 def numbers(start: int, size: int) -> bytes:
-    """The part at `start` of a text in which every place can be told from every other."""
+    """The part at `start` of a text in which every position is unique."""
     first = start // 16
     text = b"".join(b"%015d\n" % number for number in range(first, (start + size) // 16 + 1))
     return text[start - first * 16 :][:size]

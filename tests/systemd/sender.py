@@ -1,4 +1,4 @@
-"""Delivers signed pushes to port 8787 of the network that it runs in, and tells how often each status was answered.
+"""Delivers signed pushes to port 8787 of the network that it runs in, and prints the number of responses by status.
 
 sender.py REPOSITORY AFTER SECRET COUNT [PER_SECOND]: one connection each, up to 16 at a time; no delivery is tried
 twice. A connection that is refused or broken counts by the name of its error.

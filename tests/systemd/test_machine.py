@@ -106,7 +106,7 @@ def has_looked(machine: Machine) -> bool:
 
 @contextmanager
 def drop_in(machine: Machine, text: str, unit: str = "gitops-hook.service") -> Iterator[None]:
-    """While this lasts, a unit has the lines in `text` besides; whoever needs that restarts it."""
+    """Add the lines of `text` to a unit for the time of the block. The caller restarts it."""
     folder = f"/etc/systemd/system/{unit}.d"
     machine.put(f"{folder}/test.conf", text)
     machine.run("systemctl daemon-reload")
@@ -306,7 +306,7 @@ def test_a_deploy_may_not_restart_a_unit_unless_it_was_granted(machine, upstream
     after = push(machine, upstream, secret)
     wait_for(lambda: outcomes(machine, after) == ["deploy-failed"], "it was not refused")
     assert machine.show("ExecMainStartTimestampMonotonic") == started
-    wait_for(lambda: "acme/site, deploy-failed" in machine.show("StatusText"), "the status does not tell")
+    wait_for(lambda: "acme/site, deploy-failed" in machine.show("StatusText"), "the status does not show it")
 
 
 def test_a_deploy_that_restarts_the_daemon_ends_recorded_and_does_not_loop(machine, upstream, secret):
