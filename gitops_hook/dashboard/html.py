@@ -26,7 +26,8 @@ escape = html.escape
 
 
 def _package_text(name: str) -> str:
-    return (pkgutil.get_data(__package__, name) or b"").decode()
+    # Before Python 3.10, a module in a zip file has no __package__.
+    return (pkgutil.get_data(__name__.rpartition(".")[0], name) or b"").decode()
 
 
 def _csp_hash(text: str) -> str:

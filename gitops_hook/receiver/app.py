@@ -100,7 +100,7 @@ class Forwarder(Protocol):
 
 
 def _rejection(status: int, reason: str, delivery: str | None = None) -> Response:
-    return Response(status, "refused", None, delivery, reason, result=("refused", _REJECTIONS[status]))
+    return Response(int(status), "refused", None, delivery, reason, result=("refused", _REJECTIONS[status]))
 
 
 def _unavailable(kind: str, reason: str, delivery: str | None) -> Response:
