@@ -1,4 +1,4 @@
-r"""Render the output of a run for the page and for a terminal: keep its colours, make everything else harmless.
+r"""Render the output of a run for the page and for a terminal: keep its colours, and escape or drop the rest.
 
 Rules:
 
@@ -66,7 +66,7 @@ class Rendered(NamedTuple):
 def render(content: bytes, pen: str = "", *, more: bool = False) -> Rendered:
     """Return `content` as HTML, with the codes of `pen` in force at its start.
 
-    If `more` may follow, an incomplete sequence, character or line end at the end is omitted from the text and the size.
+    If `more` may follow, the text and the size omit an incomplete sequence, character or line end at the end.
     """
     return _rendered(content, pen, _span, lambda sequence: "", more=more)
 
@@ -83,7 +83,7 @@ def whole(content: bytes) -> bytes:
 
 
 def _rendered(content: bytes, pen: str, paint: _Paint, other: Callable[[str], str], *, more: bool) -> Rendered:
-    """Render `content`: `paint` renders each piece of text with its codes, `other` each sequence that is not a colour."""
+    """Render `content` with `paint` for each text and its codes, and `other` for each sequence that is not a colour."""
     complete = whole(content) if more else content
     text = _LINE_END.sub("\n", complete.decode("utf-8", "replace"))
     codes = _painted({}, pen)

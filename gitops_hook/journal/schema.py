@@ -44,7 +44,7 @@ STEPS = (
     ALTER TABLE runs ADD COLUMN deployed REAL;
     ALTER TABLE runs ADD COLUMN healthy REAL;
     ALTER TABLE runs ADD COLUMN brought INTEGER;
-    CREATE TABLE commits (  -- the commits that a run deployed, newest first; position 0 is the checkout's commit
+    CREATE TABLE commits (  -- the commits of a run, newest first; position 0 is the checkout's commit after it
         run INTEGER NOT NULL REFERENCES runs,
         position INTEGER NOT NULL,
         id TEXT NOT NULL,
