@@ -2,7 +2,7 @@ r"""Render the output of a run for the page and for a terminal: keep its colours
 
 Rules:
 
-1. No I/O, no state. The result contains what the caller needs to continue with the next part.
+1. No I/O, no state. The result contains the state for the call with the next part.
 2. Of the control sequences, only basic colours and styles (SGR, ECMA-48 section 8.3.117) have an effect: in HTML as
    spans with one class per code, ``s1`` to ``s107``, because the page allows no inline style; on a terminal as
    themselves, where each piece of text resets its codes. The page drops other sequences, a terminal shows them escaped.
