@@ -117,7 +117,8 @@ class _Following:
         if self._total == 1 and running:
             output = last_lines(self._journal.log_path(running[0].id)).split("\n")[-1]
             text = f"{running[0].repository}: running for {span(time.time() - running[0].started)}  {output}"
-        width = shutil.get_terminal_size().columns - 1
+        # Before Python 3.11, a terminal without a size has 0 columns.
+        width = (shutil.get_terminal_size().columns or 80) - 1
         print(f"\r\033[K{escape(text)[:width]}", end="", file=sys.stderr, flush=True)
 
 

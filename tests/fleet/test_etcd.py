@@ -313,6 +313,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *new_key,
         "-subj",
         "/CN=fleet",
+        "-addext",
+        "keyUsage=critical,keyCertSign,cRLSign",
         "-days",
         "2",
         "-keyout",
@@ -326,7 +328,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("host", "/O=fleet", "extendedKeyUsage=clientAuth\n"),
         ("named", "/CN=host", "extendedKeyUsage=clientAuth\n"),
     ]:
-        (folder / "ext").write_text(extensions)
+        (folder / "ext").write_text("authorityKeyIdentifier=keyid\n" + extensions)
         openssl("req", *new_key, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr", folder=folder)
         sign = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "ext"]
         openssl("x509", "-req", "-in", f"{name}.csr", *sign, "-out", f"{name}.crt", folder=folder)
