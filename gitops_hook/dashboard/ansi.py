@@ -1,8 +1,8 @@
-r"""Render the output of a run for the page and for a terminal: keep its colours, make everything else harmless.
+r"""Render the output of a run for the page and for a terminal: keep its colours, and escape or drop the rest.
 
 Rules:
 
-1. No I/O, no state. The result contains what the caller needs to continue with the next part.
+1. No I/O, no state. The result contains the state for the call with the next part.
 2. Of the control sequences, only basic colours and styles (SGR, ECMA-48 section 8.3.117) have an effect: in HTML as
    spans with one class per code, ``s1`` to ``s107``, because the page allows no inline style; on a terminal as
    themselves, where each piece of text resets its codes. The page drops other sequences, a terminal shows them escaped.
@@ -34,7 +34,7 @@ _ENDS = {22: "weight", 23: "slant", 24: "line", 27: "inverse", 29: "strike", 39:
 #: search never scans the same text twice.
 _SEQUENCE = re.compile(
     r"\x1b\[([0-9;:]{0,64})m"  # colours
-    r"|\x1b\[[0-?]*[ -/]*[@-~]"  # any other CSI: the cursor, erasing
+    r"|\x1b\[[0-?]*[ -/]*[@-~]"  # any other CSI: cursor movement, erasing
     r"|\x1b[]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # strings: a title, a link
     r"|\x1b[ -/]*[0-~]?"  # shorter sequences, and the start of a malformed one
 )
@@ -64,26 +64,26 @@ class Rendered(NamedTuple):
 
 
 def render(content: bytes, pen: str = "", *, more: bool = False) -> Rendered:
-    """`content` as HTML, with the codes of `pen` in force at its beginning.
+    """Return `content` as HTML, with the codes of `pen` in force at its start.
 
-    Where there may be `more`, what may have only begun at the end is left out, and does not count in the size.
+    If `more` may follow, the text and the size omit an incomplete sequence, character or line end at the end.
     """
     return _rendered(content, pen, _span, lambda sequence: "", more=more)
 
 
 def for_terminal(content: bytes, pen: str = "", *, more: bool = False, colours: bool = True) -> Rendered:
-    """`content` as a terminal may be given it, with colours or without; `pen` and `more` as above."""
+    """Return `content` in a form that is safe on a terminal. `pen` and `more` have the same meaning as for `render`."""
     return _rendered(content, pen, _coloured if colours else _uncoloured, escape, more=more)
 
 
 def whole(content: bytes) -> bytes:
-    """`content` without what at its end may have only begun."""
+    """Return `content` without an incomplete sequence, character or line end at its end."""
     begun = _BEGUN.search(content[-_LONGEST_BEGUN:])
     return content[: len(content) - len(begun[0])] if begun else content
 
 
 def _rendered(content: bytes, pen: str, paint: _Paint, other: Callable[[str], str], *, more: bool) -> Rendered:
-    """What `paint` makes of each piece of text and its codes, and `other` of each sequence that is no colour."""
+    """Render `content` with `paint` for each text and its codes, and `other` for each sequence that is not a colour."""
     complete = whole(content) if more else content
     text = _LINE_END.sub("\n", complete.decode("utf-8", "replace"))
     codes = _painted({}, pen)
@@ -123,7 +123,7 @@ def _painted(codes: _Codes, parameters: str) -> _Codes:
     rest = [int(word or 0) for word in re.split("[;:]", parameters) if len(word) < 4 and (word or "0").isdecimal()]
     while rest:
         code = rest.pop(0)
-        if code in (38, 48):  # one of 256 or of 16 million colours, which the page has no class for
+        if code in (38, 48):  # one of 256 or of 16 million colours: the page has no class for it
             rest = rest[{5: 2, 2: 4}.get(rest[0] if rest else 0, 1) :]
             continue
         if code == 0:

@@ -4,9 +4,10 @@ Rules:
 
 1. Only registered webhooks whose ping arrived are examined, so the number of calls depends on no payload.
 2. A delivery is missed if the forge failed to deliver it and the journal does not know it.
-3. A missed delivery is redelivered only if no later run of its repository went well.
+3. A missed delivery is redelivered only if no later run of its repository succeeded.
 
-Sources: GitHub, REST API endpoints for webhook deliveries; "Handling failed webhook deliveries" for the three days.
+Sources: GitHub, REST API endpoints for webhook deliveries; "Handling failed webhook deliveries" for the
+limit of three days.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Audit:
     """The missed deliveries of the registered webhooks. One thread at a time may use it."""
 
     def __init__(self, hooks: Hooks, clock: Callable[[], float] = time.time) -> None:
-        """`clock` returns seconds since the epoch."""
+        """Create an audit of the webhooks in `hooks`. `clock` returns seconds since the epoch."""
         self._hooks = hooks
         self._client = hooks.client
         self._journal = hooks.journal
@@ -54,9 +55,9 @@ class Audit:
         return sorted(arrived, key=lambda ping: (ping.target.lower(), ping.hook))
 
     def missed(self, hook: HookPing, is_kept: Callable[[str], bool], *, redeliver: bool = False) -> Iterator[Missed]:
-        """Yield the pushes of the last three days that `hook` could not deliver, of repositories for which `is_kept`.
+        """Yield the undelivered pushes of `hook` from the last three days, of repositories that `is_kept` accepts.
 
-        `redeliver` requests the redelivery of those that no run has repaired. Raises `ApiError`.
+        `redeliver` requests the redelivery of the pushes without a later successful run. Raises `ApiError`.
         """
         path = f"{hook_path(hook.target, hook.hook)}/deliveries"
         for delivery, first in self._failed(f"{path}?per_page=100"):
@@ -86,12 +87,12 @@ class Audit:
         return [attempt for guid, attempt in reversed(attempts.items()) if self._is_missing(guid, attempt[0])]
 
     def _is_missing(self, guid: str, delivery: dict[str, Any]) -> bool:
-        """Return True if the journal lacks a delivery. One with another 2xx than 202 concerned no checkout."""
+        """Return True if the journal lacks a delivery. A 2xx status other than 202 concerned no checkout."""
         status = status_of(delivery)
         return (status == 202 or not 200 <= status < 300) and not self._journal.deliveries(guid)
 
     def _repository(self, hook: HookPing, path: str, delivery: dict[str, Any]) -> str:
-        """Return the repository of a push. For the hook of an organization, only the payload names it."""
+        """Return the repository of a push. If an organization has the hook, only the payload names it."""
         if "/" in hook.target:
             return hook.target
         value: Any = self._client.call("GET", f"{path}/{int(delivery['id'])}").value

@@ -1,11 +1,11 @@
-"""A client for GitHub's REST API that respects its limits and explains its errors.
+"""Call GitHub's REST API within its rate limits, and explain its errors.
 
 Rules:
 
 1. The token is sent to the scheme, host and port of the API only, regardless of redirects and links. No error shows it.
-2. GitHub sets the limits: ``Retry-After``, ``x-ratelimit-*``, and a second between writes. A caller that cannot wait so
-   long gets an error with the time of the next attempt.
-3. A call ends in time: connection, headers, body and redirects share one deadline. A listing never requests the same
+2. GitHub sets the limits: ``Retry-After``, ``x-ratelimit-*``, and a second between writes. If the wait exceeds the
+   patience of the caller, the call raises an error with the time of the next attempt.
+3. A call has one deadline for connection, headers, body and redirects together. A listing never requests the same
    page twice.
 
 Sources: GitHub, "Best practices for using the REST API", "Rate limits for the REST API", "Permissions required for
@@ -54,7 +54,7 @@ TRIES = 4
 #: A token. Other characters are not valid in a header, and http.client would show them in its error.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _NEXT = re.compile(r'<([^<>]*)>\s*;[^,]*\brel="next"')
-#: What a token needs for each path: the permission of a fine-grained token, and the scope of a classic one.
+#: For each path, the necessary permission of a fine-grained token and the necessary scope of a classic one.
 _NEEDS = (
     (re.compile(r"/orgs/[^/]+/hooks"), "the organization permission Webhooks: read and write", "admin:org_hook"),
     (re.compile(r"/repos/.+/hooks"), "the repository permission Webhooks: read and write", "admin:repo_hook"),
@@ -65,10 +65,10 @@ _NEEDS = (
 
 
 class ApiError(GitopsError):
-    """A rejected or failed call. Exit status 77, or 75 (EX_TEMPFAIL) if a later attempt may succeed.
+    """A rejected or failed call. The exit status is 77, or 75 (EX_TEMPFAIL) if a later attempt may succeed.
 
     `http` is the HTTP status, or 0 without an answer. `again` is the time of the next attempt in seconds since the
-    epoch, or None if an attempt is useless.
+    epoch, or None if another attempt cannot succeed.
     """
 
     def __init__(self, message: str, http: int = 0, again: float | None = None) -> None:
@@ -138,7 +138,11 @@ class Client:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`patience` is the longest wait for a rate limit in seconds; `clock` returns seconds since the epoch."""
+        """Create a client for the API at `api_url`.
+
+        `patience` is the longest wait for a rate limit in seconds, `tries` the maximum number of attempts of a call.
+        `clock` returns seconds since the epoch.
+        """
         self.api_url = api_url
         self._token = token
         self._patience = patience
@@ -292,7 +296,7 @@ class Client:
         return ApiError(message, status)
 
     def _fix(self, answer: Answer, path: str) -> str:
-        """Return what the owner of the token can do after a 401, 403 or 404."""
+        """Return instructions for the owner of the token after a 401, 403 or 404."""
         web = web_url(self.api_url)
         fine, classic = f"{web}/settings/personal-access-tokens", f"{web}/settings/tokens"
         if answer.status == 401:
@@ -313,7 +317,7 @@ class Client:
         return f"It does not exist, or the token may not access it: {needs}."
 
     def _clean(self, text: str) -> str:
-        """Return a text from outside without the token and without control characters."""
+        """Return a text from the API or the network without the token and without control characters."""
         return printable(text.replace(self._token, "[the token]"), 300)
 
 
@@ -332,6 +336,6 @@ def _read(response: Any, deadline: Deadline) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """Return why a request got no answer. urllib wraps the original error."""
+    """Return the reason of a request without an answer. urllib wraps the original error."""
     reason = getattr(error, "reason", None) or error
     return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__

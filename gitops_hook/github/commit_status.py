@@ -4,7 +4,7 @@ Rules:
 
 1. A status is a row of the journal before it is sent, so it survives a kill. A newer status of a commit replaces one
    that was not sent yet. The runs of commands store rows, too, and the daemon sends them.
-2. A payload proves nothing. ``success`` is reported only for the live commit and its ancestors, and only if the remote
+2. A payload is not trusted. ``success`` is reported only for the live commit and its ancestors, and only if the remote
    has the live commit; git decides both in the checkout. A forged commit id therefore never gets ``success``.
 3. Each ``pending`` is finished: when a run settles the deliveries of a checkout, every pending commit of that checkout
    gets a final status.
@@ -45,7 +45,7 @@ class CommitStatusReporter:
     """A run observer that stores the commit statuses of each run. Threads may share it."""
 
     def __init__(self, journal: Journal, checkouts: Checkouts, changed: Callable[[], None] = lambda: None) -> None:
-        """`changed` is called after statuses were stored."""
+        """Create a reporter, which calls `changed` after it has stored statuses."""
         self._journal = journal
         self._checkouts = checkouts
         self._changed = changed

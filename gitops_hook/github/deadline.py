@@ -1,7 +1,7 @@
-"""Limit the time of a whole HTTP call, however slowly the peer sends.
+"""Limit the time of a whole HTTP call, even if the peer sends slowly.
 
 The timeout of a socket applies to each operation. A peer that sends a byte, or another ``100 Continue``, before each
-timeout keeps the call alive for ever. A `Deadline` therefore shuts the connection down.
+timeout keeps the call alive indefinitely. A `Deadline` therefore shuts the connection down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Deadline:
         self._watches: list[tuple[threading.Timer, socket.socket]] = []
 
     def watch(self, connection: socket.socket) -> None:
-        """Close `connection` at the deadline. A duplicate is closed, because TLS replaces the socket object."""
+        """Shut `connection` down at the deadline, through a duplicate, because TLS replaces the socket object."""
         duplicate = connection.dup()
         timer = threading.Timer(max(0.0, self._end - time.monotonic()), _shut_down, (duplicate,))
         timer.daemon = True
@@ -63,7 +63,7 @@ class _Connection(HTTPConnection):
 
 
 class _TLSConnection(HTTPSConnection, _Connection):
-    """The same with TLS: the handshake follows `_Connection.connect`, so it is under the deadline, too."""
+    """The same with TLS: the handshake follows `_Connection.connect`, so the deadline includes it."""
 
 
 class DeadlineHandler(HTTPHandler, HTTPSHandler):

@@ -48,7 +48,7 @@ class CommitStatusSender:
         jitter: Callable[[], float] = random.random,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        """`wait` waits for some seconds, or until `stop`; `clock` returns seconds since the epoch."""
+        """Create the sender. `wait` waits for seconds, or until `stop`; `clock` returns seconds since the epoch."""
         self._settings = settings
         self._journal = journal
         self._checkouts = checkouts
@@ -70,11 +70,11 @@ class CommitStatusSender:
         self._thread.start()
 
     def notify(self) -> None:
-        """Report that there may be new statuses; from any thread."""
+        """Wake the thread, because there may be new statuses. Any thread may call this."""
         self._changed.set()
 
     def stop(self, timeout: float) -> None:
-        """Send nothing more, and wait at most `timeout` seconds for the current request. The next start continues."""
+        """Stop the thread; wait at most `timeout` seconds for its current request. The next start sends the rest."""
         self._stopping.set()
         self._changed.set()
         self._thread.join(timeout)
@@ -117,7 +117,7 @@ class CommitStatusSender:
             self._logged = True
             return None
         if not self._client or self._client[0] != token:
-            # One attempt per call, because the journal stores what must be retried; 2 s allow the pause between writes.
+            # One attempt per call, because the journal schedules the retries; 2 s allow the pause between writes.
             client = Client(self._settings.api_url, token, patience=2, tries=1, clock=self._clock, sleep=self._wait)
             self._client = (token, client)
         return self._client[1]

@@ -33,7 +33,7 @@ from gitops_hook.text import printable
 _POLL = 0.2
 #: Seconds for which a recorded ping proves that a hook works. A repeated command does not ping a thousand hooks twice.
 _FRESH = 3600.0
-#: What a failed delivery indicates: by words in the forge's message, then by the HTTP status.
+#: The problem and the check for a failed delivery: by words in the forge's message, then by the HTTP status.
 _BY_WORDS = (
     (r"resolv|host ?name|\bdns\b", "DNS: the forge cannot resolve the URL's host. Check its public name: dig {host}"),
     (
@@ -116,9 +116,9 @@ class Hooks:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`secret` is the newest one. Without a `url`, that of the last registration is used, or "" without one.
+        """Create the webhooks of one URL. Without a `url`, it is that of the last registration, or "" without one.
 
-        `timeout` is the time to wait for a ping in seconds.
+        `secret` is the newest one. `timeout` is the time to wait for a ping in seconds.
         """
         self.client = client
         self.journal = journal
@@ -152,7 +152,7 @@ class Hooks:
         if hook and not problems and self._is_fresh(number, began):
             return Registration(target, change, number, problems, moved)
         status, trouble = self._prove(target, number, began)
-        if status == 401 and change == "unchanged":  # only this shows a wrong secret
+        if status == 401 and change == "unchanged":  # GitHub hides the secret, so only a ping reveals a wrong one
             change, problems = "updated", ("secret",)
             self._write("PATCH", hook_path(target, number), self._wanted())
             status, trouble = self._prove(target, number, self._clock())
@@ -184,13 +184,13 @@ class Hooks:
     def _write(self, method: str, path: str, body: object) -> dict[str, Any]:
         value = self.client.call(method, path, body).value
         if not isinstance(value, dict) or not isinstance(value.get("id"), int):
-            raise ApiError(f"the answer to {method} {path} is no webhook")
+            raise ApiError(f"the answer to {method} {path} is not a webhook")
         return value
 
-    # -- proven -----------------------------------------------------------------------------------------------------
+    # -- verify -----------------------------------------------------------------------------------------------------
 
     def _prove(self, target: str, hook: int, since: float) -> tuple[int, str]:
-        """Ping and wait until the journal has it; return 0 and "", or the status that the forge got and the reason."""
+        """Ping a hook; return 0 and "" if the ping arrives, else the HTTP status that the forge got and the reason."""
         self.client.call("POST", hook_path(target, hook) + "/pings")
         deadline = self._clock() + self._timeout
         while self._clock() < deadline:
@@ -218,7 +218,7 @@ class Hooks:
         return next((ping for ping in self.journal.hook_pings() if ping.hook == hook), None)
 
     def reason(self, delivery: dict[str, Any]) -> str:
-        """Return why a delivery did not arrive, from the forge's message, and what to check."""
+        """Return the reason of a failed delivery, from the forge's message, and the check to make."""
         status, said = status_of(delivery), printable(str(delivery.get("status", "")))
         host = urlsplit(self.url).hostname or ""
         fix = next((fix for words, fix in _BY_WORDS if re.search(words, said, re.IGNORECASE)), None)
@@ -255,7 +255,7 @@ class Hooks:
 
 
 def hook_path(target: str, hook: int = 0) -> str:
-    """Return the path of the webhooks of `target` in the API, or of one of them."""
+    """Return the API path of the webhooks of `target`, or of one webhook."""
     path = f"/repos/{target}/hooks" if "/" in target else f"/orgs/{target}/hooks"
     return f"{path}/{hook}" if hook else path
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 STEPS = (
     """
     CREATE TABLE runs (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, for logs are named by it
+        id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused, because the name of the log contains it
         repository TEXT NOT NULL COLLATE NOCASE,
         trigger TEXT NOT NULL,
         started REAL NOT NULL,
@@ -44,7 +44,7 @@ STEPS = (
     ALTER TABLE runs ADD COLUMN deployed REAL;
     ALTER TABLE runs ADD COLUMN healthy REAL;
     ALTER TABLE runs ADD COLUMN brought INTEGER;
-    CREATE TABLE commits (  -- where a run left its checkout, and below that what else it brought, newest first
+    CREATE TABLE commits (  -- the commits of a run, newest first; position 0 is the checkout's commit after it
         run INTEGER NOT NULL REFERENCES runs,
         position INTEGER NOT NULL,
         id TEXT NOT NULL,
@@ -55,14 +55,14 @@ STEPS = (
     ) WITHOUT ROWID;
     CREATE INDEX commits_by_id ON commits (id);
     CREATE TRIGGER commits_go_with_their_run AFTER DELETE ON runs BEGIN DELETE FROM commits WHERE run = old.id; END;
-    -- What the overview shows of each repository, found without a look at the rows themselves.
+    -- Covering indexes for the overview, which reads them without the rows.
     DROP INDEX runs_by_repository;
     CREATE INDEX runs_by_repository ON runs (repository, id, outcome, started, ended);
     CREATE INDEX runs_in_sync ON runs (repository, ended) WHERE outcome IN ('updated', 'unchanged', 'cloned');
     CREATE INDEX runs_with_commit ON runs (repository, id, after) WHERE after > '';
     """,
     """
-    CREATE TABLE told (  -- that somebody was told: this repository fails, for this reason
+    CREATE TABLE told (  -- the last notice about each repository that fails
         repository TEXT PRIMARY KEY COLLATE NOCASE,
         outcome TEXT NOT NULL,
         since REAL NOT NULL,
@@ -86,14 +86,14 @@ STEPS = (
         description TEXT NOT NULL,
         changed REAL NOT NULL,
         version INTEGER NOT NULL DEFAULT 1,
-        due REAL,  -- when to send it; none once it was sent
+        due REAL,  -- the time to send it; NULL after it was sent
         tries INTEGER NOT NULL DEFAULT 0,
-        deployment INTEGER NOT NULL DEFAULT 0,  -- the forge's id of it; 0 while there is none
+        deployment INTEGER NOT NULL DEFAULT 0,  -- the id of the deployment at the forge; 0 without one
         PRIMARY KEY (repository, commit_id)
     );
     CREATE INDEX reports_due ON reports (due) WHERE due IS NOT NULL;
     """,
-    # The runs that version 0.1 ended had their cause in a sentence only.
+    # Version 0.1 stored the cause of a run only as a sentence in `message`. The updates match these sentences.
     """
     ALTER TABLE told RENAME TO notices;
     ALTER TABLE reports RENAME TO commit_statuses;
@@ -114,11 +114,11 @@ STEPS = (
         'The process that did this run died with it in hand; what it owed is done again.'
     );
     UPDATE runs SET cause = 'limit' WHERE outcome = 'timed-out';
-    DELETE FROM pings;  -- a payload chose their URLs; `register` stores the webhooks again, with the operator's URL
+    DELETE FROM pings;  -- a payload chose their URLs; `register` stores the webhooks again with the operator's URL
     CREATE TABLE probe (id INTEGER PRIMARY KEY, time REAL NOT NULL);  -- one row, which the health check writes
     """,
     """
-    CREATE TABLE fleet_outbox (  -- pushes that this host accepted and the fleet does not have yet
+    CREATE TABLE fleet_outbox (  -- pushes that this host accepted and etcd does not have yet
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         guid TEXT NOT NULL,
         received REAL NOT NULL,
@@ -129,7 +129,7 @@ STEPS = (
         pusher TEXT NOT NULL,
         default_branch TEXT NOT NULL
     );
-    CREATE TABLE fleet_cursor (  -- one row: the revision up to which this host has the fleet's pushes
+    CREATE TABLE fleet_cursor (  -- one row: the etcd revision up to which this host has read the pushes
         life TEXT NOT NULL,
         revision INTEGER NOT NULL
     );

@@ -218,7 +218,7 @@ def test_a_forge_that_has_not_tried_yet_is_told(forge, make_hooks, monkeypatch):
 @pytest.mark.parametrize("body", [[], {}, {"id": "x"}])
 def test_an_answer_that_is_no_hook_is_an_error(forge, make_hooks, body):
     forge.faults.append(Fault("POST", 201, body=body))
-    with pytest.raises(ApiError, match="is no webhook"):
+    with pytest.raises(ApiError, match="is not a webhook"):
         make_hooks().register("acme/site")
 
 
