@@ -18,15 +18,14 @@ from typing import Any
 
 import pytest
 from fake_github import TOKEN, Forge
-from harness import SECRET, SOURCE, WEBHOOK, push
-from scratch import git
+from harness import SOURCE, push
+from scratch import fetched_commit, git
 
 from gitops_hook.config import load
 from gitops_hook.github.audit import Audit
 from gitops_hook.github.client import ApiError, Client
 from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.github.webhooks import Hooks
-from gitops_hook.journal.reader import JournalReader
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import CommitStatus, HookPing
 from gitops_hook.sync.checkouts import Checkouts
@@ -91,18 +90,17 @@ def test_the_mock_turns_away_what_is_not_described(mock, clock):
 
 
 @pytest.mark.parametrize("target", ["acme/site", "acme"])
-def test_webhooks_are_registered_listed_audited_and_taken_away(forge, proxy, clock, daemon, tmp_path, target):
+def test_webhooks_are_registered_listed_audited_and_taken_away(forge, proxy, clock, daemon, make_hooks, target):
     forge.hooks["acme"] = []
     (daemon.root / "acme/site/.git").mkdir(parents=True)
-    url = f"http://127.0.0.1:{daemon.port}{WEBHOOK}"
 
     def hooks() -> Hooks:
-        return Hooks(client_of(proxy, clock), JournalReader(daemon.state), SECRET.encode(), url)
+        return make_hooks(through=client_of(proxy, clock))
 
-    made = hooks().register(target, lambda hook: None)
+    made = hooks().register(target)
     assert (made.change, made.trouble) == ("created", "")
     forge.hooks[target][0]["events"] = ["*"]
-    assert hooks().register(target, lambda hook: None).change == "updated"
+    assert hooks().register(target).change == "updated"
     (listed,) = hooks().listed(target)
     assert listed.standing == "right"
     forge.missed(target, made.hook, payload=push("acme/site"))
@@ -117,6 +115,7 @@ def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
     path.mkdir(parents=True)
     git("init", "--quiet", cwd=path)
     git("remote", "add", "origin", "http://127.0.0.1/acme/site", cwd=path)
+    commit = fetched_commit(path, "a commit that the remote has")
     settings = load(
         {
             "GITOPS_ROOT": str(tmp_path / "root"),
@@ -131,7 +130,7 @@ def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
     sender = CommitStatusSender(settings, journal, Checkouts(settings.root), clock=clock)
     sender._stopping.wait = clock.sleep  # type: ignore[method-assign]
     for state in ("pending", "success"):
-        journal.save_statuses(CommitStatus("acme/site", "a" * 40, 7, state, "updated in 1.2 s", changed=clock.now))
+        journal.save_statuses(CommitStatus("acme/site", commit, 7, state, "updated in 1.2 s", changed=clock.now))
         sender.run_once()
         assert journal.next_status_due() is None
     journal.close()
