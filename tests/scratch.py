@@ -43,6 +43,14 @@ def git_version() -> tuple[int, ...]:
     return tuple(map(int, git("version", cwd=Path("/")).split()[2].split(".")[:2]))
 
 
+def fetched_commit(checkout: Path, text: str) -> str:
+    """Return a new commit that the checkout has fetched, as far as its refs show."""
+    git("-c", "user.name=a", "-c", "user.email=b", "commit", "--quiet", "--allow-empty", "-m", text, cwd=checkout)
+    git("update-ref", "refs/remotes/origin/main", "HEAD", cwd=checkout)
+    git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/main", cwd=checkout)
+    return git("rev-parse", "HEAD", cwd=checkout)
+
+
 class Upstream:
     """A repository as the forge keeps it."""
 

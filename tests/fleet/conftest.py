@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not PROGRAMS:
         missing = pytest.mark.skip(reason="needs etcd: run `make test-fleet`")
         for item in items:
-            if {"cluster", "trio", "program"} & set(getattr(item, "fixturenames", ())):
+            here = Path(item.fspath).parent == Path(__file__).parent
+            if here and {"cluster", "trio", "program"} & set(getattr(item, "fixturenames", ())):
                 item.add_marker(missing)
 
 

@@ -80,12 +80,12 @@ def make_hooks(client: Client, daemon: Daemon) -> Callable[..., Hooks]:
 
             return super().register(target, remember, dry_run=dry_run)
 
-    def make(url: str | None = None, **more: Any) -> Hooks:
+    def make(url: str | None = None, through: Client | None = None, **more: Any) -> Hooks:
         url = f"http://127.0.0.1:{daemon.port}{WEBHOOK}" if url is None else url
         secret = more.pop("secret", SECRET).encode()
         pause = threading.Event()
         return RememberedHooks(
-            client, JournalReader(daemon.state), secret, url, sleep=lambda _: pause.wait(0.005), **more
+            through or client, JournalReader(daemon.state), secret, url, sleep=lambda _: pause.wait(0.005), **more
         )
 
     return make

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_github import TOKEN, Fault, Forge
 from harness import push
-from scratch import Upstream, git
+from scratch import Upstream, fetched_commit, git
 
 from gitops_hook.config import load
 from gitops_hook.github.commit_status import CommitStatusReporter
@@ -65,14 +65,6 @@ def make_sender(tmp_path: Path, journal: Journal, forge: Forge, checkout: Path, 
 
 def report(commit: str = A, state: str = "pending", description: str = "d", **more: Any) -> CommitStatus:
     return CommitStatus("acme/site", commit, 7, state, description, **{"changed": 1_800_000_000.0, **more})
-
-
-def fetched_commit(checkout: Path, text: str) -> str:
-    """Return a new commit that the checkout has fetched, as far as its refs show."""
-    git("-c", "user.name=a", "-c", "user.email=b", "commit", "--quiet", "--allow-empty", "-m", text, cwd=checkout)
-    git("update-ref", "refs/remotes/origin/main", "HEAD", cwd=checkout)
-    git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/main", cwd=checkout)
-    return git("rev-parse", "HEAD", cwd=checkout)
 
 
 def statuses(forge: Forge) -> list[tuple[str, str, str]]:
