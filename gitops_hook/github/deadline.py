@@ -1,7 +1,7 @@
-"""Limit the time of a whole HTTP call, even if the peer sends slowly.
+"""Limit the time of a whole HTTP call, however slowly the peer sends.
 
 The timeout of a socket applies to each operation. A peer that sends a byte, or another ``100 Continue``, before each
-timeout keeps the call alive indefinitely. A `Deadline` therefore shuts the connection down.
+timeout keeps the call alive for ever. A `Deadline` therefore shuts the connection down.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import ssl
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
 from typing import Any
 from urllib.request import HTTPHandler, HTTPSHandler, Request
 
 
 class Deadline:
-    """Closes the connections of a call when its time is over, even while the peer sends. A context manager."""
+    """Closes the connections of a call when its time is over, whatever the peer sends. A context manager."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
         self._watches: list[tuple[threading.Timer, socket.socket]] = []
 
     def watch(self, connection: socket.socket) -> None:
-        """Shut `connection` down at the deadline, through a duplicate, because TLS replaces the socket object."""
+        """Close `connection` at the deadline. A duplicate is closed, because TLS replaces the socket object."""
         duplicate = connection.dup()
         timer = threading.Timer(max(0.0, self._end - time.monotonic()), _shut_down, (duplicate,))
         timer.daemon = True
@@ -52,8 +53,9 @@ def _shut_down(connection: socket.socket) -> None:
 
 
 class _Connection(HTTPConnection):
-    """A connection under a deadline, which the handler sets before it connects."""
+    """A connection under a deadline."""
 
+    #: Set by `_create`: the constructor of HTTPSConnection passes no further arguments on.
     deadline: Deadline
 
     def connect(self) -> None:
@@ -63,7 +65,14 @@ class _Connection(HTTPConnection):
 
 
 class _TLSConnection(HTTPSConnection, _Connection):
-    """The same with TLS: the handshake follows `_Connection.connect`, so the deadline includes it."""
+    """The same with TLS: the handshake follows `_Connection.connect`, so it is under the deadline, too."""
+
+
+def _create(kind: type[_Connection], deadline: Deadline, *args: Any, **more: Any) -> _Connection:
+    """Return a new connection of `kind` under `deadline`, which connects later."""
+    connection = kind(*args, **more)
+    connection.deadline = deadline
+    return connection
 
 
 class DeadlineHandler(HTTPHandler, HTTPSHandler):
@@ -76,16 +85,9 @@ class DeadlineHandler(HTTPHandler, HTTPSHandler):
 
     def http_open(self, request: Request) -> Any:
         """Open an HTTP connection."""
-        return self.do_open(self._connect_with(_Connection), request)
+        return self.do_open(partial(_create, _Connection, self._deadline), request)
 
     def https_open(self, request: Request) -> Any:
         """Open an HTTPS connection."""
-        return self.do_open(self._connect_with(_TLSConnection), request, context=self._tls_context)
-
-    def _connect_with(self, kind: type[_Connection]) -> Any:
-        def make(*args: Any, **more: Any) -> _Connection:
-            connection = kind(*args, **more)
-            connection.deadline = self._deadline
-            return connection
-
-        return make
+        connection = partial(_create, _TLSConnection, self._deadline, context=self._tls_context)
+        return self.do_open(connection, request)

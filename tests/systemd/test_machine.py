@@ -106,7 +106,7 @@ def has_looked(machine: Machine) -> bool:
 
 @contextmanager
 def drop_in(machine: Machine, text: str, unit: str = "gitops-hook.service") -> Iterator[None]:
-    """Add the lines of `text` to a unit for the time of the block. The caller restarts it."""
+    """While this lasts, a unit has the lines in `text` besides; whoever needs that restarts it."""
     folder = f"/etc/systemd/system/{unit}.d"
     machine.put(f"{folder}/test.conf", text)
     machine.run("systemctl daemon-reload")
@@ -185,7 +185,7 @@ def test_the_token_for_the_forge_may_be_missing_and_is_the_daemon_s_alone_where_
     assert machine.run(f"cat {credential}") == ""  # the daemon runs without, so the file is not needed
     machine.run("umask 077; echo a-token-for-the-forge > /etc/gitops-hook/github-token; systemctl restart gitops-hook")
     assert machine.run(f"cat {credential}") == "a-token-for-the-forge"
-    assert "acme/site: " in machine.run("gitops-hook hooks acme/site", check=False)  # root reads the token file
+    assert "does not answer" in machine.run("gitops-hook hooks acme/site", check=False)  # root reads it where it lies
     closed = machine.run(f"su -s /bin/sh nobody -c 'cat {credential} /etc/gitops-hook/github-token'", check=False)
     assert closed.count("Permission denied") == 2
     sweep = machine.run("systemctl start gitops-hook-sweep; systemctl show --value --property Result gitops-hook-sweep")
@@ -235,7 +235,7 @@ def test_hung_it_is_killed_by_the_watchdog_tells_where_and_serves_again(machine,
         "serve = server.Server.process_request\n"
         "def hang_once(self, *arguments):\n"
         "    mark = pathlib.Path('/var/lib/gitops-hook/hung')\n"
-        "    if mark.exists() or self.name != 'webhook':\n"
+        "    if self.name != 'webhook' or mark.exists():\n"
         "        return serve(self, *arguments)\n"
         "    mark.touch()\n"
         "    threading.Event().wait()\n"
@@ -306,7 +306,7 @@ def test_a_deploy_may_not_restart_a_unit_unless_it_was_granted(machine, upstream
     after = push(machine, upstream, secret)
     wait_for(lambda: outcomes(machine, after) == ["deploy-failed"], "it was not refused")
     assert machine.show("ExecMainStartTimestampMonotonic") == started
-    wait_for(lambda: "acme/site, deploy-failed" in machine.show("StatusText"), "the status does not show it")
+    wait_for(lambda: "acme/site, deploy-failed" in machine.show("StatusText"), "the status does not tell")
 
 
 def test_a_deploy_that_restarts_the_daemon_ends_recorded_and_does_not_loop(machine, upstream, secret):
@@ -323,7 +323,7 @@ def test_a_deploy_that_restarts_the_daemon_ends_recorded_and_does_not_loop(machi
     assert machine.show("ExecMainStartTimestampMonotonic") == once
 
 
-def test_a_deploy_that_waits_for_the_daemon_s_restart_is_repeated_later_and_later(machine, upstream, secret):
+def test_a_deploy_that_waits_for_the_daemon_s_restart_is_delayed_from_the_second_try(machine, upstream, secret):
     config(machine, 'gitops.deploy "systemctl restart gitops-hook"')
     after = upstream.commit({"news": "restarts"})
     stops = machine.log().count("stopping signal")
@@ -332,14 +332,13 @@ def test_a_deploy_that_waits_for_the_daemon_s_restart_is_repeated_later_and_late
         wait_for(lambda times=times: machine.log().count("stopping signal") == stops + times, f"no stop {times}")
         # A second SIGTERM spares this test the minute that the drain gives a run.
         machine.run("sleep 0.5; systemctl kill --kill-who=main --signal=TERM gitops-hook")
-    wait_for(lambda: "the daemon's shutdown ended the last runs" in machine.log(), "the next run is not delayed")
-    assert (
-        machine.query("SELECT outcome, cause FROM runs ORDER BY id DESC LIMIT 2") == [("interrupted", "shutdown")] * 2
-    )
+    wait_for(lambda: "the daemon's shutdown ended the last runs, so the next is delayed" in machine.log(), "no delay")
+    last_two = machine.query("SELECT outcome, cause FROM runs ORDER BY id DESC LIMIT 2")
+    assert last_two == [("interrupted", "shutdown")] * 2
     assert machine.query("SELECT count(*) FROM deliveries WHERE pending") == [(1,)]
     config(machine, 'gitops.deploy "sh deploy.sh"')
-    after = push(machine, upstream, secret, "does not restart the daemon")
-    wait_for(lambda: outcomes(machine, after) == ["updated"], "the next push is not deployed")
+    after = push(machine, upstream, secret, "heeds the advice")
+    wait_for(lambda: outcomes(machine, after) == ["updated"], "the next push is not served")
     assert machine.query("SELECT count(*) FROM deliveries WHERE pending") == [(0,)]
 
 
