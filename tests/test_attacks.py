@@ -49,7 +49,7 @@ UNPROVEN = {
 }
 
 
-def test_without_the_secret_nothing_is_parsed_written_queued_or_told(tmp_path: Path, start_daemon: Any) -> None:
+def test_an_unsigned_request_is_not_parsed_stored_or_queued(tmp_path: Path, start_daemon: Any) -> None:
     Upstream(tmp_path / "forge").checkout(tmp_path / "root")
     daemon = start_daemon()
     # The look at each checkout at the start, and what is written of it afterwards.
@@ -71,7 +71,9 @@ PROOFS: dict[str, Callable[[str], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("forge", [forge for forge in FORGES if forge.name in PROOFS], ids=lambda forge: forge.name)
-def test_a_proof_is_compared_in_constant_time_with_every_secret(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_is_compared_in_constant_time_with_every_secret(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not measured, for that would show little, but seen: the one comparison there is, how often, and of what."""
     compared: list[tuple[object, object]] = []
     real = hmac.compare_digest
@@ -119,7 +121,7 @@ def test_no_path_of_a_request_is_one_on_the_disk(start_daemon: Any, path: str) -
 # -- with a stolen secret ----------------------------------------------------------------------------------------------
 
 
-def test_a_stolen_secret_brings_what_upstream_has_and_no_more(tmp_path: Path, start_daemon: Any) -> None:
+def test_a_stolen_secret_fetches_only_upstream_commits(tmp_path: Path, start_daemon: Any) -> None:
     """Every member of a payload that could name a place, a branch, a commit or a command does."""
     upstream = Upstream(tmp_path / "forge")
     checkout = upstream.checkout(tmp_path / "root", deploy='echo "$GITOPS_REF $GITOPS_AFTER $GITOPS_DELIVERY"')
@@ -175,7 +177,7 @@ def test_a_replay_moves_nothing_back_and_deploys_nothing_again(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("made", ["by the daemon", "by somebody else"])
-def test_what_the_daemon_keeps_is_open_to_nobody_else(tmp_path: Path, start_daemon: Any, made: str) -> None:
+def test_the_files_of_the_daemon_are_private(tmp_path: Path, start_daemon: Any, made: str) -> None:
     """Even under a careless umask, and in a folder that is open."""
     Upstream(tmp_path / "forge").checkout(tmp_path / "root", deploy="cat /proc/self/environ")
     usual = os.umask(0)

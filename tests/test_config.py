@@ -129,11 +129,11 @@ class TestSources:
         assert settings.token_file == tmp_path / "github-token"
         assert settings.state == Path("/var/lib/gitops-hook")
 
-    def test_a_credentials_folder_without_ours_is_as_none(self, environ: dict[str, str], tmp_path: Path):
+    def test_a_credentials_directory_without_the_secret_is_ignored(self, environ: dict[str, str], tmp_path: Path):
         for folder in (str(tmp_path / "nowhere"), str(tmp_path), "/" + "x" * 300):
             assert load({**environ, "CREDENTIALS_DIRECTORY": folder}, {}).webhook_secret_file is None
 
-    def test_what_a_deploy_finds_in_its_environment_does_not_hinder_a_daemon(self, environ: dict[str, str]):
+    def test_a_daemon_starts_in_the_environment_of_a_deploy(self, environ: dict[str, str]):
         load({**environ, **dict.fromkeys(module.CONTRACT, "x")}, {})
 
     def test_paths_are_made_absolute(self, environ: dict[str, str], tmp_path: Path, monkeypatch):
@@ -219,7 +219,7 @@ class TestBadValues:
             assert reason in message
             assert "\n" not in message
 
-    def test_a_default_that_will_not_do_is_told_as_such(self):
+    def test_an_invalid_default_is_reported_as_a_default(self):
         with pytest.raises(ConfigError, match=r"^GITOPS_ROOT='/srv/gitops' from the default is invalid: "):
             load({}, {})
 
@@ -256,7 +256,7 @@ class TestSecrets:
         with pytest.raises(ConfigError, match=r"there is no secret\. Set GITHUB_WEBHOOK_SECRET_FILE or"):
             SecretSource("", None)
 
-    def test_one_from_the_environment(self):
+    def test_a_secret_from_the_environment(self):
         source = SecretSource(SECRET, None)
         assert match(source, SECRET.encode()) == "environment"
         assert match(source, b"other") is None
@@ -264,7 +264,7 @@ class TestSecrets:
     def test_bytes_that_are_no_utf_8_are_taken_as_they_are(self):
         assert match(SecretSource(os.fsdecode(b"caf\xe9"), None), b"caf\xe9") == "environment"
 
-    def test_those_of_a_file_are_called_by_their_lines(self, file: Path):
+    def test_secrets_of_a_file_are_named_by_line(self, file: Path):
         file.write_bytes(b"\n one \r\n\n\ttwo\n   \nthree")
         source = SecretSource(SECRET, file)
         names = {secret: match(source, secret) for secret in (b"one", b"two", b"three", SECRET.encode(), b"")}
@@ -274,7 +274,7 @@ class TestSecrets:
 
     @pytest.mark.parametrize("text", [None, "", "\n \r\n"])
     @pytest.mark.parametrize("secret", ["", SECRET])
-    def test_a_file_that_gives_none_is_refused_at_the_start(self, file: Path, text: str | None, secret: str):
+    def test_an_unreadable_secret_file_ends_the_start(self, file: Path, text: str | None, secret: str):
         if text is not None:
             file.write_text(text)
         with pytest.raises(ConfigError) as caught:
@@ -282,7 +282,7 @@ class TestSecrets:
         reason = "No such file or directory" if text is None else "it contains no secret"
         assert str(caught.value) == f"GITHUB_WEBHOOK_SECRET_FILE={str(file)!r} is invalid: {reason}"
 
-    def test_a_change_is_in_force_at_once_whether_written_over_or_renamed(self, file: Path, capfd):
+    def test_a_changed_secret_file_takes_effect_at_once(self, file: Path, capfd):
         file.write_text("one")
         source = SecretSource("", file)
         file.write_text("two and more")
@@ -294,7 +294,7 @@ class TestSecrets:
         assert capfd.readouterr().err.count("secrets file read again") == 2
 
     @pytest.mark.parametrize("damage", [Path.unlink, Path.touch, lambda path: path.write_text(" \n"), "folder"])
-    def test_while_it_gives_none_the_last_stay_and_it_is_said_once(self, file: Path, damage: Any, capfd):
+    def test_an_unreadable_secret_file_keeps_the_old_secrets_and_is_logged_once(self, file: Path, damage: Any, capfd):
         file.write_text("old-secret")
         source = SecretSource("", file)
         if damage is Path.touch or damage == "folder":
@@ -313,7 +313,7 @@ class TestSecrets:
         assert "-secret" not in " ".join(lines)
 
 
-def test_who_asks_about_the_unit_s_daemon_finds_its_secret_and_its_state(tmp_path, monkeypatch):
+def test_commands_find_the_secret_and_state_of_the_unit(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ENVIRONMENT_FILE", tmp_path / "gitops-hook.env")
     monkeypatch.setattr(module, "UNIT_STATE", tmp_path / "state")
     (tmp_path / "gitops-hook.env").write_text(f"GITOPS_ROOT={tmp_path}\n")

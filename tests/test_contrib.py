@@ -129,7 +129,7 @@ def is_the_letter(content: bytes) -> None:
 
 
 @needs_curl
-def test_a_letter_is_handed_to_a_mail_server(mailbox):
+def test_a_mail_is_sent_to_a_mail_server(mailbox):
     notify("mail", "ops@example.org", f"smtp://127.0.0.1:{port(mailbox)}")
     ((content, commands),) = mailbox.letters
     assert "MAIL FROM:<gitops-hook@host>" in commands[1]
@@ -137,7 +137,7 @@ def test_a_letter_is_handed_to_a_mail_server(mailbox):
     is_the_letter(content.replace(b"\r\n..", b"\r\n."))  # a dot at the beginning of a line travels as two
 
 
-def test_a_letter_is_handed_to_sendmail(tmp_path):
+def test_a_mail_is_sent_with_sendmail(tmp_path):
     sendmail = tmp_path / "sendmail"
     sendmail.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$0.arguments"; cat >"$0.letter"\n')
     sendmail.chmod(0o755)
@@ -149,7 +149,7 @@ def test_a_letter_is_handed_to_sendmail(tmp_path):
 
 
 @needs_curl
-def test_a_mail_server_that_does_not_answer_is_told():
+def test_a_mail_server_that_does_not_answer_is_reported():
     assert "curl" in notify("mail", "ops@example.org", "smtp://127.0.0.1:9", status=7)
 
 
@@ -158,7 +158,7 @@ def test_a_mail_server_that_does_not_answer_is_told():
 
 @needs_curl
 @pytest.mark.parametrize("member", ["text", "content"])
-def test_a_chat_is_told(tmp_path, chat_room, member):
+def test_a_chat_receives_a_notice(tmp_path, chat_room, member):
     (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook/secret\n")
     notify("chat", tmp_path / "url", *([member] if member != "text" else []))
     ((path, media_type, body),) = chat_room.posts
@@ -173,7 +173,7 @@ def test_the_file_of_a_chat_needs_no_newline_at_its_end(tmp_path, chat_room):
     assert [path for path, _, _ in chat_room.posts] == ["/hook/secret"]
 
 
-def test_a_file_without_a_chat_is_told(tmp_path):
+def test_a_chat_file_without_a_url_is_reported(tmp_path):
     (tmp_path / "url").write_text("\n")
     assert f"{tmp_path}/url has no URL in its first line" in notify("chat", tmp_path / "url", status=78)
     (tmp_path / "url").write_text("")
@@ -182,7 +182,7 @@ def test_a_file_without_a_chat_is_told(tmp_path):
 
 
 @needs_curl
-def test_a_chat_that_refuses_is_told(tmp_path, chat_room):
+def test_an_error_of_the_chat_is_reported(tmp_path, chat_room):
     chat_room.status = 404
     (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook/secret\n")
     said = notify("chat", tmp_path / "url", status=22)
@@ -190,7 +190,7 @@ def test_a_chat_that_refuses_is_told(tmp_path, chat_room):
 
 
 @needs_curl
-def test_a_daemon_tells_a_chat(tmp_path, start_daemon, chat_room):
+def test_a_daemon_sends_a_notice_to_a_chat(tmp_path, start_daemon, chat_room):
     (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook\n")
     upstream = Upstream(tmp_path / "forge")
     daemon: Daemon = start_daemon(GITOPS_NOTIFY=f"{CONTRIB}/notify/chat {tmp_path}/url")
@@ -226,7 +226,7 @@ def test_prometheus_takes_every_expression_of_the_dashboard(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_and_dashboard_ask_only_for_what_there_is(host: Host):  # noqa: F811 - the fixture
+def test_alerts_and_dashboard_use_existing_metrics(host: Host):  # noqa: F811 - the fixture
     host.upstream.checkout(host.root)
     host.end(host.begin(), "updated")
     labels: dict[str, set[str]] = {}

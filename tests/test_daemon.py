@@ -67,13 +67,13 @@ def test_a_bad_setting_ends_the_start_with_one_line_and_78(tmp_path, environ, sa
     assert done.stderr.count("\n") == 1
 
 
-def test_a_bad_flag_is_named_as_such(tmp_path):
+def test_an_invalid_flag_is_named(tmp_path):
     done = serve(tmp_path, "serve", "--sync-timeout", "0")
     assert done.returncode == 78
     assert "GITOPS_SYNC_TIMEOUT='0' from the flag --sync-timeout is invalid" in done.stderr
 
 
-def test_a_wrong_call_ends_with_64(tmp_path):
+def test_a_usage_error_exits_with_64(tmp_path):
     for arguments in (["serve", "--no-such-flag"], ["no-such-command"], []):
         done = subprocess.run(
             [sys.executable, "-m", "gitops_hook", *arguments], cwd=SOURCE, capture_output=True, text=True, timeout=30
@@ -82,7 +82,7 @@ def test_a_wrong_call_ends_with_64(tmp_path):
         assert "usage: gitops-hook" in done.stderr
 
 
-def test_a_port_in_use_is_told_in_one_line(tmp_path):
+def test_a_port_in_use_is_reported_in_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = serve(tmp_path, GITOPS_LISTEN=address)
@@ -98,7 +98,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(tmp_path, start_daemon):
     assert daemon.request("GET", "/healthz")[0] == 200
 
 
-def test_a_state_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
+def test_a_state_directory_that_cannot_be_created_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     done = serve(tmp_path, GITOPS_STATE=str(tmp_path / "file/state"))
     assert (done.returncode, done.stderr.count("\n")) == (69, 1)
@@ -167,7 +167,7 @@ def test_a_reload_while_it_stops_ends_no_run(fifos, start_daemon, script):
     assert daemon.query("SELECT outcome, exit FROM runs") == [("updated", 0)]
 
 
-def test_past_the_deadline_the_run_is_ended_too(fifos, start_daemon, script):
+def test_the_run_is_ended_at_the_deadline(fifos, start_daemon, script):
     hasty = "import gitops_hook.daemon as d; d.RUNS_DEADLINE = 0.3; from gitops_hook.cli.main import main; raise SystemExit(main())"
     daemon = told_to_end_in_a_run(fifos, start_daemon, script, program=["-c", hasty])
     ends_the_run_and_owes_it(daemon, fifos)
@@ -199,7 +199,7 @@ def test_secrets_are_rotated_without_a_restart(tmp_path, start_daemon):
     assert tries == [200, 401, 200, 200, 401, 200]
 
 
-def test_systemd_hands_over_the_socket_and_is_told_the_state(tmp_path, start_daemon):
+def test_systemd_passes_the_socket_and_receives_the_state(tmp_path, start_daemon):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor, socket.create_server(("127.0.0.1", 0)) as ours:
         supervisor.bind(str(tmp_path / "notify"))
         supervisor.settimeout(30)

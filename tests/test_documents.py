@@ -30,7 +30,7 @@ def test_the_readme_lists_every_option_as_the_code_has_it():
     assert table[1].splitlines() == rows
 
 
-def test_help_tells_every_option_with_its_environment_and_default():
+def test_help_lists_every_option_with_its_variable_and_default():
     text = subprocess.run(
         [sys.executable, "-m", "gitops_hook", "serve", "--help"],
         cwd=SOURCE,
@@ -46,7 +46,7 @@ def test_help_tells_every_option_with_its_environment_and_default():
             assert documented.replace("`", "") in text
 
 
-def test_the_readme_tells_every_outcome():
+def test_the_readme_lists_every_outcome():
     table = re.search(r"\| outcome of a run \|.*\n\|---.*\n((?:\|.*\n)+)", README)
     assert table
     documented = set(re.findall(r"`([a-z-]+)`", "\n".join(row.split("|")[1] for row in table[1].splitlines())))
@@ -85,11 +85,11 @@ def rows_of(heading: str) -> list[str]:
     return table[1].splitlines()
 
 
-def test_every_metric_is_told_as_the_code_has_it(tmp_path):
+def test_every_metric_is_documented(tmp_path):
     assert rows_of("metric") == [f"| `{metric.name}` | {metric.kind} | {metric.help} |" for metric in METRICS]
 
 
-def test_every_fact_of_a_notice_is_told(tmp_path):
+def test_every_field_of_a_notice_is_documented(tmp_path):
     run = Run(1, "acme/site", "push", 1.0, 2.0, "dirty")
     facts = facts_of(Notice("failing", "acme/site", "dirty", None, 2.0, run), "host", "")
     names = [f"GITOPS_{name.upper()}" for name in facts]
@@ -99,7 +99,7 @@ def test_every_fact_of_a_notice_is_told(tmp_path):
     )  # so that a gitops-hook which the command runs does not take one for a mistyped option
 
 
-def test_every_alert_is_told():
+def test_every_alert_is_documented():
     rules = (SOURCE / "contrib/prometheus/gitops-hook.rules.yml").read_text()
     assert [row.split("`")[1] for row in rows_of("alert")] == re.findall(r"- alert: (\w+)", rules)
 
@@ -117,7 +117,7 @@ def test_every_field_of_the_log_is_documented_and_no_other():
     assert {name for row in rows_of("field") for name in re.findall(r"`(\w+)`", row.split("|")[1])} == used
 
 
-def test_the_commands_that_tell_are_told():
+def test_the_diagnostic_commands_are_documented():
     documented = {row.split("`")[1].split()[0] for row in rows_of("command")}
     assert documented == {path.name for path in (SOURCE / "contrib/notify").iterdir()}
 

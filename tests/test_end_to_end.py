@@ -30,7 +30,7 @@ def test_a_push_moves_the_checkout_and_deploys(tmp_path, start_daemon):
     assert daemon.query("SELECT guid, run, pending FROM deliveries") == [("first", 1, 0)]
 
 
-def test_what_moves_nothing_is_answered_200_and_runs_nothing(tmp_path, start_daemon):
+def test_an_irrelevant_event_is_200_and_starts_no_run(tmp_path, start_daemon):
     upstream = Upstream(tmp_path / "forge")
     daemon = start_daemon()
     checkout = upstream.checkout(daemon.root)
@@ -60,7 +60,7 @@ def test_a_push_from_a_clone_pattern_without_a_checkout_clones_it(tmp_path, star
     assert daemon.deliver(push("other/site", upstream.head()))[1]["status"] == "ignored"
 
 
-def test_what_was_pushed_while_the_daemon_was_down_is_there_once_it_starts(tmp_path, start_daemon):
+def test_a_push_while_the_daemon_was_down_is_deployed_after_its_start(tmp_path, start_daemon):
     upstream = Upstream(tmp_path / "forge")
     flat = Upstream(tmp_path / "forge", "acme/flat")
     (tmp_path / "root").mkdir()
@@ -72,7 +72,7 @@ def test_what_was_pushed_while_the_daemon_was_down_is_there_once_it_starts(tmp_p
     assert [git("rev-parse", "HEAD", cwd=checkout) for checkout in checkouts] == news
 
 
-def test_a_remote_out_of_reach_is_tried_again_and_a_push_cuts_the_wait_short(tmp_path, start_daemon):
+def test_an_unreachable_remote_is_retried_and_a_push_ends_the_delay(tmp_path, start_daemon):
     upstream = Upstream(tmp_path / "forge")
     daemon = start_daemon()
     checkout = upstream.checkout(daemon.root)

@@ -142,7 +142,7 @@ def test_everything_public_has_a_docstring():
     assert missing == []
 
 
-def test_no_name_is_an_empty_word():
+def test_no_name_is_empty():
     named = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     names = {node.name for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, named)}
     assert [name for name in names | set(MODULES) if EMPTY_WORDS.search(name)] == []

@@ -21,7 +21,7 @@ def _plain_again() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("log_format", "under_systemd"), [("text", False), ("text", True), ("json", False)])
-def test_nothing_breaks_a_line_or_paints_a_terminal(
+def test_control_characters_are_escaped(
     log_format: str, under_systemd: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     setup(log_format, under_systemd=under_systemd)
@@ -76,7 +76,7 @@ def test_credentials_in_urls_are_not_shown(text: str, shown: str):
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_no_line_shows_a_credential_wherever_it_stands(log_format: str, capfd: pytest.CaptureFixture[str]):
+def test_no_line_shows_a_credential(log_format: str, capfd: pytest.CaptureFixture[str]):
     setup(log_format, under_systemd=False)
     url = "https://ada:hidden@host/"
     log.error(f"failed at {url}", reason=ValueError(url), file=[url])
@@ -89,6 +89,6 @@ def test_no_line_shows_a_credential_wherever_it_stands(log_format: str, capfd: p
     assert output.count("https://***@host/") == 4
 
 
-def test_a_text_as_long_as_a_disk_delays_nobody():
+def test_a_huge_text_is_cut_before_it_is_processed():
     for text in ("://" + "a" * 10**6, "://a" * 250_000, "https://" * 125_000):
         assert redact(text) == text

@@ -70,7 +70,7 @@ def serves_a_push(tmp_path: Path, start_daemon, **options) -> Daemon:
     return daemon
 
 
-def test_what_is_installed_runs_without_the_source_and_can_be_uninstalled(tmp_path, source, start_daemon):
+def test_an_installed_tree_runs_without_the_source_and_uninstalls(tmp_path, source, start_daemon):
     staging = tmp_path / "staging"
     make(source, "install", f"DESTDIR={staging}", "PREFIX=/opt/hook", "sysconfdir=/opt/etc")
     program = staging / "opt/hook/bin/gitops-hook"
@@ -137,7 +137,7 @@ def test_exit_statuses_come_through_the_single_file(source):
     assert subprocess.run([source / "dist/gitops-hook.pyz", "nonsense"], capture_output=True).returncode == 64
 
 
-def test_two_builds_are_the_same_bytes_whoever_makes_them(source):
+def test_builds_are_reproducible(source):
     targets = ["dist", "deb"] if shutil.which("dpkg-deb") else ["dist"]
 
     def build(umask: int) -> dict[str, bytes]:

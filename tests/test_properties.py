@@ -76,7 +76,7 @@ def is_clean(text: str) -> bool:
 
 @settings(max_examples=150)
 @given(data=st.data(), forge=ROWS)
-def test_what_leaves_the_parser_is_clean(data: st.DataObject, forge: Forge) -> None:
+def test_parsed_events_contain_no_control_characters(data: st.DataObject, forge: Forge) -> None:
     push = data.draw(st.sampled_from(PUSHES[forge.name][1:]))
     event = data.draw(st.sampled_from([*forge.pushes, *forge.pushes, forge.ping or "x"]) | TEXT)
     body = json.dumps(data.draw(twisted(push))).encode()
@@ -101,7 +101,7 @@ def test_any_bytes_are_an_event_or_refused(forge: Forge, body: bytes, event: str
 
 
 @given(name=NAMES, branch=BRANCHES, before=COMMITS, after=COMMITS, default=BRANCHES)
-def test_a_push_is_read_as_it_was_meant(name: str, branch: str, before: str, after: str, default: str) -> None:
+def test_a_push_event_is_parsed(name: str, branch: str, before: str, after: str, default: str) -> None:
     """By every row alike."""
     owner, _, slug = name.partition("/")
     owner_and_name = {
@@ -134,7 +134,7 @@ def test_a_push_is_read_as_it_was_meant(name: str, branch: str, before: str, aft
 
 
 @given(forge=ROWS, body=st.binary(max_size=200), flipped=st.integers(0, 10_000), other=st.binary(min_size=1))
-def test_only_what_a_secret_has_signed_is_proven(forge: Forge, body: bytes, flipped: int, other: bytes) -> None:
+def test_only_signed_bytes_are_accepted(forge: Forge, body: bytes, flipped: int, other: bytes) -> None:
     request = framing.parse_head(sign(forge, "x", body).partition(b"\r\n\r\n")[0])
     secrets = Secrets({"line 1": other + b"x", "line 2": secret()})
     assert secrets.match(forge.signature.proof(request.environ, body, NOW)) == "line 2"
@@ -145,7 +145,7 @@ def test_only_what_a_secret_has_signed_is_proven(forge: Forge, body: bytes, flip
 
 
 @given(forge=ROWS, value=TEXT, time=st.integers() | TEXT, body=st.binary(max_size=20))
-def test_no_header_is_a_proof_or_an_exception_of_another_kind(forge: Forge, value: str, time: Any, body: bytes) -> None:
+def test_no_header_is_accepted_or_raises_another_exception(forge: Forge, value: str, time: Any, body: bytes) -> None:
     names = ("X_HUB_SIGNATURE_256", "X_HUB_SIGNATURE", "X_GITLAB_TOKEN", "WEBHOOK_ID", "WEBHOOK_SIGNATURE")
     headers = {f"HTTP_{name}": value for name in names}
     headers.update({"HTTP_X_GITEA_SIGNATURE": value, "HTTP_WEBHOOK_TIMESTAMP": str(time), "CONTENT_TYPE": FORM})
@@ -158,12 +158,12 @@ def test_no_header_is_a_proof_or_an_exception_of_another_kind(forge: Forge, valu
 @given(st.binary())
 @example(b"=3D%3D=\r\n")
 @example(b"a \t\r\n")
-def test_a_form_holds_what_was_put_into_it(value: bytes) -> None:
+def test_a_form_field_is_decoded_exactly(value: bytes) -> None:
     assert form_field(b"payload=" + quote_plus(value).encode()) == value
 
 
 @given(st.sets(st.integers(0, len(FORGES) - 1)))
-def test_who_speaks_is_who_stands_first_and_nobody_else_may_speak(rows: set[int]) -> None:
+def test_a_forge_header_selects_exactly_one_forge(rows: set[int]) -> None:
     forges = [FORGES[row] for row in sorted(rows)]
     headers = {key: "x" for forge in forges for key in environ(forge, "x")}
     first = forges[0] if forges else GITHUB
@@ -197,7 +197,7 @@ def test_any_head_is_a_request_or_refused(pieces: list[bytes]) -> None:
 
 
 @given(fields=st.lists(st.tuples(TOKEN, VALUE), max_size=8), path=st.from_regex(r"/[!-~]{0,30}", fullmatch=True))
-def test_a_good_head_is_read_as_it_was_meant(fields: list[tuple[str, str]], path: str) -> None:
+def test_a_valid_head_is_parsed(fields: list[tuple[str, str]], path: str) -> None:
     own = {"host", "content-length", "content-type", "transfer-encoding"}
     fields = [(name, value) for name, value in fields if name.lower() not in own]
     lines = "".join(f"\r\n{name}:{value}" for name, value in [("Host", "here"), *fields])
@@ -235,7 +235,7 @@ REQUEST = st.sampled_from(
 @example(requests=[b"GET / HTTP/1.1\r\nHost: here\nX: y\r\n\r\n"], cuts=[30])
 @example(requests=[b"\r\n"], cuts=[1])
 @given(requests=st.lists(REQUEST, max_size=4), cuts=st.lists(st.integers(0, 3000), max_size=6))
-def test_how_bytes_come_in_packets_changes_no_answer(
+def test_the_split_into_packets_changes_no_response(
     request_path: RequestPath, requests: list[bytes], cuts: list[int]
 ) -> None:
     stream = b"".join(requests)
@@ -245,19 +245,19 @@ def test_how_bytes_come_in_packets_changes_no_answer(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_what_a_fuzzer_has_found_stays_mended(request_path: RequestPath, case: Path) -> None:
+def test_findings_of_the_fuzzer_stay_fixed(request_path: RequestPath, case: Path) -> None:
     request_path.judge_case(case.read_bytes())
 
 
 @given(how=st.integers(0, 255), rest=st.binary(max_size=100))
-def test_what_a_fuzzer_begins_with(request_path: RequestPath, how: int, rest: bytes) -> None:
+def test_the_seeds_of_the_fuzzer_are_valid(request_path: RequestPath, how: int, rest: bytes) -> None:
     request_path.judge_case(bytes([how]) + rest)
 
 
 @given(
     peer=st.ip_addresses().map(str) | st.just(""), forwarded=st.lists(st.ip_addresses().map(str) | TEXT).map(",".join)
 )
-def test_a_client_has_an_address_whatever_is_claimed(peer: str, forwarded: str) -> None:
+def test_a_client_has_an_address_for_every_forwarded_header(peer: str, forwarded: str) -> None:
     client = proxies.client_address(peer, forwarded)
     assert client == peer or str(ip_address(client)) == client
     if peer and not ip_address(peer).is_loopback and not getattr(ip_address(peer), "ipv4_mapped", None):
@@ -268,7 +268,7 @@ def test_a_client_has_an_address_whatever_is_claimed(peer: str, forwarded: str) 
 
 
 @given(st.text(st.sampled_from("./\\-_ab:@~\0\n é"), max_size=12) | TEXT)
-def test_a_valid_name_leads_nowhere_but_below_the_root(name: str) -> None:
+def test_a_valid_name_stays_below_the_root(name: str) -> None:
     if is_valid(name):
         root = Path("/srv/gitops")
         path = Path(os.path.normpath(root / name))
@@ -282,7 +282,7 @@ def test_a_valid_name_leads_nowhere_but_below_the_root(name: str) -> None:
 
 
 @given(name=NAMES)
-def test_a_name_is_found_in_every_url_that_ends_in_it(name: str) -> None:
+def test_a_name_is_found_in_every_form_of_a_url(name: str) -> None:
     if name.endswith(".git"):
         return  # git takes that for the suffix
     for url in (
@@ -334,7 +334,9 @@ def test_any_environment_gives_settings_or_one_line_that_says_why(
 @given(
     st.lists(st.binary(max_size=12) | st.sampled_from([b"\n", b"\r\n", b" ", b"GITOPS_ROOT=", b"#", b'"']), max_size=10)
 )
-def test_any_file_of_settings_or_secrets_is_read(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
+def test_every_file_of_settings_or_secrets_is_parsed_or_rejected(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "file"
     path.write_bytes(b"".join(pieces))
     for name, value in config.read_environment(path).items():

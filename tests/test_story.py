@@ -70,7 +70,7 @@ def test_the_story_goes_on_after_the_daemon_was_killed(fifos, start_daemon, scri
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_failed_run_s_own_entry_shows_its_last_words_and_no_credential(tmp_path, start_daemon, log_format):
+def test_the_log_entry_of_a_failed_run_has_its_last_line_without_credentials(tmp_path, start_daemon, log_format):
     upstream = Upstream(tmp_path / "forge")
     daemon = start_daemon(GITOPS_LOG_FORMAT=log_format, GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
     upstream.checkout(
@@ -93,7 +93,7 @@ def test_a_failed_run_s_own_entry_shows_its_last_words_and_no_credential(tmp_pat
     assert "hidden" not in daemon.log
 
 
-def test_no_credential_of_an_origin_gets_out(tmp_path, start_daemon):
+def test_no_credential_of_an_origin_is_shown(tmp_path, start_daemon):
     daemon = start_daemon()
     checkout = Upstream(tmp_path / "forge").checkout(daemon.root)
     config = checkout / ".git/config"

@@ -111,17 +111,17 @@ def test_the_interval_is_half_of_what_systemd_allows_and_is_kept_from_children()
 
 
 @pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "9", "WATCHDOG_PID": "1"}])  # fmt: skip
-def test_nothing_is_fed_where_nobody_watches(environ):
+def test_without_a_watchdog_no_message_is_sent(environ):
     assert watchdog_interval(environ) is None
 
 
-def test_without_a_supervisor_nothing_is_said_and_nothing_fails(tmp_path):
+def test_without_a_supervisor_no_message_is_sent(tmp_path):
     notify({}, "READY=1")
     notify({"NOTIFY_SOCKET": str(tmp_path / "gone")}, "READY=1")
     notify({"NOTIFY_SOCKET": "relative"}, "READY=1")
 
 
-def test_out_of_descriptors_nothing_is_said_and_nothing_fails(supervisor):
+def test_without_descriptors_nothing_is_sent_and_nothing_fails(supervisor):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -137,7 +137,7 @@ def test_an_abstract_socket_is_found(tmp_path):
         assert other_end.recv(100) == b"READY=1\nSTATUS=x"
 
 
-def test_a_reload_is_told_with_the_time_at_which_it_began(supervisor, start_daemon):
+def test_a_reload_reports_the_time_at_which_it_began(supervisor, start_daemon):
     daemon = start_daemon(NOTIFY_SOCKET=str(supervisor.path))
     supervisor.wait_for("READY=1")
     before = time.monotonic_ns() // 1000
@@ -147,7 +147,9 @@ def test_a_reload_is_told_with_the_time_at_which_it_began(supervisor, start_daem
     supervisor.wait_for("READY=1")
 
 
-def test_the_status_tells_repositories_runs_in_hand_and_the_last_failure(tmp_path, supervisor, start_daemon, script):
+def test_the_status_line_counts_repositories_and_runs_and_names_the_last_failure(
+    tmp_path, supervisor, start_daemon, script
+):
     (tmp_path / "root/acme/site/.git").mkdir(parents=True)
     os.mkfifo(tmp_path / "go")
     fails = script('read -r word < "$GITOPS_ROOT/../go"; exit 70')
@@ -158,7 +160,7 @@ def test_the_status_tells_repositories_runs_in_hand_and_the_last_failure(tmp_pat
     assert len(found) == 1
 
 
-def test_a_daemon_that_is_well_feeds_the_watchdog_and_is_done_with_it_at_the_end(supervisor, start_hanging):
+def test_a_healthy_daemon_feeds_the_watchdog_until_it_stops(supervisor, start_hanging):
     daemon = start_hanging("")
     for _ in range(5):
         assert supervisor.is_fed(5)
@@ -166,7 +168,7 @@ def test_a_daemon_that_is_well_feeds_the_watchdog_and_is_done_with_it_at_the_end
     assert "WATCHDOG=1" not in supervisor.wait_for("STOPPING=1")
 
 
-def test_an_accept_loop_that_hangs_ends_the_feed_and_the_traceback_tells_where(supervisor, start_hanging):
+def test_a_hanging_accept_loop_stops_the_watchdog_messages_and_the_traceback_shows_it(supervisor, start_hanging):
     daemon = start_hanging("server.Server.process_request = hang")
     assert supervisor.is_fed(5)
     with socket.create_connection(("127.0.0.1", daemon.port)):
@@ -193,7 +195,7 @@ def test_a_journal_that_hangs_ends_the_feed(supervisor, start_hanging):
         assert time.monotonic() < deadline
 
 
-def test_a_worker_that_hangs_in_our_code_ends_the_feed_and_is_named(supervisor, start_hanging):
+def test_a_worker_that_hangs_in_our_code_stops_the_watchdog_messages_and_is_named(supervisor, start_hanging):
     daemon = start_hanging("runner.Runner.run = hang; executor.OVERDUE = -10.0", GITOPS_SYNC_TIMEOUT="1")
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     assert supervisor.is_fed(5)
@@ -202,7 +204,7 @@ def test_a_worker_that_hangs_in_our_code_ends_the_feed_and_is_named(supervisor, 
     assert not supervisor.is_fed(1)
 
 
-def test_a_run_that_takes_long_is_no_reason_to_let_the_watchdog_starve(supervisor, start_hanging, script, tmp_path):
+def test_a_long_run_does_not_stop_the_watchdog_messages(supervisor, start_hanging, script, tmp_path):
     os.mkfifo(tmp_path / "running")
     daemon = start_hanging("executor.OVERDUE = 0.0", GITOPS_SYNC_SCRIPT=script('echo > "$GITOPS_ROOT/../running"; sleep 60'))  # fmt: skip
     (daemon.root / "acme/site/.git").mkdir(parents=True)

@@ -41,7 +41,7 @@ def has_rows(page, *names: str) -> None:
 
 
 class TestOverview:
-    def test_it_tells_at_once_what_is_live_and_what_needs_a_person(self, scene, open_page):
+    def test_the_overview_shows_live_commits_and_problems(self, scene, open_page):
         page = open_page(at(scene, "/"))
         assert page.title().startswith("3 of 8 need action · ")
         assert page.get_by_role("heading", level=1).inner_text() == "3 of 8 need action"
@@ -62,7 +62,7 @@ class TestOverview:
         failed.get_by_role("link", name=f"Run {scene.runs['failed']}").click()
         page.get_by_role("heading", name="acme/billing").wait_for()
 
-    def test_search_order_and_states_act_at_once(self, scene, open_page):
+    def test_search_order_and_filters_apply_at_once(self, scene, open_page):
         page = open_page(at(scene, "/"))
         page.evaluate("window.stays = true")
         everything = shown_rows(page)
@@ -86,13 +86,13 @@ class TestOverview:
         page.reload()
         has_rows(page, "infra/dns")
 
-    def test_a_guid_leads_to_what_became_of_it(self, scene, open_page):
+    def test_a_guid_identifies_a_delivery_and_its_run(self, scene, open_page):
         page = open_page(at(scene, "/"))
         page.locator("#q").fill(scene.guid)
         page.wait_for_url("**/deliveries/**")
         assert "ended" in page.locator(".became .lead").inner_text()
 
-    def test_it_follows_what_happens_without_being_asked(self, stage, open_page):
+    def test_the_page_refreshes_itself(self, stage, open_page):
         page = open_page(stage.url)
         assert page.get_by_role("heading", name="No repository yet").is_visible()
         stage.repository("acme/site")
@@ -115,7 +115,7 @@ class TestOverview:
 
 
 class TestRun:
-    def test_a_failed_run_tells_why_and_what_to_do(self, scene, open_page):
+    def test_a_failed_run_shows_the_reason_and_the_fix(self, scene, open_page):
         page = open_page(at(scene, "/runs/{failed}"))
         assert "gitops.deploy failed with exit 3" in page.locator(".fix.bad").inner_text()
         assert "which stays checked out; the next run" in page.locator(".fix.bad").inner_text()
@@ -123,7 +123,7 @@ class TestRun:
         assert [item.split()[0] for item in line] == ["Received", "Queued", "Fetched", "Failed"]
         assert "migration 42 failed" in page.get_by_role("region", name="Output").inner_text()
 
-    def test_the_log_grows_while_the_run_goes_and_stays_when_it_has_ended(self, stage, open_page):
+    def test_the_log_grows_during_the_run_and_stays(self, stage, open_page):
         gate = stage.folder / "gate"
         os.mkfifo(gate)
         deploy = rf"""printf '\033[32mfirst\033[0m line\n\342'; read -r word <{gate}; printf '\202\254 %s\n' "$word"
@@ -181,14 +181,14 @@ class TestEverybody:
         ]
         assert violations == []
 
-    def test_dark_is_dark(self, scene, open_page):
+    def test_the_dark_theme_is_dark(self, scene, open_page):
         ground = "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
         assert min(open_page(at(scene, "/"), color_scheme="light").evaluate(ground)) > 200
         assert max(open_page(at(scene, "/"), color_scheme="dark").evaluate(ground)) < 50
 
     @pytest.mark.parametrize("path", PATHS[:-1])
     @pytest.mark.parametrize("width", [360, 768])
-    def test_a_narrow_screen_scrolls_up_and_down_alone(self, scene, open_page, path, width):
+    def test_a_narrow_screen_does_not_scroll_sideways(self, scene, open_page, path, width):
         page = open_page(at(scene, path), width=width, height=740)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         beyond = page.evaluate(
@@ -200,7 +200,7 @@ class TestEverybody:
         )
         assert beyond == []
 
-    def test_the_keyboard_is_enough(self, scene, open_page):
+    def test_the_page_works_by_keyboard(self, scene, open_page):
         page = open_page(at(scene, "/"))
 
         def focused() -> str:

@@ -265,7 +265,7 @@ def test_a_timer_stays_if_another_checkout_has_the_name(tmp_path, upstream, host
 
 
 @pytest.mark.parametrize("name", ["acme/site", "Acme/Site"])
-def test_of_two_checkouts_of_one_repository_the_second_stays(tmp_path, upstream, host, migrate, name):
+def test_the_timer_of_a_second_checkout_stays(tmp_path, upstream, host, migrate, name):
     staging, production = upstream.checkout(tmp_path / "staging"), upstream.checkout(tmp_path / "production")
     git("remote", "set-url", "origin", f"https://forge.example/{name}.git", cwd=production)
     host.add("a", "/usr/bin/git pull", str(staging))

@@ -34,18 +34,18 @@ from gitops_hook.dashboard.ansi import for_terminal, render
         ("\x9b31mC1".encode(), "31mC1"),
     ],
 )  # fmt: skip
-def test_colours_come_through_and_nothing_else_does(printed: bytes, shown: str):
+def test_colours_pass_and_other_control_sequences_are_escaped(printed: bytes, shown: str):
     assert render(printed).shown == shown
 
 
 @pytest.mark.parametrize("end", [b"\x1b", b"\x1b[", b"\x1b[31", b"\x1b]0;tit", b"\x1b]0;t\x1b", b"\x1b(", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\r"])  # fmt: skip
-def test_what_has_only_begun_waits_for_the_rest(end: bytes):
+def test_a_partial_head_needs_more_bytes(end: bytes):
     assert render(b"text" + end, more=True) == ("text", "", 4)
     assert render(b"text" + end).size == 4 + len(end)
 
 
 @pytest.mark.parametrize("end", [b"\x1b[31m", b"\xff", b"\x1bM", "\u20ac".encode(), b"\x1b[" + b"1" * 300])
-def test_what_is_whole_does_not_wait(end: bytes):
+def test_a_complete_head_needs_no_more_bytes(end: bytes):
     assert render(b"text" + end, more=True).size == 4 + len(end)
 
 
@@ -55,7 +55,7 @@ PIECES = (
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_in_parts_it_reads_as_in_one(seed: int):
+def test_a_log_in_parts_equals_the_whole_log(seed: int):
     chance = random.Random(seed)
     printed = b"".join(chance.choices(PIECES, k=chance.randrange(40)))
     size, pen, shown, rest = chance.randrange(1, 8), "", "", b""
@@ -78,7 +78,7 @@ def test_no_bytes_make_an_element_or_leave_a_control(seed: int):
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_a_terminal_is_shown_the_same_in_parts_as_in_one_and_obeys_colours_alone(seed: int):
+def test_a_log_in_parts_is_escaped_like_a_whole_log(seed: int):
     chance = random.Random(seed)
     printed = b"".join(chance.choices((*PIECES, b"\t", chance.randbytes(3)), k=40))
     size, pen, shown, rest = chance.randrange(1, 8), "", "", b""
@@ -92,7 +92,7 @@ def test_a_terminal_is_shown_the_same_in_parts_as_in_one_and_obeys_colours_alone
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain)
 
 
-def test_colours_end_where_there_are_too_many():
+def test_colours_are_limited():
     shown = render(b"\x1b[31mx\x1b[32my" * 200_000).shown
     assert shown.count("<span") < 20_001
     assert shown.endswith("xyxy")

@@ -145,7 +145,7 @@ def test_pages_follow_one_another_until_there_is_no_next(api: TestApp):
     assert found == names
 
 
-def test_a_long_log_is_had_in_parts(api: TestApp, tmp_path: Path):
+def test_a_long_log_is_returned_in_parts(api: TestApp, tmp_path: Path):
     printed = b"0123456789\n" * 150_000
     note = b"\n[gitops-hook left out 5000 bytes here]\n"
     (tmp_path / "state/runs/1.log").write_bytes(printed[:HEAD_BYTES] + note + printed[HEAD_BYTES:])
@@ -159,7 +159,7 @@ def test_a_long_log_is_had_in_parts(api: TestApp, tmp_path: Path):
     assert offset == len(printed) + 5000
 
 
-def test_the_page_of_it_tells_every_path():
+def test_every_path_is_documented():
     documented = set(re.findall(r"^\| `(/api/[^`]+)` \|", (SOURCE / "docs/api.md").read_text(), re.MULTILINE))
     paths = {path.replace("{", "<").replace("}", ">") for path in DOCUMENT["paths"]}
     assert documented | {"/api/repositories/<name>"} == paths

@@ -52,7 +52,7 @@ def within(tag: str, text: str) -> str:
     return found[0]
 
 
-def test_the_page_puts_first_what_needs_a_person_with_its_cure(page, journal):
+def test_the_page_shows_problems_first_with_their_fix(page, journal):
     finished(journal, "acme/fine", "updated", after="a" * 40)
     run = finished(
         journal, "acme/stuck", "dirty", message="acme/stuck: commit or stash <README>", fix="git -C '/x' stash"
@@ -75,7 +75,7 @@ def test_the_page_puts_first_what_needs_a_person_with_its_cure(page, journal):
     assert ">1 of 2 needs action</h1>" in shown
 
 
-def test_the_overview_tells_the_health_of_the_daemon_and_counts(page, journal):
+def test_the_overview_has_health_and_counts(page, journal):
     finished(journal, "acme/fine", "updated")
     journal.record(Delivery("g", "push", 1.0, "acme/other", "refs/heads/main"))
     shown = page.get("/").text
@@ -92,7 +92,7 @@ def rows(text: str) -> list[str]:
     return re.findall(r'<tr [^>]*><th scope="row"><a href="/repositories/([^"]+)"', text)
 
 
-def test_rows_are_searched_sorted_and_picked_by_state(page, journal):
+def test_rows_are_searched_sorted_and_filtered_by_state(page, journal):
     run = finished(journal, "acme/shop", "updated", after="b" * 40)
     journal.save_commits(run, [Commit("b" * 40, "Grace Hopper", "Fix the Total", 9.0)], 1)
     run = finished(journal, "acme/blog", "dirty", after="a" * 40)
@@ -115,7 +115,7 @@ def test_rows_are_searched_sorted_and_picked_by_state(page, journal):
 
 
 @pytest.mark.parametrize("moment", [999_999_999_999.0, 1e300, -1e12])
-def test_a_date_beyond_every_calendar_spoils_no_answer(page, journal, moment):
+def test_a_date_after_the_year_9999_breaks_no_response(page, journal, moment):
     run = finished(journal, "acme/site", "updated", before="b" * 40, after="a" * 40)
     journal.save_commits(run, [Commit("a" * 40, "Ada", "Say hello", moment)], 1)
     year = "9999-12-31" if moment > 0 else "1970-01-01"
@@ -132,7 +132,7 @@ def test_a_search_for_a_guid_leads_to_its_delivery(page, journal):
     assert "queued" in answer.follow().text
 
 
-def test_a_picture_tells_the_last_runs_in_words_too(page, journal):
+def test_the_history_has_a_text_alternative(page, journal):
     for outcome in ("updated", "dirty", "updated"):
         finished(journal, "acme/site", outcome)
     svg = within("svg", page.get("/").text)
@@ -147,7 +147,7 @@ def test_an_empty_page_says_how_to_begin(page):
     assert "gitops-hook add OWNER/NAME" in page.get("/").text
 
 
-def test_a_run_is_shown_with_its_log_and_harms_no_browser(page, journal):
+def test_a_run_page_escapes_its_log(page, journal):
     run = finished(journal, "acme/site", "deploy-failed", message=HOSTILE[:31], exit=70)
     journal.log_path(run).write_bytes(HOSTILE[:-1].encode() + b"red\xff\n")
     answer = page.get(f"/runs/{run}")
@@ -201,7 +201,7 @@ def test_the_time_line_of_a_run_from_its_delivery_to_its_end(page, journal):
     assert "ada" in served
 
 
-def test_a_run_without_a_delivery_and_without_times_is_shown_as_far_as_it_is_known(page, journal):
+def test_a_run_without_a_delivery_and_without_times_is_shown(page, journal):
     run = finished(journal, "acme/site", "unchanged")
     claim = journal.start("acme/other", "sweep")
     journal.finish(claim.run._replace(ended=claim.run.started, outcome="unchanged"), settled=True)
@@ -211,7 +211,7 @@ def test_a_run_without_a_delivery_and_without_times_is_shown_as_far_as_it_is_kno
     assert page.get(f"/runs/{run}/log").text == ""
 
 
-def test_of_many_deliveries_some_are_shown_and_the_rest_is_counted(page, journal):
+def test_many_deliveries_are_shown_partly_and_counted(page, journal):
     for number in range(120):
         journal.record(Delivery(str(number), "push", time.time(), "acme/site", "refs/heads/main"))
     claim = journal.start("acme/site", "push")
@@ -222,7 +222,7 @@ def test_of_many_deliveries_some_are_shown_and_the_rest_is_counted(page, journal
     assert (answer["served"], len(answer["deliveries"])) == (120, 100)
 
 
-def test_a_repository_is_shown_with_its_settings_and_what_each_run_brought(page, journal, tmp_path):
+def test_a_repository_page_shows_settings_and_the_commits_of_each_run(page, journal, tmp_path):
     Upstream(tmp_path / "forge").checkout(tmp_path / "root", deploy="echo '<b>'", branch="main")
     commits = [Commit(f"{number:040}", "Ada <a@b>", f"Say <hello> {number}", 9.0) for number in range(50)]
     for brought in (0, 1, 3, 1000):
@@ -254,7 +254,7 @@ def test_a_repository_that_never_ran_or_is_gone_says_so(page, journal, tmp_path)
     assert "no checkout of this repository" in page.get("/repositories/acme/gone").text
 
 
-def test_what_became_of_a_delivery(page, journal):
+def test_the_state_of_a_delivery(page, journal):
     def shown_delivery(guid: str) -> str:
         return re.sub("<[^>]*>", "", within("section", page.get(f"/deliveries/{guid}").text))
 
@@ -276,7 +276,7 @@ def test_what_became_of_a_delivery(page, journal):
     assert "The run is no longer in the journal." in shown_delivery("g")
 
 
-def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
+def test_the_log_of_a_running_run_is_appended(page, journal):
     claim = journal.start("acme/site", "push")
     log, path = journal.log_path(claim.run.id), f"/runs/{claim.run.id}"
     log.write_bytes(b"\x1b[31mred \xe2\x82")
@@ -298,7 +298,7 @@ def test_the_log_of_a_run_in_hand_grows_where_it_ended(page, journal):
     assert "data-next" not in page.get(path).text
 
 
-def test_what_a_killed_run_only_began_to_print_is_the_end_of_its_log(page, journal):
+def test_a_partial_line_of_a_killed_run_ends_its_log(page, journal):
     claim = journal.start("acme/site", "push")
     journal.log_path(claim.run.id).write_bytes(b"at work \xe2\x82")
     follow = f"/runs/{claim.run.id}/output?offset=0"
@@ -311,7 +311,7 @@ def test_what_a_killed_run_only_began_to_print_is_the_end_of_its_log(page, journ
     assert shown == ["at work ", "\ufffd", ""]
 
 
-def test_who_has_the_newest_is_told_so(page, journal):
+def test_a_client_with_the_current_version_receives_304(page, journal):
     run = finished(journal, "acme/site", "updated", after="a" * 40)
     for path in ("/", f"/runs/{run}", "/api/repositories", f"/api/runs/{run}", "/api/deliveries/updated"):
         first = page.get(path)
@@ -328,7 +328,7 @@ def test_who_has_the_newest_is_told_so(page, journal):
     assert "ETag" not in page.get("/nothing", status=404).headers
 
 
-def test_a_person_is_refused_with_a_page_and_a_program_with_json(page):
+def test_errors_are_html_for_browsers_and_json_for_programs(page):
     refused = page.get("/runs/77", headers={"Accept": "text/html,*/*;q=0.8"}, status=404)
     assert refused.content_type == "text/html"
     assert "No such run." in refused.text
@@ -359,12 +359,12 @@ def test_a_person_is_refused_with_a_page_and_a_program_with_json(page):
         ("/deliveries/%ff%00", 404),
     ],
 )
-def test_what_is_not_there_is_answered_so(page, tmp_path, path, status):
+def test_a_missing_page_is_404(page, tmp_path, path, status):
     (tmp_path / "outside/.git").mkdir(parents=True)
     assert page.get(path, status=status).json["reason"]
 
 
-def test_a_bad_offset_is_answered_so(page, journal):
+def test_an_invalid_offset_is_400(page, journal):
     run = finished(journal, "acme/site", "updated")
     page.get(f"/api/runs/{run}/log?offset=-1", status=400)
     page.get(f"/runs/{run}/output?offset=x", status=400)
@@ -472,7 +472,7 @@ def test_it_is_read_only(page):
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8788", "", "[::1].evil"])
-def test_a_name_that_points_here_reads_nothing(page, host):
+def test_a_foreign_host_name_reads_nothing(page, host):
     page.get("/api/repositories", extra_environ={"HTTP_HOST": host}, status=421)
 
 

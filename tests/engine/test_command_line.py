@@ -140,7 +140,7 @@ def test_a_log_sees_no_progress(synced: Site) -> None:
     assert "objects" not in synced.run().output
 
 
-def test_messages_are_one_line_whatever_is_in_them(synced: Site) -> None:
+def test_every_message_is_one_line(synced: Site) -> None:
     name = "new\nline\x1b[31m"
     synced.write(name, "mine\n")
     synced.upstream.commit({name: "theirs\n"})

@@ -98,7 +98,7 @@ def test_filters_and_drivers_that_a_tree_names_do_not_run(synced: Site) -> None:
 @pytest.mark.parametrize(
     "url", ["ext::touch {ran} x/acme/site", "--upload-pack=touch {ran};x/acme/site", "-u{ran}/acme/site"]
 )
-def test_an_origin_that_is_an_option_or_a_command_runs_nothing(synced: Site, url: str) -> None:
+def test_an_origin_that_is_an_option_or_a_command_is_rejected(synced: Site, url: str) -> None:
     """The host allows every protocol."""
     allowed = synced.folder / "gitconfig"
     allowed.write_text("[protocol]\n\tallow = always\n")
@@ -198,7 +198,7 @@ LEFT_BY_RUNS = [".git.gitops-ready", ".git.gitops-old", ".git.gitops-building", 
 
 
 @pytest.mark.parametrize("name", LEFT_BY_RUNS)
-def test_a_tree_cannot_hold_what_passes_for_a_repository(synced: Site, name: str) -> None:
+def test_a_tree_cannot_contain_a_repository(synced: Site, name: str) -> None:
     """The worst moment: `.git` is missing, and the run looks for the files of a killed repair."""
     hostile = synced.upstream.work / name
     git("clone", "--quiet", "--bare", synced.upstream.bare, hostile, cwd=synced.folder)
@@ -268,7 +268,7 @@ def test_a_link_in_place_of_a_file_or_a_folder_is_work_in_the_way(synced: Site, 
     assert synced.run().outcome == "dirty"
 
 
-def test_a_link_to_another_checkout_is_not_taken_for_one(synced: Site) -> None:
+def test_a_link_to_another_checkout_is_not_a_checkout(synced: Site) -> None:
     """`acme` is itself a checkout, and its tree has a link `acme/other` to a checkout in another place."""
     other = Upstream(synced.folder / "forge", "acme/other")
     elsewhere = other.checkout(synced.folder / "elsewhere", deploy=f"touch '{synced.folder}/ran'")

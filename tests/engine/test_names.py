@@ -102,7 +102,7 @@ def test_the_exact_name_wins_over_one_that_differs_in_case(synced: Site) -> None
 @pytest.mark.parametrize(
     "hint", ["--upload-pack=touch x", "0" * 40, "f" * 40, "x" * 40, "$(touch x)", "HEAD", "f" * 64, "\n"]
 )
-def test_hints_are_no_more_than_hints(synced: Site, hint: str) -> None:
+def test_hints_are_verified_with_the_remote(synced: Site, hint: str) -> None:
     synced.upstream.commit({"page": "1\n"})
     run = synced.run(GITOPS_AFTER=hint, GITOPS_REF=hint, GITOPS_DELIVERY=hint, GITOPS_EVENT=hint)
     assert run.outcome == "updated" and synced.is_at_upstream()

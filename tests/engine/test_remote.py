@@ -79,7 +79,7 @@ def test_a_remote_that_hangs(synced: Site, listener: Callable[[bytes], int], sch
     assert time.monotonic() - start < 5
 
 
-def test_a_slow_remote_is_waited_for(synced: Site) -> None:
+def test_a_run_waits_for_a_slow_remote(synced: Site) -> None:
     synced.upstream.commit({"page": "1\n"})
     synced.git("config", "remote.origin.uploadpack", "sleep 1; git-upload-pack")
     assert synced.run(GITOPS_REF="refs/heads/main").outcome == "updated"
@@ -223,7 +223,7 @@ def test_a_name_known_only_through_instead_of(synced: Site) -> None:
     assert synced.run().outcome == "unchanged"
 
 
-def test_a_password_in_a_url_is_not_told(synced: Site) -> None:
+def test_a_password_in_a_url_is_not_shown(synced: Site) -> None:
     for url, outcome in [
         ("http://ada:secret@127.0.0.1:1/acme/site", "unreachable"),
         ("http://ada:se@cret@127.0.0.1:1/x", "mismatch"),
@@ -233,7 +233,7 @@ def test_a_password_in_a_url_is_not_told(synced: Site) -> None:
         assert run.outcome == outcome and "127.0.0.1" in run.message and "cret" not in run.message
 
 
-def test_a_name_that_ends_alike_is_another(synced: Site) -> None:
+def test_a_name_with_the_same_suffix_is_different(synced: Site) -> None:
     for url in (
         "https://forge.example/acme/website",
         "https://forge.example/notacme/site",
@@ -264,7 +264,7 @@ def test_a_clone_that_fails_leaves_nothing(site: Site) -> None:
     assert site.run(GITOPS_CLONE_URL=str(site.upstream.bare)).outcome == "cloned"
 
 
-def test_an_operator_s_git_environment_leads_nowhere_else(synced: Site) -> None:
+def test_git_variables_of_the_operator_have_no_effect(synced: Site) -> None:
     other = Upstream(synced.folder / "forge", "acme/other")
     before = git("for-each-ref", cwd=other.work)
     synced.upstream.commit({"page": "1\n"})

@@ -131,7 +131,7 @@ def collect(watch, number: int) -> list:
     return events
 
 
-def test_a_watch_starts_at_a_revision_and_goes_on(etcd: Etcd) -> None:
+def test_a_watch_starts_at_a_revision_and_continues(etcd: Etcd) -> None:
     first = write(etcd, "/a/1", b"old")
     with etcd.watch("/a/", first) as watch:
         write(etcd, "/b", b"outside the prefix")
@@ -239,7 +239,7 @@ def test_an_attempt_at_a_paused_member_is_short_and_its_result_unknown(cluster: 
     assert client.get("/a").value in (b"1", b"2")  # what was sent may have been applied
 
 
-def test_a_member_that_nobody_can_reach_wrote_nothing(clients: ExitStack) -> None:
+def test_an_unreachable_member_wrote_nothing(clients: ExitStack) -> None:
     client = Etcd(["http://127.0.0.1:1"])
     with pytest.raises(Unavailable) as caught:
         write(client, "/a", within=0.1)

@@ -80,7 +80,7 @@ def test_views_of_a_fleet_with_an_offline_host(hosts: Hosts, forge: Upstream) ->
         (["promote", SITE], 64, "name the repository and the stage"),
     ],
 )
-def test_orders_that_cannot_be_given(
+def test_invalid_commands_to_a_rollout(
     hosts: Hosts, forge: Upstream, words: list[str], status: int, message: str
 ) -> None:
     hosts.checkout("a", forge)
@@ -94,7 +94,7 @@ def test_without_etcd_a_command_says_so(hosts: Hosts) -> None:
     assert "does not answer" in command(hosts, "status", status=69)
 
 
-def test_orders_to_a_rollout(stages: Stages) -> None:  # noqa: F811
+def test_commands_to_a_rollout(stages: Stages) -> None:  # noqa: F811
     stages.start_all()
     assert command(stages, "plan", SITE).strip() == "canary:1 web:2 rest:1"
     command(stages, "halt", SITE, "maintenance", "tonight")

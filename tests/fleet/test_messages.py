@@ -139,7 +139,7 @@ def test_errors_that_a_new_token_corrects(status: int, body: bytes, expected: bo
 
 
 @given(st.text(min_size=1), st.text())
-def test_a_range_holds_what_begins_with_its_prefix_and_nothing_else(prefix: str, other: str) -> None:
+def test_a_range_contains_exactly_the_keys_with_its_prefix(prefix: str, other: str) -> None:
     start, end = (__import__("base64").b64decode(part) for part in key_range(prefix).values())
     for key in (prefix, prefix + other, other):
         assert (start <= key.encode() < end) == key.startswith(prefix)

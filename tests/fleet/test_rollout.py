@@ -91,7 +91,7 @@ def test_a_plan_that_cannot_be_read_names_the_reason(text: str, reason: str) -> 
 @pytest.mark.parametrize(
     "stored", [b"", b"[]", b"{}", b'{"stages":[]}', b'{"stages":["web"]}', b'{"stages":7}', b"\xff"]
 )
-def test_a_stored_plan_that_is_none(stored: bytes) -> None:
+def test_an_invalid_stored_plan(stored: bytes) -> None:
     assert Plan.load(stored) is None
 
 

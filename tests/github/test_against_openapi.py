@@ -83,7 +83,7 @@ def client_of(url: str, clock: Any) -> Client:
     return Client(url, TOKEN, clock=clock, sleep=clock.sleep, tries=1)
 
 
-def test_the_mock_turns_away_what_is_not_described(mock, clock):
+def test_the_mock_rejects_undocumented_requests(mock, clock):
     for path, body in (
         ("/repos/acme/site/statuses/" + "a" * 40, {"state": "fine"}),
         ("/orgs/acme/hooks", {"name": "web"}),
@@ -93,7 +93,7 @@ def test_the_mock_turns_away_what_is_not_described(mock, clock):
 
 
 @pytest.mark.parametrize("target", ["acme/site", "acme"])
-def test_webhooks_are_registered_listed_audited_and_taken_away(forge, proxy, clock, daemon, tmp_path, target):
+def test_webhooks_are_registered_listed_audited_and_deleted(forge, proxy, clock, daemon, tmp_path, target):
     forge.hooks["acme"] = []
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     url = f"http://127.0.0.1:{daemon.port}{WEBHOOK}"
@@ -119,7 +119,7 @@ def test_webhooks_are_registered_listed_audited_and_taken_away(forge, proxy, clo
 
 
 @pytest.mark.parametrize("report", ["status", "deployment"])
-def test_answers_are_told(mock, clock, tmp_path, token_file, report, capfd):
+def test_responses_are_documented(mock, clock, tmp_path, token_file, report, capfd):
     path = tmp_path / "root/acme/site"
     path.mkdir(parents=True)
     git("init", "--quiet", cwd=path)

@@ -28,7 +28,7 @@ def hook(forge, make_hooks) -> int:
     return make_hooks().register("acme/site").hook
 
 
-def test_what_arrived_or_moves_nothing_here_is_not_missed(forge, make_hooks, daemon, hook, tmp_path):
+def test_received_or_irrelevant_deliveries_are_not_missed(forge, make_hooks, daemon, hook, tmp_path):
     upstream = Upstream(tmp_path / "forge")
     upstream.checkout(daemon.root)
     ((made,),) = [forge.hooks["acme/site"]]
@@ -41,7 +41,7 @@ def test_what_arrived_or_moves_nothing_here_is_not_missed(forge, make_hooks, dae
     assert audit(make_hooks()) == []
 
 
-def test_what_did_not_arrive_is_told_with_its_reason(forge, make_hooks, hook):
+def test_missed_deliveries_are_reported_with_their_reason(forge, make_hooks, hook):
     failed = forge.missed("acme/site", hook, guid="one", status=413, said="Invalid HTTP Response: 413", ago=7200)
     forge.missed("acme/site", hook, guid="two", status=500, ago=3600)
     again = forge.missed("acme/site", hook, guid="two", status=502, said="timed out", ago=1800, redelivery=True)
@@ -57,7 +57,7 @@ def test_what_did_not_arrive_is_told_with_its_reason(forge, make_hooks, hook):
     assert "by a daemon with another journal" in three.reason
 
 
-def test_a_try_that_succeeded_later_makes_up_for_those_before(forge, make_hooks, daemon, hook, tmp_path):
+def test_a_later_successful_redelivery_replaces_failed_ones(forge, make_hooks, daemon, hook, tmp_path):
     upstream = Upstream(tmp_path / "forge")
     upstream.checkout(daemon.root)
     forge.missed("acme/site", hook, guid="two", status=500, ago=3600)
@@ -65,7 +65,7 @@ def test_a_try_that_succeeded_later_makes_up_for_those_before(forge, make_hooks,
     assert audit(make_hooks()) == []
 
 
-def test_what_is_missed_is_delivered_again_and_runs(forge, make_hooks, daemon, hook, tmp_path):
+def test_a_missed_delivery_is_redelivered_and_runs(forge, make_hooks, daemon, hook, tmp_path):
     upstream = Upstream(tmp_path / "forge")
     upstream.checkout(daemon.root)
     payload = push("acme/site", upstream.commit({"a": "b"}))
@@ -76,7 +76,7 @@ def test_what_is_missed_is_delivered_again_and_runs(forge, make_hooks, daemon, h
     assert audit(make_hooks()) == []
 
 
-def test_what_a_run_has_made_up_for_is_not_asked_again(forge, make_hooks, daemon, hook, tmp_path):
+def test_a_delivery_that_a_run_replaced_is_not_requested_again(forge, make_hooks, daemon, hook, tmp_path):
     upstream = Upstream(tmp_path / "forge")
     upstream.checkout(daemon.root)
     forge.missed("acme/site", hook, guid="before", ago=600)
@@ -91,7 +91,7 @@ def test_what_a_run_has_made_up_for_is_not_asked_again(forge, make_hooks, daemon
     assert len(forge.writes()) == writes + 1
 
 
-def test_a_run_that_went_wrong_makes_up_for_nothing(forge, make_hooks, daemon, hook, tmp_path):
+def test_a_failed_run_does_not_replace_a_missed_delivery(forge, make_hooks, daemon, hook, tmp_path):
     upstream = Upstream(tmp_path / "forge")
     upstream.checkout(daemon.root, deploy="exit 1")
     forge.missed("acme/site", hook, ago=600)
@@ -100,7 +100,7 @@ def test_a_run_that_went_wrong_makes_up_for_nothing(forge, make_hooks, daemon, h
     assert [found.then for found in audit(make_hooks())] == ["missed"]
 
 
-def test_an_organisations_hook_tells_whose_push_it_was(forge, make_hooks):
+def test_the_event_of_an_organization_hook_names_the_repository(forge, make_hooks):
     forge.hooks["acme"] = []
     hook = make_hooks().register("acme").hook
     forge.missed("acme", hook, payload=push("acme/site"))
@@ -116,7 +116,7 @@ def test_a_hook_that_is_gone_is_an_error(forge, make_hooks, hook):
         audit(make_hooks())
 
 
-def test_what_has_not_the_form_of_a_delivery_is_passed_over(forge, make_hooks, hook):
+def test_malformed_deliveries_of_a_listing_are_skipped(forge, make_hooks, hook):
     good = {"id": 7, "guid": "g", "event": "push", "status_code": 502, "status": "x"}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     items = [{**good, "id": None, "delivered_at": now}, "text", {**good, "status": None, "status_code": "502", "delivered_at": now}, {**good, "delivered_at": "?"}]  # fmt: skip

@@ -28,7 +28,7 @@ def refused(client: Client, method: str = "GET", path: str = HOOKS) -> ApiError:
 # -- what is sent --------------------------------------------------------------------------------------------------
 
 
-def test_each_request_says_who_asks_and_which_version_is_meant(forge, client):
+def test_each_api_request_has_a_user_agent_and_an_api_version(forge, client):
     assert client.call("GET", HOOKS).value == []
     client.call("POST", HOOKS.replace("hooks", "statuses/" + "a" * 40), {"state": "success"})
     for asked in forge.asked:
@@ -39,7 +39,7 @@ def test_each_request_says_who_asks_and_which_version_is_meant(forge, client):
     assert forge.asked[1].headers["Content-Type"] == "application/json"
 
 
-def test_pages_are_followed_as_long_as_they_are_wanted(forge, client):
+def test_pages_are_requested_as_needed(forge, client):
     for number in range(250):
         forge.hook("acme/site", f"https://{number}.example.org")
     assert len(list(client.pages(HOOKS + "?per_page=100"))) == 250
@@ -51,7 +51,7 @@ def test_pages_are_followed_as_long_as_they_are_wanted(forge, client):
 # -- redirects -----------------------------------------------------------------------------------------------------
 
 
-def test_a_renamed_repository_is_found_and_told(forge, client):
+def test_a_renamed_repository_is_found_and_reported(forge, client):
     forge.rename("acme/site", "acme/web")
     hook = forge.hook("acme/web", "https://hooks.example.org")
     assert client.listing(HOOKS) == ([forge.shown(hook)], True)
@@ -62,7 +62,7 @@ def test_a_renamed_repository_is_found_and_told(forge, client):
 @pytest.mark.parametrize(
     "location", ["http://127.0.0.1:9/x", "https://127.0.0.1/x", "http://evil.example.org/", "http://[", "http://a@b"]
 )
-def test_no_redirect_and_no_link_takes_the_token_elsewhere(forge, client, location):
+def test_no_redirect_and_no_link_sends_the_token_to_another_host(forge, client, location):
     forge.faults.append(Fault("GET", 302, {"Location": location}))
     assert "leads to" in str(refused(client))
     forge.faults.append(Fault("GET", 200, {"Link": f'<{location}>; rel="next"'}, [{}]))
@@ -99,7 +99,7 @@ def test_a_second_passes_between_writes(forge, client, clock):
         (Fault("", 429), 60),
     ],
 )
-def test_a_limit_is_waited_for_as_long_as_it_asks(forge, client, clock, fault, wait, method):
+def test_a_rate_limit_is_waited_for(forge, client, clock, fault, wait, method):
     forge.faults.append(fault)
     path = HOOKS if method == "GET" else f"{HOOKS}/{forge.hook('acme/site', 'http://127.0.0.1:9/')['id']}/pings"
     client.call(method, path)
@@ -107,13 +107,13 @@ def test_a_limit_is_waited_for_as_long_as_it_asks(forge, client, clock, fault, w
     assert len(forge.asked) == 2
 
 
-def test_a_limit_that_stays_is_waited_for_longer_each_time_and_then_told(forge, client, clock):
+def test_a_repeated_rate_limit_has_growing_waits_and_is_then_reported(forge, client, clock):
     forge.faults.append(Fault("", 429, times=-1))
     assert refused(client).http == 429
     assert clock.slept == [60, 120, 240]
 
 
-def test_what_is_left_is_minded_before_the_forge_refuses(forge, client, clock):
+def test_the_remaining_rate_limit_is_respected(forge, client, clock):
     forge.limit = 3
     for _ in range(7):
         client.call("GET", HOOKS)
@@ -121,7 +121,7 @@ def test_what_is_left_is_minded_before_the_forge_refuses(forge, client, clock):
     assert len(clock.slept) == 2
 
 
-def test_one_who_cannot_wait_is_told_until_when(forge, clock):
+def test_a_caller_that_cannot_wait_receives_the_time(forge, clock):
     client = Client(forge.url, TOKEN, patience=2, tries=1, clock=clock, sleep=clock.sleep)
     forge.faults.append(Fault("", 403, {"Retry-After": "600"}))
     assert refused(client).again == clock.now + 600
@@ -138,21 +138,21 @@ def test_one_who_cannot_wait_is_told_until_when(forge, clock):
 
 
 @pytest.mark.parametrize("manner", ["", "cut", "close"])
-def test_a_fault_of_network_or_server_is_tried_again_for_a_look(forge, client, clock, manner):
+def test_a_read_is_repeated_after_a_network_or_server_error(forge, client, clock, manner):
     forge.faults.append(Fault("", 200 if manner else 502, body=[{}] * 100, manner=manner, times=2))
     assert client.call("GET", HOOKS).value == []
     assert clock.slept == [1, 2]
 
 
 @pytest.mark.parametrize("manner", ["", "cut", "close"])
-def test_a_write_is_not_tried_again_for_it_may_have_been_done(forge, client, clock, manner):
+def test_a_write_is_not_repeated(forge, client, clock, manner):
     forge.faults.append(Fault("", 201 if manner else 500, manner=manner))
     error = refused(client, "POST")
     assert error.again is not None
     assert len(forge.asked) == 1
 
 
-def test_a_slow_forge_is_left(forge, clock, monkeypatch):
+def test_a_slow_forge_reaches_the_deadline(forge, clock, monkeypatch):
     monkeypatch.setattr(module, "_TIMEOUT", 0.2)
     forge.faults.append(Fault("", 200, manner="hang"))
     error = refused(Client(forge.url, TOKEN, tries=1, clock=clock))
@@ -174,13 +174,13 @@ def test_a_listing_never_requests_a_page_twice(forge, client, link):
     assert len(forge.asked) <= 2
 
 
-def test_nobody_there(clock):
+def test_no_daemon_listens(clock):
     error = refused(Client("http://127.0.0.1:9", TOKEN, tries=1, clock=clock))
     assert error.http == 0
     assert "http://127.0.0.1:9 does not answer: Connection refused" in str(error)
 
 
-def test_what_is_no_json_is_a_fault_and_a_proxys_page_an_answer(forge, client):
+def test_invalid_json_is_an_error_and_a_proxy_page_is_a_response(forge, client):
     forge.faults.append(Fault("", 200, body=b"<html>Sign in"))
     assert "not JSON" in str(refused(client, "POST"))
     forge.faults.append(Fault("", 422, body=b"<html>"))
@@ -226,7 +226,7 @@ def test_a_missing_scope_is_named_for_both_kinds_of_token_with_the_page(forge, c
     assert "fine-grained" not in told
 
 
-def test_a_token_that_is_not_valid_and_one_that_is_to_be_authorised(forge, client, clock):
+def test_an_invalid_token_and_a_token_without_sso_authorization(forge, client, clock):
     error = refused(Client(forge.url, "wrong", clock=clock))
     assert "not valid" in str(error)
     assert "Bad credentials" in str(error)
@@ -235,7 +235,7 @@ def test_a_token_that_is_not_valid_and_one_that_is_to_be_authorised(forge, clien
 
 
 @pytest.mark.parametrize("status", [409, 410, 422])
-def test_any_other_refusal_tells_what_the_forge_said(forge, client, status):
+def test_an_unknown_rejection_contains_the_forge_s_message(forge, client, status):
     errors = [{"message": "Hook already exists"}, {"code": "custom"}, "text"]
     forge.faults.append(Fault("", status, body={"message": "Validation Failed", "errors": errors}))
     error = refused(client)
@@ -251,7 +251,7 @@ def test_a_forge_that_shows_the_token_is_not_quoted(forge, client):
 # -- the token, and where the forge is -----------------------------------------------------------------------------
 
 
-def test_the_token_is_the_one_word_in_its_file(tmp_path):
+def test_the_token_file_contains_one_word(tmp_path):
     file = tmp_path / "token"
     assert read_token(None) is None
     assert read_token(file) is None
@@ -288,11 +288,11 @@ def test_an_enterprise_server_is_asked_below_its_prefix(clock):
         ("http://127.0.0.1:80", "http://127.0.0.1:80"),
     ],
 )
-def test_where_people_meet_the_forge(api, web):
+def test_web_pages_of_the_forge(api, web):
     assert web_url(api) == web
 
 
-def test_which_clone_urls_lead_to_the_forge():
+def test_clone_urls_of_the_forge():
     api = "https://api.github.com"
     for url in ("https://github.com/acme/site.git", "https://ada:token@GitHub.com/acme/site", "git@github.com:acme/site.git",
                 "ssh://git@github.com:22/acme/site", "ssh://git@ssh.github.com:443/acme/site", "git://github.com/acme/site", "github.com:acme/site"):  # fmt: skip

@@ -203,7 +203,7 @@ def test_the_next_daemon_finishes_what_the_last_one_could_not_store(host: Host):
 # -- sent ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_status_is_told_with_all_that_belongs_to_it(forge, journal, make_sender):
+def test_a_status_is_sent_with_all_its_fields(forge, journal, make_sender):
     journal.save_statuses(report(state="success", description="updated in 1.2 s"))
     assert make_sender(GITOPS_PUBLIC_URL="https://page.example.org/").run_once() > 0
     assert forge.statuses == [
@@ -223,7 +223,7 @@ def test_a_status_is_told_with_all_that_belongs_to_it(forge, journal, make_sende
     assert len(forge.statuses) == 1
 
 
-def test_a_deployment_is_made_once_and_told_each_state(forge, journal, make_sender, checkout):
+def test_a_deployment_is_created_once_and_receives_each_state(forge, journal, make_sender, checkout):
     git("config", "gitops.environment", "staging", cwd=checkout)
     commit = fetched_commit(checkout, "1")
     sender = make_sender("deployment", GITOPS_PUBLIC_URL="https://page.example.org")
@@ -281,7 +281,7 @@ def test_a_pending_deployment_waits_until_its_commit_is_fetched(forge, journal, 
     assert [made["ref"] for made in forge.deployments] == [commit]
 
 
-def test_a_fault_is_tried_again_later_each_time(forge, journal, make_sender, clock, capfd):
+def test_an_error_is_retried_with_growing_delays(forge, journal, make_sender, clock, capfd):
     forge.faults += [Fault("", 502, times=3), Fault("", 200, manner="close"), Fault("", 200, manner="cut")]
     sender = make_sender()
     journal.save_statuses(report(state="success"))
@@ -296,7 +296,7 @@ def test_a_fault_is_tried_again_later_each_time(forge, journal, make_sender, clo
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 410, 422])
-def test_what_the_forge_does_not_want_is_dropped_with_one_line(forge, journal, make_sender, capfd, status):
+def test_a_rejected_status_is_dropped_with_one_line(forge, journal, make_sender, capfd, status):
     forge.faults.append(Fault("", status, body={"message": "No commit found for SHA"}))
     journal.save_statuses(report(state="success"), report(B, "success"))
     make_sender().run_once()
@@ -308,7 +308,7 @@ def test_what_the_forge_does_not_want_is_dropped_with_one_line(forge, journal, m
     assert journal._query("SELECT * FROM commit_statuses") == []
 
 
-def test_a_limit_holds_for_all_until_it_has_passed(forge, journal, make_sender, clock):
+def test_a_rate_limit_applies_to_all_calls_until_it_ends(forge, journal, make_sender, clock):
     forge.faults.append(Fault("", 403, {"Retry-After": "600"}))
     sender = make_sender()
     journal.save_statuses(report(state="success"), report(B, "success"))
@@ -321,7 +321,7 @@ def test_a_limit_holds_for_all_until_it_has_passed(forge, journal, make_sender, 
     assert len(forge.statuses) == 2
 
 
-def test_what_comes_while_it_is_sent_is_not_lost(forge, journal, make_sender, monkeypatch):
+def test_a_state_that_changes_during_the_call_is_sent_next(forge, journal, make_sender, monkeypatch):
     sender = make_sender()
     journal.save_statuses(report())
     send = sender._send_status
@@ -334,7 +334,7 @@ def test_what_comes_while_it_is_sent_is_not_lost(forge, journal, make_sender, mo
     assert journal._query("SELECT * FROM commit_statuses") == []
 
 
-def test_what_is_not_at_that_forge_is_told_nobody(forge, journal, make_sender, checkout, tmp_path):
+def test_no_status_is_sent_for_a_repository_of_another_forge(forge, journal, make_sender, checkout, tmp_path):
     git("remote", "set-url", "origin", "https://gitea.example.org/acme/site.git", cwd=checkout)
     journal.save_statuses(report(state="success"), report(state="success")._replace(repository="acme/none"))
     make_sender().run_once()
@@ -350,7 +350,7 @@ def test_a_checkout_without_an_owner_is_called_as_its_origin_is(forge, journal, 
     assert forge.statuses[0][0] == "acme/site"
 
 
-def test_without_a_token_it_waits_and_says_so_once(forge, journal, make_sender, token_file, capfd):
+def test_without_a_token_statuses_wait_and_it_is_logged_once(forge, journal, make_sender, token_file, capfd):
     token_file.write_text("\n")
     sender = make_sender()
     journal.save_statuses(report(state="success"))
@@ -362,7 +362,7 @@ def test_without_a_token_it_waits_and_says_so_once(forge, journal, make_sender, 
     assert len(forge.statuses) == 1
 
 
-def test_old_reports_go(journal):
+def test_old_reports_are_deleted(journal):
     journal.save_statuses(report(changed=time.time() - 4 * 86400), report(B, changed=time.time()))
     journal.prune()
     assert [row.commit for row in journal.statuses_due(time.time() + 1)] == [B]
@@ -398,7 +398,7 @@ def wait_for_statuses(forge: Forge, count: int) -> list[tuple[str, str, str]]:
     return statuses(forge)
 
 
-def test_a_push_is_told_pending_and_then_what_came_of_it(tmp_path, forge, start_daemon, reporting):
+def test_a_push_receives_pending_and_then_its_result(tmp_path, forge, start_daemon, reporting):
     upstream = Upstream(tmp_path / "forge")
     daemon = start_daemon(**reporting)
     at_the_forge(upstream, daemon.root, deploy=f"read -r _ <{tmp_path}/go; ! grep bad b")
@@ -416,7 +416,7 @@ def test_a_push_is_told_pending_and_then_what_came_of_it(tmp_path, forge, start_
     assert daemon.stop() == 0
 
 
-def test_reports_survive_a_kill_and_a_forge_that_is_down(tmp_path, forge, start_daemon, reporting):
+def test_commit_statuses_survive_a_kill_and_an_outage_of_the_forge(tmp_path, forge, start_daemon, reporting):
     upstream = Upstream(tmp_path / "forge")
     forge.faults.append(Fault("", 503, times=-1))
     daemon = start_daemon(**reporting)

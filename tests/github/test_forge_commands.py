@@ -69,7 +69,7 @@ def test_all_checkouts_of_the_forge_are_registered_and_a_second_call_says_so(for
     assert len(forge.writes()) == 4
 
 
-def test_hooks_are_shown_and_taken_away(forge, daemon, hook, at_forge, url):
+def test_hooks_are_listed_and_deleted(forge, daemon, hook, at_forge, url):
     forge.hook("acme/site", "https://ci.example.org/\x1b[31m")
     hook("register", "acme/site", "--url", url)
     head, foreign, ours = hook("hooks", "acme/site").stdout.splitlines()
@@ -87,7 +87,7 @@ def test_hooks_are_shown_and_taken_away(forge, daemon, hook, at_forge, url):
     assert "no webhook has reached this host" in hook("audit", status=66).stderr
 
 
-def test_a_hook_that_is_gone_is_told_with_what_forgets_it(forge, daemon, hook, at_forge, url):
+def test_a_deleted_hook_is_reported_with_the_command_that_forgets_it(forge, daemon, hook, at_forge, url):
     hook("register", "acme/site", "--url", url)
     forge.hooks["acme/site"].clear()
     assert "gitops-hook unregister acme/site" in hook("audit", status=69).stderr
@@ -95,7 +95,7 @@ def test_a_hook_that_is_gone_is_told_with_what_forgets_it(forge, daemon, hook, a
     hook("audit", status=66)
 
 
-def test_an_organisation_has_one_hook_for_all(forge, daemon, hook, at_forge, url):
+def test_an_organization_has_one_hook_for_all_repositories(forge, daemon, hook, at_forge, url):
     forge.hooks["acme"] = []
     assert hook("register", "--org", "acme", "--url", url).stdout.startswith("acme: created (hook ")
     assert hook("hooks", "--org", "acme").stdout.count("right") == 1
@@ -113,7 +113,7 @@ def test_wrong_calls(forge, daemon, hook, at_forge, url, token_file):
     assert forge.asked == []
 
 
-def test_one_that_is_refused_hinders_no_other_but_a_token_that_is_not_valid_ends_it(forge, daemon, hook, at_forge, url, token_file):  # fmt: skip
+def test_a_rejected_hook_does_not_stop_others_and_an_invalid_token_does(forge, daemon, hook, at_forge, url, token_file):  # fmt: skip
     forge.add("acme/b")
     done = hook("register", "acme/none", "acme/site", "--url", url, status=69)
     assert "acme/none: failed; " in done.stdout
@@ -126,7 +126,7 @@ def test_one_that_is_refused_hinders_no_other_but_a_token_that_is_not_valid_ends
     assert hook("hooks", "acme/site", "acme/b", status=69).stderr.count("not valid") == 1
 
 
-def test_pings_that_do_not_arrive_end_it(forge, daemon, hook, at_forge):
+def test_registration_ends_when_pings_do_not_arrive(forge, daemon, hook, at_forge):
     forge.add("acme/b")
     done = hook("register", "acme/site", "acme/b", "--url", "http://127.0.0.1:9", "--timeout", "1", status=69)
     assert (
@@ -136,7 +136,7 @@ def test_pings_that_do_not_arrive_end_it(forge, daemon, hook, at_forge):
     assert "1 more were not tried" in done.stderr
 
 
-def test_a_long_wait_for_the_limit_is_told(monkeypatch, capfd):
+def test_a_long_wait_for_a_rate_limit_is_reported(monkeypatch, capfd):
     slept: list[float] = []
     monkeypatch.setattr(forge_commands.time, "sleep", slept.append)
     forge_commands.announced_sleep(3.0)
@@ -164,7 +164,7 @@ def test_interrupted_and_called_again_it_goes_on(forge, daemon, at_forge, hook, 
     assert len([asked for asked in forge.writes() if asked.path == "/repos/acme/a/hooks"]) == 1
 
 
-def test_a_terminal_is_told_how_far_it_is(forge, daemon, at_forge, url):
+def test_a_terminal_shows_progress(forge, daemon, at_forge, url):
     terminal, slave = pty.openpty()
     command = [sys.executable, "-m", "gitops_hook", "register", "acme/site", "--url", url]
     done = subprocess.Popen(command, env=at_forge, stdin=slave, stdout=slave, stderr=slave)
@@ -181,7 +181,7 @@ def test_a_terminal_is_told_how_far_it_is(forge, daemon, at_forge, url):
     assert b"1 of 1  acme/site" in shown
 
 
-def test_a_url_that_is_none_is_told(daemon, hook, at_forge):
+def test_an_invalid_url_is_reported(daemon, hook, at_forge):
     for url in ("https://[x", "https://h:port/", "ftp://h/"):
         said = hook("register", "acme/site", "--url", url, status=64).stderr
         assert said == f"gitops-hook: `{url}` is not a URL that a forge could deliver to\n"
@@ -210,7 +210,7 @@ def test_audit_shows_what_was_missed_and_has_it_delivered_again(forge, daemon, h
     assert git("rev-parse", "HEAD", cwd=daemon.root / "acme/site") == upstream.head()
 
 
-def test_a_sweep_asks_only_for_what_it_could_not_make_up_for(forge, daemon, hook, at_forge, url, tmp_path):
+def test_a_sweep_requests_only_redeliveries_that_no_run_replaced(forge, daemon, hook, at_forge, url, tmp_path):
     upstream, other = Upstream(tmp_path / "forge"), Upstream(tmp_path / "forge", "acme/other")
     upstream.checkout(daemon.root)
     forge.add("acme/other")
@@ -226,7 +226,7 @@ def test_a_sweep_asks_only_for_what_it_could_not_make_up_for(forge, daemon, hook
     assert len(forge.writes()) == before + 1
 
 
-def test_a_sweep_without_a_token_or_a_forge_is_a_sweep_all_the_same(forge, daemon, hook, at_forge, url, tmp_path):
+def test_a_sweep_works_without_a_token_or_a_forge(forge, daemon, hook, at_forge, url, tmp_path):
     upstream = Upstream(tmp_path / "forge")
     upstream.checkout(daemon.root)
     hook("register", "acme/site", "--url", url)
@@ -240,7 +240,7 @@ def test_a_sweep_without_a_token_or_a_forge_is_a_sweep_all_the_same(forge, daemo
     assert "was missed" not in hook("audit", GITHUB_API_URL="http://127.0.0.1:1", status=69).stdout
 
 
-def test_what_was_never_asked_is_not_called_well(forge, daemon, hook, at_forge, tmp_path):
+def test_a_check_that_never_ran_is_not_ok(forge, daemon, hook, at_forge, tmp_path):
     """No ping has come, so there is no webhook that could be asked about."""
     Upstream(tmp_path / "forge").checkout(daemon.root)
     done = hook("sync", "--all", "--audit")
@@ -278,7 +278,7 @@ def test_the_doctor_tries_a_token_where_there_is_one(forge, at_forge, token_file
     ]
 
 
-def test_a_token_that_one_may_not_read_is_no_failure(at_forge, token_file, tmp_path):
+def test_an_unreadable_token_is_not_a_failure(at_forge, token_file, tmp_path):
     (tmp_path / "root").mkdir()
     token_file.unlink()
     token_file.symlink_to("github-token")  # even root cannot read what leads to itself

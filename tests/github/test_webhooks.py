@@ -41,7 +41,7 @@ def right(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("target", ["acme/site", "acme"])
-def test_a_hook_is_made_exactly_right_and_a_ping_proves_it(forge, make_hooks, daemon, url, target):
+def test_a_hook_is_created_with_the_correct_settings_and_verified_by_a_ping(forge, make_hooks, daemon, url, target):
     forge.hooks["acme"] = []
     done = make_hooks().register(target)
     assert shapes(forge, target) == [right(url)]
@@ -71,7 +71,7 @@ def test_a_second_call_changes_nothing_and_says_so(forge, make_hooks):
         (("events", "active"), {"events": ["*"], "active": False}),
     ],
 )
-def test_a_hook_to_our_url_is_mended_and_all_others_are_left(forge, make_hooks, url, problems, change):
+def test_a_hook_with_our_url_is_corrected_and_other_hooks_stay(forge, make_hooks, url, problems, change):
     foreign = forge.hook("acme/site", "https://ci.example.org/api/webhook/gitops", secret="theirs", events=["*"])
     ours = forge.hook("acme/site", url, secret=SECRET)
     config = {**ours["config"], **change.pop("config", {})}
@@ -84,7 +84,7 @@ def test_a_hook_to_our_url_is_mended_and_all_others_are_left(forge, make_hooks, 
     assert [asked.method for asked in forge.writes()] == ["PATCH", "POST"]
 
 
-def test_another_secret_shows_only_when_it_pings_and_is_mended_then(forge, make_hooks, url):
+def test_a_ping_reveals_another_secret_and_the_hook_is_corrected(forge, make_hooks, url):
     forge.hook("acme/site", url, secret="an older one")
     done = make_hooks(timeout=1).register("acme/site")
     assert (done.change, done.problems, done.trouble) == ("updated", ("secret",), "")
@@ -111,7 +111,7 @@ def test_a_dry_run_writes_nothing(forge, make_hooks, url):
     assert forge.writes() == []
 
 
-def test_a_renamed_repository_keeps_its_hook_and_the_new_name_is_told(forge, make_hooks, url):
+def test_a_renamed_repository_keeps_its_hook_and_the_new_name_is_reported(forge, make_hooks, url):
     made = make_hooks().register("acme/site")
     forge.rename("acme/site", "acme/web")
     assert make_hooks().register("acme/site") == made._replace(change="unchanged", moved="acme/web")
@@ -119,7 +119,7 @@ def test_a_renamed_repository_keeps_its_hook_and_the_new_name_is_told(forge, mak
     assert forge.hooks["acme/web"] == []
 
 
-def test_unregistering_takes_ours_away_and_is_done_once(forge, make_hooks, url):
+def test_unregistering_deletes_only_our_hook(forge, make_hooks, url):
     forge.hook("acme/site", "https://ci.example.org/")
     make_hooks().register("acme/site")
     assert make_hooks().unregister("acme/site").change == "deleted"
@@ -135,7 +135,7 @@ def test_the_url_is_known_from_the_newest_ping(forge, make_hooks, url):
     assert make_hooks("").register("acme/new").change == "created"
 
 
-def test_a_url_is_completed_with_our_path_or_refused():
+def test_a_url_without_a_path_receives_the_endpoint_path():
     assert complete("https://hooks.example.org") == complete("https://hooks.example.org/") == "https://hooks.example.org" + WEBHOOK  # fmt: skip
     assert complete("https://example.org/hook") == "https://example.org/hook"
     for bad in ("hooks.example.org", "ftp://a", "https://", "https://u:p@host/"):
@@ -181,7 +181,7 @@ def proxy() -> Iterator[HTTPServer]:
         (418, "the forge gives no details"),
     ],
 )
-def test_a_proxy_in_the_way_is_told_by_its_answer(forge, make_hooks, proxy, status, words):
+def test_a_response_of_a_proxy_is_recognized(forge, make_hooks, proxy, status, words):
     proxy.status = status  # type: ignore[attr-defined]
     hooks = make_hooks(f"http://127.0.0.1:{proxy.server_port}/", timeout=1)
     trouble = hooks.register("acme/site").trouble
@@ -189,7 +189,7 @@ def test_a_proxy_in_the_way_is_told_by_its_answer(forge, make_hooks, proxy, stat
     assert words in trouble
 
 
-def test_nobody_there_is_told(forge, make_hooks):
+def test_a_missing_server_is_reported(forge, make_hooks):
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -205,18 +205,18 @@ def test_nobody_there_is_told(forge, make_hooks):
         ("failed to connect to host", "no connection"),
     ],
 )  # fmt: skip
-def test_what_the_forge_says_is_put_into_words(make_hooks, said, words):
+def test_errors_of_the_forge_have_readable_messages(make_hooks, said, words):
     assert words in make_hooks("https://hooks.example.org").reason({"status_code": 502, "status": said})
     assert make_hooks("https://hooks.example.org").reason({}).endswith("the forge gives no details")
 
 
-def test_a_forge_that_has_not_tried_yet_is_told(forge, make_hooks, monkeypatch):
+def test_a_delivery_that_the_forge_has_not_sent_yet_is_reported(forge, make_hooks, monkeypatch):
     monkeypatch.setattr(forge, "ping", lambda target, hook: None)
     assert "has not tried to deliver it yet" in make_hooks(timeout=0.1).register("acme/site").trouble
 
 
 @pytest.mark.parametrize("body", [[], {}, {"id": "x"}])
-def test_an_answer_that_is_no_hook_is_an_error(forge, make_hooks, body):
+def test_a_response_without_a_hook_is_an_error(forge, make_hooks, body):
     forge.faults.append(Fault("POST", 201, body=body))
     with pytest.raises(ApiError, match="is not a webhook"):
         make_hooks().register("acme/site")
@@ -245,9 +245,7 @@ def test_hooks_are_listed_with_whose_they_are_and_what_is_wrong(forge, make_hook
 
 
 @pytest.mark.slow
-def test_a_thousand_repositories_are_registered_within_the_limit_and_it_goes_on_where_it_was(
-    forge, make_hooks, clock, daemon
-):
+def test_registering_a_thousand_repositories_respects_the_rate_limit_and_resumes(forge, make_hooks, clock, daemon):
     names = [f"acme/site{number}" for number in range(1000)]
     forge.add(*names)
     forge.clock, forge.limit = clock, 700

@@ -54,7 +54,7 @@ TRUSTED = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
         ("127.0.0.1", "192.0.2.7," + "10.0.0.1," * 5000 + "10.0.0.2", "10.0.0.1"),
     ],
 )
-def test_the_client_is_the_right_most_who_is_no_proxy_of_ours(peer, claim, expected):
+def test_the_client_is_the_right_most_untrusted_address(peer, claim, expected):
     assert client_address(peer, claim, TRUSTED) == expected
 
 
@@ -68,7 +68,7 @@ def test_without_the_header_the_peer_is_the_client():
     assert seen == ["127.0.0.1", "192.0.2.7"]
 
 
-def test_the_log_tells_the_client_also_where_a_request_is_refused(start_daemon):
+def test_the_log_names_the_client_of_a_rejected_request(start_daemon):
     daemon = start_daemon(GITOPS_TRUSTED_PROXIES="192.0.2.0/24, 2001:db8::/32")
     forwarded = {"X-Forwarded-For": "6.6.6.6, 203.0.113.9, 192.0.2.1"}
     assert daemon.request("POST", WEBHOOK, b"{}", forwarded)[0] == 401
@@ -194,7 +194,7 @@ def test_a_delivery_arrives_whole_with_its_signature_and_the_client_s_address(pr
     assert proxy.deliver(payload(20 << 20), **{"X-Hub-Signature-256": "sha256=" + "0" * 64}) == 401
 
 
-def test_what_a_client_claims_of_itself_is_not_believed(proxy):
+def test_forwarded_headers_of_a_client_are_ignored(proxy):
     address = own_address()
     if not address:
         pytest.skip("SKIPPED: this host has no address but loopback's to be a client from")
@@ -207,7 +207,7 @@ def test_a_chunked_body_is_accepted(proxy):
     assert proxy.deliver(payload(20 << 20), chunked=True, **{"Transfer-Encoding": "chunked"}) == 202
 
 
-def test_a_client_that_asks_before_it_sends_is_told_to_go_on(proxy):
+def test_a_client_that_expects_100_continue_receives_it(proxy):
     body = payload(20 << 20)
     with closing(socket.create_connection(("127.0.0.1", proxy.port), timeout=30)) as channel:
         head = "".join(f"{name}: {value}\r\n" for name, value in headers(body).items())
@@ -225,7 +225,7 @@ def test_more_than_25_mib_is_refused(proxy):
     assert proxy.deliver(payload(26 << 20)) == 413
 
 
-def test_nothing_else_of_the_daemon_can_be_reached(proxy):
+def test_the_page_socket_serves_only_the_page(proxy):
     with closing(proxy.connect()) as connection:
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 404

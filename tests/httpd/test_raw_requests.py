@@ -91,7 +91,7 @@ def in_words(statuses: list[int], otherwise: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_each_is_answered_as_the_table_has_it_and_what_is_invalid_closes(door: Door, address: Any, case: Case) -> None:
+def test_each_request_gets_the_response_of_the_table(door: Door, address: Any, case: Case) -> None:
     before = door.queued()
     statuses, reason = send(address, case)
     if not case.answer.endswith(", closed"):

@@ -98,7 +98,7 @@ REQUESTS: dict[str, tuple[bytes, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("raw", "facts"), REQUESTS.values(), ids=REQUESTS)
-def test_a_head_tells_what_follows(raw: bytes, facts: dict[str, Any]) -> None:
+def test_a_head_describes_the_body(raw: bytes, facts: dict[str, Any]) -> None:
     request = parse_head(raw)
     assert isinstance(request, Request)
     assert {name: getattr(request, name) for name in facts} == facts

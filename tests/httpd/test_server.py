@@ -249,7 +249,7 @@ def test_head_has_the_length_and_no_body() -> None:
         assert peer.answer().status == 200
 
 
-def test_what_has_not_changed_has_no_length_and_keeps_the_connection() -> None:
+def test_a_304_has_no_length_and_keeps_the_connection() -> None:
     with Serving() as serving:
         peer = serving.connect()
         peer.send(request("/unchanged") + request("/echo", b"next"))
@@ -259,7 +259,7 @@ def test_what_has_not_changed_has_no_length_and_keeps_the_connection() -> None:
         assert peer.answer().body == b"next"
 
 
-def test_an_empty_line_after_a_body_is_overlooked_and_no_request_begins_with_it() -> None:
+def test_an_empty_line_after_a_body_is_skipped() -> None:
     with Serving(idle=0.2) as serving:
         peer = serving.connect()
         assert peer.send(request("/echo", b"one") + b"\r\n" + request("/echo", b"two")).answer().body == b"one"
@@ -267,7 +267,7 @@ def test_an_empty_line_after_a_body_is_overlooked_and_no_request_begins_with_it(
         assert peer.send(b"\r\n").is_closed()  # as an idle connection is, not with a 408
 
 
-def test_close_is_honoured_and_said() -> None:
+def test_connection_close_is_respected_and_sent() -> None:
     with Serving() as serving:
         peer = serving.connect()
         answer = peer.send(request("/echo", b"last", "Connection: close")).answer()
@@ -281,7 +281,7 @@ def test_an_answer_without_a_length_ends_with_its_connection() -> None:
         assert (answer.body, answer.headers["Connection"]) == (b"one two", "close")
 
 
-def test_what_the_application_gets_is_wsgi_by_the_standards_own_validator() -> None:
+def test_the_application_conforms_to_wsgi() -> None:
     @validator
     def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         read = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
@@ -292,7 +292,7 @@ def test_what_the_application_gets_is_wsgi_by_the_standards_own_validator() -> N
         assert serving.connect().send(request("/a%20b?c=d", b"body")).answer()[::2] == (200, b"body")
 
 
-def test_the_environ_tells_of_the_request_and_nothing_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environ_contains_the_request_and_no_process_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_WEBHOOK_SECRET", "hunter2")
     with Serving() as serving:
         environ = json.loads(serving.connect().get("/environ?a=b").body)
@@ -316,7 +316,7 @@ def test_the_environ_tells_of_the_request_and_nothing_of_the_process(monkeypatch
 EXPECT = "Expect: 100-continue"
 
 
-def test_a_peer_that_expects_it_is_told_to_go_on_when_the_application_reads() -> None:
+def test_a_peer_receives_100_continue_when_the_application_reads() -> None:
     with Serving() as serving:
         peer = serving.connect().send(request("/echo", b"", EXPECT, length=4))
         assert (peer.line(), peer.line()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
@@ -324,13 +324,13 @@ def test_a_peer_that_expects_it_is_told_to_go_on_when_the_application_reads() ->
         assert peer.answer().body == b"next"
 
 
-def test_a_peer_that_expects_it_is_refused_before_it_sends() -> None:
+def test_a_peer_that_expects_100_continue_is_rejected_before_it_sends() -> None:
     with Serving() as serving:
         answer = serving.connect().send(request("/refuse", b"", EXPECT, length=4)).answer()
         assert (answer.status, answer.headers["Connection"]) == (413, "close")
 
 
-def test_a_peer_that_does_not_wait_is_not_told_to_go_on() -> None:
+def test_a_peer_that_does_not_wait_receives_no_100_continue() -> None:
     with Serving() as serving:
         assert serving.connect().send(request("/echo", b"body", EXPECT)).answer().status == 200
 
@@ -338,7 +338,7 @@ def test_a_peer_that_does_not_wait_is_not_told_to_go_on() -> None:
 # -- bodies that are not read, not sent, too many ---------------------------------------------------------------------
 
 
-def test_who_is_still_writing_an_unwanted_body_comes_to_read_the_answer() -> None:
+def test_a_peer_that_still_sends_receives_the_response() -> None:
     with Serving() as serving:
         peer = serving.connect()
         answer = peer.send(request("/refuse", bytes(26 << 20))).answer()
@@ -346,19 +346,19 @@ def test_who_is_still_writing_an_unwanted_body_comes_to_read_the_answer() -> Non
         assert peer.is_closed()
 
 
-def test_an_unwanted_body_is_not_thrown_away_for_ever() -> None:
+def test_an_unread_body_is_discarded_up_to_a_limit() -> None:
     with Serving(discarded=1000) as serving, pytest.raises(ConnectionError):
         serving.connect().send(request("/refuse", bytes(26 << 20)))
 
 
-def test_what_follows_a_body_that_was_not_read_is_no_request() -> None:
+def test_bytes_after_an_unread_body_are_not_a_request() -> None:
     with Serving() as serving:
         peer = serving.connect().send(request("/refuse", request("/echo")) + request("/echo"))
         assert peer.answer().status == 413
         assert peer.is_closed()
 
 
-def test_what_follows_a_chunked_head_is_no_request() -> None:
+def test_bytes_after_a_chunked_head_are_not_a_request() -> None:
     with Serving() as serving:
         chunked = request("/echo", None, "Transfer-Encoding: chunked", method="POST")
         peer = serving.connect().send(chunked + b"0\r\n\r\n" + request("/echo"))
@@ -366,14 +366,14 @@ def test_what_follows_a_chunked_head_is_no_request() -> None:
         assert peer.is_closed()
 
 
-def test_a_body_that_was_read_ahead_is_no_request_either() -> None:
+def test_a_body_that_was_read_ahead_is_not_parsed_as_a_request() -> None:
     with Serving() as serving:
         peer = serving.connect().send(request("/taste", request("/echo")) + request("/echo", b"next"))
         assert peer.answer().body == b"G"
         assert peer.answer().body == b"next"
 
 
-def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
+def test_the_memory_for_bodies_is_limited_and_released() -> None:
     with Serving(memory=1000, uncounted=0) as serving:
         first, second = serving.connect(), serving.connect()
         first.send(request("/halves", bytes(800), length=1000))
@@ -386,7 +386,7 @@ def test_the_memory_for_bodies_is_bounded_and_given_back() -> None:
         assert serving.connect().send(request("/sip", bytes(1000))).answer().status == 200
 
 
-def test_who_holds_memory_and_keeps_us_waiting_gives_way() -> None:
+def test_a_slow_body_is_closed_first_when_memory_is_short() -> None:
     with Serving(memory=1000, uncounted=0) as serving:
         slow = serving.connect().send(request("/sip", bytes(800), length=1000))
         until(lambda: [(peer.held, peer.waiting) for peer in serving.server.resources._streams] == [(800, True)])
@@ -394,7 +394,7 @@ def test_who_holds_memory_and_keeps_us_waiting_gives_way() -> None:
         assert slow.is_closed()
 
 
-def test_a_usual_body_is_let_in_whoever_holds_the_memory() -> None:
+def test_a_body_of_usual_size_is_admitted_when_large_bodies_hold_the_memory() -> None:
     with Serving(memory=1000, uncounted=200) as serving:
         holder = serving.connect().send(request("/halves", bytes(1200), length=1200))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)
@@ -403,7 +403,7 @@ def test_a_usual_body_is_let_in_whoever_holds_the_memory() -> None:
         assert holder.answer().status == 200
 
 
-def test_who_announces_much_and_sends_nothing_keeps_no_memory_from_others() -> None:
+def test_announced_bodies_reserve_no_memory_from_others() -> None:
     with Serving(memory=1000, uncounted=0) as serving:
         for _ in range(4):
             peer = serving.connect().send(request("/sip", b"", EXPECT, length=1000))
@@ -411,7 +411,7 @@ def test_who_announces_much_and_sends_nothing_keeps_no_memory_from_others() -> N
         assert serving.connect().send(request("/sip", bytes(1000))).answer().status == 200
 
 
-def test_the_memory_of_a_peer_that_went_away_is_given_back() -> None:
+def test_the_memory_of_a_disconnected_peer_is_released() -> None:
     with Serving(memory=1000, uncounted=0) as serving:
         for _ in range(3):
             peer = serving.connect().send(request("/echo", bytes(900), length=1000))
@@ -419,7 +419,7 @@ def test_the_memory_of_a_peer_that_went_away_is_given_back() -> None:
             assert peer.answer().status == 400
 
 
-def test_a_response_that_nobody_reads_counts_and_gives_way() -> None:
+def test_an_unread_response_counts_against_the_limit_and_is_closed_first() -> None:
     with Serving(memory=10 << 20, uncounted=0) as serving:
         unread = [serving.connect().send(request("/large")) for _ in range(2)]
         until(lambda: sum(stream.held for stream in serving.server.resources._streams) > 8 << 20)
@@ -467,7 +467,7 @@ def test_a_chunked_body_is_read_to_its_end_and_the_connection_is_kept() -> None:
         assert peer.answer().body == b"next"
 
 
-def test_a_peer_that_expects_it_may_send_chunks() -> None:
+def test_a_peer_that_expects_100_continue_may_send_chunks() -> None:
     with Serving() as serving:
         peer = serving.connect().send(request("/all", None, "Transfer-Encoding: chunked", EXPECT, method="POST"))
         assert (peer.line(), peer.line()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
@@ -525,7 +525,7 @@ def test_a_chunked_body_has_the_limits_of_any_other() -> None:
         pytest.param(b"GET / HTTP/1.1\r\nHost: here\r\nX: " + b"x" * 40_000, 431, id="a head without end"),
     ],
 )
-def test_what_will_never_be_a_head_is_answered_before_its_end_comes(raw: bytes, status: int) -> None:
+def test_an_invalid_head_is_rejected_before_its_end(raw: bytes, status: int) -> None:
     with Serving() as serving:
         peer = serving.connect().send(raw)
         answer = peer.answer()
@@ -549,12 +549,12 @@ def test_a_head_that_ends_early_is_refused() -> None:
         assert peer.answer().status == 400
 
 
-def test_a_peer_that_says_nothing_is_told_nothing() -> None:
+def test_a_silent_peer_receives_no_response() -> None:
     with Serving(request=0.1) as serving:
         assert serving.connect().is_closed()
 
 
-def test_a_connection_without_requests_is_closed_after_a_while() -> None:
+def test_an_idle_connection_is_closed() -> None:
     with Serving(idle=0.1) as serving:
         peer = serving.connect()
         assert peer.get("/echo").status == 200
@@ -564,7 +564,7 @@ def test_a_connection_without_requests_is_closed_after_a_while() -> None:
 @pytest.mark.parametrize(
     "begin", [b"GET /echo HTTP/1.1\r\nX: ", request("/echo", b"", length=10**6)], ids=["head", "body"]
 )
-def test_a_request_that_dribbles_has_one_deadline_for_all_of_it(begin: bytes) -> None:
+def test_a_slow_request_has_one_deadline(begin: bytes) -> None:
     with Serving(request=0.3) as serving:
         peer = serving.connect().send(begin)
         began = time.monotonic()
@@ -585,13 +585,13 @@ def test_a_peer_that_never_stops_sending_has_the_same_deadline() -> None:
         assert peer.answer().status == 408
 
 
-def test_a_peer_that_takes_no_answers_is_given_up() -> None:
+def test_a_peer_that_reads_no_responses_is_disconnected() -> None:
     with Serving(request=0.2) as serving:
         serving.connect().send(request("/large") * 10)
         serving.stop()  # it waits for that connection's thread
 
 
-def test_a_peer_that_is_reset_in_the_midst_is_no_fault_of_ours(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_reset_connection_is_not_logged_as_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with Serving() as serving:
         for raw in (b"", b"GET / HT", request("/echo", b"", EXPECT, length=1000), request("/large") * 3):
             peer = serving.connect().send(raw)
@@ -616,7 +616,7 @@ def test_an_application_that_raises_is_a_500_without_details(path: str, capfd: p
     assert f"the application failed path={path} traceback=" in capfd.readouterr().err
 
 
-def test_a_refusal_is_logged_with_its_peer(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_rejected_request_is_logged_with_its_peer(capfd: pytest.CaptureFixture[str]) -> None:
     with Serving() as serving:
         serving.connect().send(b"GET /\x1b[2J\r\n\r\n").answer()
     (line,) = capfd.readouterr().err.splitlines()
@@ -626,7 +626,7 @@ def test_a_refusal_is_logged_with_its_peer(capfd: pytest.CaptureFixture[str]) ->
 # -- more connections than there is room for --------------------------------------------------------------------------
 
 
-def test_at_the_bound_the_connection_that_waits_longest_gives_way() -> None:
+def test_at_the_limit_the_longest_idle_connection_is_closed() -> None:
     with Serving(connections=3) as serving:
         busy, oldest, newer = (serving.connect() for _ in range(3))
         busy.send(request("/wait"))
@@ -640,7 +640,7 @@ def test_at_the_bound_the_connection_that_waits_longest_gives_way() -> None:
         assert busy.answer().body == b"waited"
 
 
-def test_who_says_nothing_cannot_keep_others_out() -> None:
+def test_silent_connections_do_not_block_others() -> None:
     with Serving(connections=4) as serving:
         silent = [serving.connect() for _ in range(20)]
         assert serving.connect().get("/echo").status == 200
@@ -661,7 +661,7 @@ def test_a_busy_connection_never_gives_way_and_the_new_one_gets_503() -> None:
         assert [busy.answer().body, busy.answer().body] == [b"one", b"waited"]
 
 
-def test_the_accepting_thread_waits_for_nobody() -> None:
+def test_the_accepting_thread_never_blocks() -> None:
     with Serving(connections=1) as serving:
         serving.connect().send(request("/wait"))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)
@@ -733,7 +733,7 @@ def child(program: str, *arguments: str, **options: Any) -> Iterator[subprocess.
             process.kill()
 
 
-def test_out_of_descriptors_room_is_made_without_spinning() -> None:
+def test_without_descriptors_idle_connections_are_closed_without_a_busy_loop() -> None:
     with child(SCARCE) as process:
         assert process.stdout
         assert process.stderr
@@ -795,7 +795,7 @@ def test_sockets_are_inherited_as_systemd_hands_them_over() -> None:
 
 
 @pytest.mark.parametrize("pid", ["1", ""], ids=["another process's", "nobody's"])
-def test_sockets_that_are_meant_for_another_are_left_alone(pid: str) -> None:
+def test_inherited_sockets_of_another_process_are_ignored(pid: str) -> None:
     program = "import os; from gitops_hook.systemd import inherited_sockets; print(inherited_sockets(os.environ))"
     with child(program, "env", f"LISTEN_PID={pid}", "LISTEN_FDS=1") as process:
         assert process.communicate()[0] == "{}\n"
@@ -804,7 +804,7 @@ def test_sockets_that_are_meant_for_another_are_left_alone(pid: str) -> None:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_drain_answers_the_request_in_hand_and_says_that_it_is_the_last() -> None:
+def test_a_drain_answers_the_current_request_and_closes_the_connection() -> None:
     with Serving() as serving:
         peer = serving.connect().send(request("/wait"))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)
@@ -816,7 +816,7 @@ def test_a_drain_answers_the_request_in_hand_and_says_that_it_is_the_last() -> N
         assert drained == [True]
 
 
-def test_a_drain_answers_a_request_on_its_way_on_a_kept_connection() -> None:
+def test_a_drain_answers_a_partial_request_on_a_persistent_connection() -> None:
     with Serving() as serving:
         peer = serving.connect()
         assert peer.get("/echo").headers["Connection"] is None
@@ -837,7 +837,7 @@ def test_a_drain_closes_idle_connections() -> None:
         assert drained == [True]
 
 
-def test_a_drain_waits_for_a_body_on_its_way() -> None:
+def test_a_drain_waits_for_a_partial_body() -> None:
     with Serving() as serving:
         peer = serving.connect().send(request("/echo", b"", EXPECT, length=4))
         assert (peer.line(), peer.line()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
@@ -847,7 +847,7 @@ def test_a_drain_waits_for_a_body_on_its_way() -> None:
         assert drained == [True]
 
 
-def test_a_drain_answers_what_the_kernel_has_accepted_for_us() -> None:
+def test_a_drain_answers_connections_in_the_backlog() -> None:
     server = Server(bind(), Desk())
     peers = [Peer(socket.create_connection(server.server_address)) for _ in range(5)]
     answers: list[Answer] = []
@@ -866,7 +866,7 @@ def test_a_drain_answers_what_the_kernel_has_accepted_for_us() -> None:
     assert [(answer.body, answer.headers["Connection"]) for answer in answers] == [(b"late", "close")] * 5
 
 
-def test_a_drain_gives_up_in_time() -> None:
+def test_a_drain_ends_at_its_deadline() -> None:
     with Serving() as serving:
         peer = serving.connect().send(request("/wait"))
         assert serving.desk.arrived.acquire(timeout=PATIENCE)
@@ -875,7 +875,7 @@ def test_a_drain_gives_up_in_time() -> None:
         assert peer.is_closed()
 
 
-def test_a_storm_leaves_no_thread_and_no_descriptor() -> None:
+def test_many_connections_leave_no_thread_and_no_descriptor() -> None:
     def descriptors() -> set[str]:
         return {path.name for path in Path("/proc/self/fd").iterdir()}
 

@@ -74,7 +74,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 class TestDeliveries:
-    def test_what_was_recorded_is_read_back_by_the_next_journal(self, journal: Journal, tmp_path: Path):
+    def test_records_survive_closing_the_journal(self, journal: Journal, tmp_path: Path):
         sent = Delivery("g1", "push", 1.5, "acme/site", "refs/heads/main", "0" * 40, "1" * 40, "ada")
         journal.record(sent)
         journal.close()
@@ -97,7 +97,7 @@ class TestDeliveries:
         journal.record(delivery())
         assert query(tmp_path, "SELECT count(*) FROM deliveries") == [(1,)]
 
-    def test_what_comes_together_shares_few_commits(self, journal: Journal, tmp_path: Path):
+    def test_simultaneous_deliveries_share_transactions(self, journal: Journal, tmp_path: Path):
         threads = [
             threading.Thread(target=lambda name=name: [journal.record(delivery(f"{name}-{n}")) for n in range(5)])
             for name in range(50)
@@ -116,7 +116,7 @@ class TestDeliveries:
 
 
 class TestClaims:
-    def test_a_run_claims_all_that_its_repository_is_owed_case_aside(self, journal: Journal):
+    def test_a_run_claims_all_pending_deliveries_of_its_repository_in_any_case(self, journal: Journal):
         journal.record(delivery("a", "acme/site"))
         journal.record(delivery("b", "Acme/Site"))
         journal.record(delivery("c", "acme/other"))
@@ -125,7 +125,7 @@ class TestClaims:
         assert (claim.deliveries, claim.newest and claim.newest.guid) == (2, "b")
         assert [journal.deliveries(guid)[0].run for guid in "abc"] == [claim.run.id, claim.run.id, 0]
 
-    def test_a_claim_tells_which_deliveries_no_run_has_served_before(self, journal: Journal):
+    def test_a_claim_marks_deliveries_that_no_run_served_before(self, journal: Journal):
         journal.record(delivery("a"))
         first = run_to_the_end(journal, settled=False)
         journal.record(delivery("b"))
@@ -133,7 +133,7 @@ class TestClaims:
         assert claim
         assert [(served.guid, served.run) for served in claim.served] == [("a", first.id), ("b", 0)]
 
-    def test_a_delivery_that_a_running_run_has_claimed_is_not_claimed_again(self, journal: Journal):
+    def test_a_delivery_of_a_running_run_is_not_claimed_again(self, journal: Journal):
         journal.record(delivery("first"))
         first = journal.start("acme/site", "push")
         journal.record(delivery("second"))
@@ -150,12 +150,12 @@ class TestClaims:
         assert claim
         assert (claim.deliveries, claim.newest) == (0, None)
 
-    def test_a_push_alone_starts_nothing_where_nothing_is_owed(self, journal: Journal):
+    def test_a_notification_without_pending_work_starts_nothing(self, journal: Journal):
         journal.record(delivery(repository="acme/other"))
         assert journal.start("acme/site", "push", if_pending=True) is None
         assert journal.runs() == []
 
-    def test_what_comes_during_a_run_stays_owed(self, journal: Journal):
+    def test_a_delivery_during_a_run_stays_pending(self, journal: Journal):
         journal.record(delivery("before"))
         claim = journal.start("acme/site", "push", if_pending=True)
         assert claim
@@ -181,13 +181,13 @@ class TestClaims:
         assert journal.run(claim.run.id) == ended
         assert journal.run(ended.id + 1) is None
 
-    def test_runs_are_listed_newest_first_case_aside_and_bounded(self, journal: Journal):
+    def test_runs_are_listed_newest_first_in_any_case_and_limited(self, journal: Journal):
         ids = [run_to_the_end(journal, name).id for name in ("acme/a", "acme/b", "Acme/A")]
         assert [run.id for run in journal.runs()] == ids[::-1]
         assert [run.id for run in journal.runs("ACME/a")] == [ids[2], ids[0]]
         assert [run.id for run in journal.runs(limit=1)] == [ids[2]]
 
-    def test_runs_in_hand_at_the_start_were_interrupted_and_owe_still(self, journal: Journal):
+    def test_runs_that_were_running_at_the_start_are_interrupted_and_their_deliveries_pending(self, journal: Journal):
         journal.record(delivery())
         done = run_to_the_end(journal, "acme/other")
         claim = journal.start("acme/site", "push")
@@ -228,7 +228,7 @@ class TestArrivals:
         journal.record_ping(arrival(8)._replace(target="evil/site", url="https://evil.example.org"))
         assert journal.hook_pings() == [arrival(8)]
 
-    def test_of_each_hook_the_newest_ping_is_kept_until_it_is_forgotten(self, journal: Journal):
+    def test_the_newest_ping_of_each_hook_is_kept_until_it_is_deleted(self, journal: Journal):
         journal.remember_hook(arrival().hook, "acme/site", "https://hooks.example.org")
         journal.remember_hook(8, "acme", "https://hooks.example.org")
         journal.record_ping(arrival())
@@ -239,7 +239,7 @@ class TestArrivals:
         journal.forget_pings("ACME/site", "https://hooks.example.org")
         assert journal.hook_pings() == [arrival(8, "acme")]
 
-    def test_there_are_no_more_than_rows_are_kept(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+    def test_the_number_of_rows_is_limited(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "KEEP_ROWS", 2)
         for hook in (1, 2, 3):
             journal.remember_hook(hook, "acme/site", "https://hooks.example.org")
@@ -249,7 +249,7 @@ class TestArrivals:
 
 
 class TestReports:
-    def test_a_newer_state_of_a_commit_replaces_what_was_not_told(self, journal: Journal):
+    def test_a_newer_state_of_a_commit_replaces_an_unsent_state(self, journal: Journal):
         journal.save_statuses(report(), report("b" * 40))
         journal.postpone_status(journal.statuses_due(2)[0], 5.0)
         journal.save_statuses(report(state="success", changed=3.0)._replace(repository="ACME/site"))
@@ -258,7 +258,7 @@ class TestReports:
             ("a", "success", 2, 0),
         ]
 
-    def test_what_was_told_is_over_only_if_nothing_newer_has_come(self, journal: Journal):
+    def test_a_notice_is_deleted_only_if_none_is_newer(self, journal: Journal):
         journal.save_statuses(report())
         (status,) = journal.statuses_due(2)
         journal.save_statuses(report(state="success", changed=2.0))
@@ -269,19 +269,19 @@ class TestReports:
         journal.status_sent(newer, final=True)
         assert journal.next_status_due() is None
 
-    def test_a_deployment_is_remembered_whatever_came_meanwhile(self, journal: Journal):
+    def test_a_deployment_is_remembered_across_other_events(self, journal: Journal):
         journal.save_statuses(report())
         (status,) = journal.statuses_due(2)
         journal.save_statuses(report(state="success", changed=2.0))
         journal.save_deployment(status, 42)
         assert journal.statuses_due(2)[0].deployment == 42
 
-    def test_who_does_not_wait_is_called_once_it_is_in_the_file(self, journal: Journal):
+    def test_a_callback_runs_after_the_commit(self, journal: Journal):
         seen: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         journal.save_statuses(report(), then=lambda: seen.put(journal.next_status_due()))
         assert seen.get(timeout=20) == 1.5
 
-    def test_who_does_not_wait_is_called_too_where_it_failed(self, journal: Journal):
+    def test_a_callback_runs_after_a_failed_commit(self, journal: Journal):
         done = threading.Event()
         journal.save_statuses(report(state=None), then=done.set)  # type: ignore[arg-type] # which the table refuses
         assert done.wait(20)
@@ -289,7 +289,7 @@ class TestReports:
 
 
 class TestRetention:
-    def test_old_rows_go_but_never_what_is_owed_or_in_hand_or_named(self, journal: Journal):
+    def test_old_rows_are_deleted_except_pending_running_or_referenced_rows(self, journal: Journal):
         old = time.time() - module.KEEP_SECONDS - 60
         journal.record(delivery("settled", "acme/a", old))
         settled = journal.start("acme/a", "push")
@@ -304,7 +304,7 @@ class TestRetention:
         assert [len(journal.deliveries(guid)) for guid in ("settled", "owed")] == [0, 1]
         assert {run.id for run in journal.runs()} == {tried.run.id, running.run.id}
 
-    def test_rows_beyond_the_count_go_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+    def test_the_oldest_rows_are_deleted_beyond_the_limit(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "KEEP_ROWS", 3)
         journal.record(delivery("owed", "acme/owed"))
         for number in range(6):
@@ -331,14 +331,14 @@ class TestRetention:
         kept = Commit("c" * 40, "Ada", f"of run {new.id}", 1.0)
         assert journal.commits([old.id, new.id]) == {new.id: [kept]}
 
-    def test_logs_go_by_their_bytes_oldest_first(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
+    def test_the_oldest_logs_are_deleted_beyond_the_byte_limit(self, journal: Journal, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "KEEP_LOG_BYTES", 250)
         for run in (8, 9, 10, 11):
             journal.log_path(run).write_bytes(b"x" * 100)
         journal.prune()
         assert [run for run in (8, 9, 10, 11) if journal.log_path(run).exists()] == [10, 11]
 
-    def test_old_logs_go_and_strange_files_stop_nothing(self, journal: Journal):
+    def test_old_logs_are_deleted_and_unknown_files_are_ignored(self, journal: Journal):
         for name in ("1.log", "1.result", "notes", "\N{SUPERSCRIPT TWO}.log"):
             path = journal.log_path(1).with_name(name)
             path.write_text("old")
@@ -347,7 +347,7 @@ class TestRetention:
         journal.prune()
         assert [path.name for path in journal.log_path(2).parent.iterdir()] == ["2.log"]
 
-    def test_a_missing_folder_of_logs_is_a_journal_error(self, journal: Journal):
+    def test_a_missing_directory_of_logs_is_a_journal_error(self, journal: Journal):
         journal.log_path(1).parent.rmdir()
         with pytest.raises(JournalError) as caught:
             journal.prune()
@@ -355,9 +355,7 @@ class TestRetention:
 
 
 class TestTold:
-    def test_what_was_told_is_kept_by_repository_case_aside_until_it_is_taken_back(
-        self, journal: Journal, tmp_path: Path
-    ):
+    def test_notices_are_stored_per_repository_in_any_case_until_deleted(self, journal: Journal, tmp_path: Path):
         for notice in (
             NoticeState("acme/site", "dirty", 1.5, 2.5),
             NoticeState("acme/other", "failed", 3, 4),
@@ -401,7 +399,7 @@ class TestPasts:
         assert [run.id for run in journal.runs(limit=4, before=ids[3])] == ids[4:]
         assert [run.id for run in journal.runs("acme/b", 2, before=ids[1])] == [ids[2], ids[4]]
 
-    def test_what_a_run_served_and_how_it_went_is_kept(self, journal: Journal):
+    def test_the_deliveries_and_the_result_of_a_run_are_stored(self, journal: Journal):
         for guid in ("first", "second"):
             journal.record(delivery(guid))
         claim = journal.start("acme/site", "push")
@@ -442,7 +440,7 @@ class TestBounds:
         journal.prune()
         assert [run for run in (1, 2, 3) if journal.log_path(run).exists()] == [2, 3]
 
-    def test_what_is_told_at_once_is_bounded_unless_more_is_asked_for(self, journal: Journal, tmp_path: Path):
+    def test_notices_at_once_are_limited(self, journal: Journal, tmp_path: Path):
         last = [journal.start("acme/site", "sweep") for _ in range(126)][-1]
         assert last
         rows = [("g", time.time(), last.run.id)] * 1001
@@ -460,19 +458,19 @@ class TestBounds:
         assert [len(past.history) for past in journal.histories()] == [30]
         assert journal.pending_counts() == [("acme/site", 1001)]
 
-    def test_an_answer_to_a_commit_is_worth_three_days(self, journal: Journal):
+    def test_a_cached_commit_response_expires_after_three_days(self, journal: Journal):
         for letter, age in (("a", 30), ("b", -30)):
             journal.save_statuses(report(letter * 40, changed=time.time() - 3 * 86400 - age))
         journal.prune()
         assert [left.commit[0] for left in journal.pending_statuses()] == ["b"]
 
-    def test_what_was_told_of_a_commit_is_due_no_more_and_not_forgotten(self, journal: Journal):
+    def test_a_sent_status_is_not_due_and_stays_stored(self, journal: Journal):
         journal.save_statuses(report())
         journal.status_sent(journal.statuses_due(2)[0], final=False)
         assert (journal.statuses_due(9e9), journal.next_status_due()) == ([], None)
         assert [begun.commit for begun in journal.pending_statuses()] == ["a" * 40]
 
-    def test_of_a_report_little_need_be_said(self, journal: Journal):
+    def test_a_minimal_result_is_accepted(self, journal: Journal):
         little = CommitStatus("acme/site", "a" * 40, 1, "pending", "in a sentence")
         assert little[5:] == (0.0, 1, None, 0, 0)
         assert Claim(run_to_the_end(journal)).served == ()
@@ -480,7 +478,7 @@ class TestBounds:
         assert [len(journal.statuses_due(1.0)), len(journal.statuses_due(1.0, 101))] == [100, 101]
 
     @pytest.mark.parametrize("outcome", ["updated", "unchanged", "cloned", "paused", "dirty"])
-    def test_whether_a_run_has_left_it_where_it_should_be(self, journal: Journal, outcome: str):
+    def test_in_sync_after_a_run(self, journal: Journal, outcome: str):
         claim = journal.start("acme/site", "push")
         assert claim
         journal.finish(claim.run._replace(ended=time.time(), outcome=outcome), settled=True)
@@ -488,7 +486,7 @@ class TestBounds:
         answers = [journal.is_confirmed_since("ACME/site", moment) for moment in (began - 1, began)]
         assert answers == [outcome != "dirty", False]
 
-    def test_whether_a_commit_is_known(self, journal: Journal):
+    def test_is_commit_known(self, journal: Journal):
         run = run_to_the_end(journal)
         journal.save_commits(run.id, [Commit("a" * 40, "Ada", "Say hello", 1.0)], 1)
         assert [journal.knows_commit(letter * 40) for letter in "ab"] == [True, False]
@@ -513,7 +511,7 @@ def behead(path: Path) -> None:
 
 class TestDamage:
     @pytest.mark.parametrize("damage", [noise, truncate, empty, behead, Path.unlink])
-    def test_a_damaged_file_is_set_aside_loudly_with_all_that_belongs_to_it(
+    def test_a_damaged_journal_is_moved_aside_with_its_files_and_logged(
         self, damage, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ):
         with closing(Journal(tmp_path)) as journal:
@@ -532,7 +530,7 @@ class TestDamage:
         assert " error THE JOURNAL IS DAMAGED. " in capfd.readouterr().err
         assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("runs*")] == [0o700] * 2
 
-    def test_damage_upon_damage_overwrites_nothing(self, tmp_path: Path):
+    def test_repeated_damage_overwrites_no_copy(self, tmp_path: Path):
         for number in range(3):
             Journal(tmp_path).close()
             (tmp_path / "journal.db").write_text(f"noise {number}")
@@ -548,12 +546,12 @@ class TestDamage:
         Journal(tmp_path).close()
         assert {path.read_text() for path in tmp_path.glob("runs.damaged-*/7.log")} == {"log 0", "log 1", "log 2"}
 
-    def test_an_empty_file_alone_is_a_beginning_and_no_damage(self, tmp_path: Path):
+    def test_an_empty_database_file_is_not_damage(self, tmp_path: Path):
         (tmp_path / "journal.db").touch()
         Journal(tmp_path).close()
         assert set_aside(tmp_path) == []
 
-    def test_damage_while_it_is_open_is_set_aside_without_a_restart(
+    def test_damage_of_an_open_journal_is_repaired_without_a_restart(
         self, journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ):
         journal.record(delivery("lost"))
@@ -569,7 +567,7 @@ class TestDamage:
         assert " error THE JOURNAL IS DAMAGED. " in capfd.readouterr().err
         assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("runs*")] == [0o700] * 2
 
-    def test_damage_on_a_full_disk_is_made_good_as_soon_as_there_is_room(self, tmp_path: Path):
+    def test_damage_on_a_full_disk_is_repaired_when_space_is_available(self, tmp_path: Path):
         with small_disk(tmp_path / "disk", "400k") as folder, closing(Journal(folder)) as journal:
             old = journal.start("acme/old", "push")
             assert old
@@ -585,7 +583,7 @@ class TestDamage:
             assert journal.replacements == 1
             assert new.run.id > old.run.id
 
-    def test_a_run_from_before_the_damage_ends_without_touching_one_from_after(self, journal: Journal, tmp_path: Path):
+    def test_a_run_from_before_a_damage_does_not_change_later_runs(self, journal: Journal, tmp_path: Path):
         old = journal.start("acme/old", "push")
         assert old
         noise(tmp_path / "journal.db")
@@ -601,7 +599,7 @@ class TestDamage:
 
 
 class TestFaults:
-    def test_a_full_disk_is_an_answer_and_heals_without_a_restart(self, tmp_path: Path, capfd):
+    def test_a_full_disk_is_503_and_recovers_without_a_restart(self, tmp_path: Path, capfd):
         with small_disk(tmp_path / "disk", "400k") as folder, closing(Journal(folder)) as journal:
             journal.record(delivery("before"))
             ballast = fill(folder)
@@ -635,14 +633,12 @@ class TestFaults:
             with pytest.raises(JournalError, match="Read-only"):
                 Journal(folder)
 
-    def test_a_state_folder_that_is_a_file_is_a_journal_error(self, tmp_path: Path):
+    def test_a_state_directory_that_is_a_file_is_a_journal_error(self, tmp_path: Path):
         (tmp_path / "state").touch()
         with pytest.raises(JournalError, match="state"):
             Journal(tmp_path / "state")
 
-    def test_a_lock_held_elsewhere_is_an_answer_after_the_wait_and_heals(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_a_locked_journal_is_503_after_the_wait_and_recovers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(database, "BUSY_MS", 50)
         with closing(Journal(tmp_path)) as journal:
             with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
@@ -653,7 +649,7 @@ class TestFaults:
             journal.record(delivery())
             assert journal.fault is None
 
-    def test_a_fault_in_one_piece_of_work_leaves_the_thread_alive(self, journal: Journal):
+    def test_an_exception_in_a_task_does_not_end_the_thread(self, journal: Journal):
         with pytest.raises(JournalError):
             journal.record(delivery(received=None)._replace(guid=object()))  # type: ignore[arg-type]
         with pytest.raises(JournalError):
@@ -677,7 +673,7 @@ class TestFaults:
             journal.probe()
             assert journal.fault is None
 
-    def test_a_fault_names_the_file_and_ends_a_command_with_74(self, tmp_path: Path):
+    def test_a_journal_error_names_the_file_and_exits_with_74(self, tmp_path: Path):
         (tmp_path / "runs").write_text("")
         with pytest.raises(JournalError, match=f"^{tmp_path / 'runs'}: ") as caught:
             Journal(tmp_path)
@@ -695,7 +691,7 @@ class TestFaults:
         with closing(Journal(tmp_path / "a" / "b")) as journal:
             journal.record(delivery())
 
-    def test_what_is_gone_but_for_its_log_is_damage_and_says_so(self, tmp_path: Path, capfd):
+    def test_a_missing_database_with_a_log_is_damage(self, tmp_path: Path, capfd):
         for belongs in ("journal.db-wal", "runs/1.log"):
             folder = tmp_path / belongs.replace("/", "-")
             Journal(folder).close()
@@ -705,11 +701,11 @@ class TestFaults:
                 assert journal.replacements == 1
             assert "missing or empty" in capfd.readouterr().err
 
-    def test_a_look_that_fails_names_the_file(self, tmp_path: Path):
+    def test_a_failed_read_names_the_file(self, tmp_path: Path):
         with pytest.raises(JournalError, match=f"^{tmp_path / 'journal.db'}: "):
             JournalReader(tmp_path).pending()
 
-    def test_after_damage_that_took_all_the_first_run_is_the_first(self, tmp_path: Path):
+    def test_after_a_complete_loss_run_numbers_start_at_one(self, tmp_path: Path):
         (tmp_path / "journal.db").write_bytes(b"noise" * 1000)
         with closing(Journal(tmp_path)) as journal:
             assert run_to_the_end(journal).id == 1
@@ -731,7 +727,7 @@ class TestClosing:
                 journal.pending()
         assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before
 
-    def test_whoever_records_while_it_closes_gets_an_answer(self, tmp_path: Path):
+    def test_recording_during_the_close_returns_an_error(self, tmp_path: Path):
         for _ in range(30):
             journal = Journal(tmp_path)
             recorded = []

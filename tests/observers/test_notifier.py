@@ -183,7 +183,7 @@ class TestSending:
             desk.notices.run_once([])
         assert [kind for kind, _, _ in desk.sent()] == ["failing", "still", "still"]
 
-    def test_a_restart_neither_repeats_nor_forgets(self, desk: Desk):
+    def test_a_restart_repeats_nothing_and_loses_nothing(self, desk: Desk):
         desk.run("dirty")
         desk.restart()  # no notice was sent yet
         desk.notices.run_once([])

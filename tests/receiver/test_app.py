@@ -120,7 +120,7 @@ def test_a_form_is_verified_over_its_raw_bytes(host: Host, guid: str) -> None:
     assert (answer.status_int, len(host.journal.deliveries(guid))) == (202, 1)
 
 
-def test_any_secret_in_force_will_do(host: Host) -> None:
+def test_every_current_secret_is_accepted(host: Host) -> None:
     body = json.dumps(push("acme/site")).encode()
     assert host.post(body, headers(body, secret="newer")).status_int == 202
 
@@ -184,7 +184,7 @@ IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("event", "payload", "why"), IGNORED.values(), ids=IGNORED)
-def test_what_moves_nothing_here_is_ignored_with_its_reason(
+def test_an_irrelevant_push_is_ignored_with_a_reason(
     host: Host, guid: str, event: str, payload: dict[str, Any], why: str
 ) -> None:
     host.woken.clear()
@@ -255,7 +255,7 @@ REFUSED: dict[str, tuple[int, bytes, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("status", "body", "more"), REFUSED.values(), ids=REFUSED)
-def test_what_is_proven_but_no_payload_is_refused(
+def test_a_verified_body_that_is_not_a_payload_is_rejected(
     host: Host, guid: str, status: int, body: bytes, more: dict[str, str]
 ) -> None:
     answer = host.post(body, {**headers(body, guid=guid), **more})
@@ -287,14 +287,14 @@ UNPROVEN: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("more", UNPROVEN.values(), ids=UNPROVEN)
-def test_what_is_not_proven_learns_nothing_but_401(host: Host, guid: str, more: dict[str, str]) -> None:
+def test_an_unverified_request_receives_only_401(host: Host, guid: str, more: dict[str, str]) -> None:
     answer = host.post(BODY, {**headers(BODY, guid=guid), **more})
     assert answer.status_int == 401
     assert answer.json == {"status": "refused", "reason": "the signature X-Hub-Signature-256 is missing or wrong"}
     assert host.journal.deliveries(guid) == []
 
 
-def test_a_signature_by_sha1_alone_does_not_count(host: Host) -> None:
+def test_a_sha1_signature_alone_is_rejected(host: Host) -> None:
     sent = headers(BODY)
     del sent["X-Hub-Signature-256"]
     assert "X-Hub-Signature" in sent
@@ -303,7 +303,7 @@ def test_a_signature_by_sha1_alone_does_not_count(host: Host) -> None:
 
 @pytest.mark.parametrize("event", ["push", "ping", ""])
 @pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"\xff", b""])
-def test_nothing_is_parsed_before_it_is_proven(host: Host, event: str, body: bytes) -> None:
+def test_nothing_is_parsed_before_verification(host: Host, event: str, body: bytes) -> None:
     sent = {**headers(body, event, secret="guess"), "Content-Type": "text/plain"}
     assert host.post(body, sent).status_int == 401
 
@@ -345,7 +345,7 @@ def test_a_trailing_slash_is_accepted(host: Host) -> None:
         *((method, "/healthz", "GET, HEAD") for method in ("POST", "PUT", "DELETE", "OPTIONS")),
     ],
 )
-def test_another_method_is_405_and_told_the_right_one(host: Host, method: str, path: str, allow: str) -> None:
+def test_another_method_is_405_with_the_allowed_method(host: Host, method: str, path: str, allow: str) -> None:
     answer = host.web.request(path, method=method, status="*")
     assert (answer.status_int, answer.headers["Allow"], answer.json["status"]) == (405, allow, "refused")
 
@@ -361,12 +361,12 @@ def test_no_length_is_411(host: Host) -> None:
 
 
 @pytest.mark.parametrize("length", [str(MAX_BODY + 1), "9" * 18])
-def test_more_than_a_forge_sends_is_413_before_it_is_read(host: Host, length: str) -> None:
+def test_a_body_over_25_mib_is_413_before_it_is_read(host: Host, length: str) -> None:
     answer = host.web.do_request(untouchable(CONTENT_LENGTH=length), status="*")
     assert (answer.status_int, answer.json["reason"]) == (413, "the body is larger than 25 MiB")
 
 
-def test_as_much_as_a_forge_sends_is_read(host: Host) -> None:
+def test_a_body_of_25_mib_is_read(host: Host) -> None:
     body = json.dumps(push("acme/site")).encode()
     body += b" " * (MAX_BODY - len(body))
     assert host.post(body, headers(body)).status_int == 202
@@ -401,7 +401,7 @@ def test_a_push_that_cannot_be_kept_is_503_and_not_half_accepted(host: Host, gui
     assert host.deliver(push("acme/site"), guid=guid).status_int == 202  # once there is room, without a restart
 
 
-def test_health_tells_of_a_journal_that_cannot_be_written_and_of_its_healing(host: Host) -> None:
+def test_health_reports_an_unwritable_journal_and_its_recovery(host: Host) -> None:
     assert host.web.get("/healthz", status=200).json == {"status": "ok"}
     with full_disk(host.state):
         assert host.deliver(push("acme/site")).status_int == 503
@@ -442,7 +442,7 @@ def test_a_delivery_is_one_line_of_the_log(host: Host, guid: str, capfd: pytest.
     assert 'secret="line 2"' in line
 
 
-def test_nothing_in_a_header_breaks_a_line_or_paints_a_terminal(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_headers_are_escaped(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
     request = untouchable(
         CONTENT_LENGTH="0",
         HTTP_X_GITHUB_DELIVERY='a\n<3>forged="yes" \x1b[2J\x9b\x85',

@@ -351,7 +351,7 @@ def test_a_push_to_another_branch_is_ignored(host: Host, guid: str, speaker: str
 
 
 @pytest.mark.parametrize("speaker", PUSHES)
-def test_a_deletion_is_told_as_one(host: Host, guid: str, speaker: str) -> None:
+def test_a_deletion_is_marked_as_a_deletion(host: Host, guid: str, speaker: str) -> None:
     answer = host.deliver(speaker, PUSHES[speaker][3], guid=guid)
     assert (answer.status_int, answer.json["reason"]) == (200, "the ref was deleted")
     assert host.journal.deliveries(guid) == []
@@ -365,7 +365,7 @@ def test_another_event_is_ignored(host: Host, speaker: str) -> None:
 
 
 @pytest.mark.parametrize("speaker", PUSHES)
-def test_without_its_proof_it_learns_nothing_but_401(host: Host, guid: str, speaker: str) -> None:
+def test_without_a_valid_signature_every_request_is_401(host: Host, guid: str, speaker: str) -> None:
     body = json.dumps(PUSHES[speaker][1]).encode()
     sent = SPEAKERS[speaker](PUSHES[speaker][0], body, guid)
     for name, value in sent.items():
@@ -379,7 +379,7 @@ def test_without_its_proof_it_learns_nothing_but_401(host: Host, guid: str, spea
 
 @pytest.mark.parametrize("speaker", PUSHES)
 @pytest.mark.parametrize("bad", ["", "{", "[]", "null", "{}", '{"push": {"changes": 1}}', '{"project": 1}', "\xff"])
-def test_what_is_proven_but_no_payload_is_refused(host: Host, speaker: str, bad: str) -> None:
+def test_a_verified_body_that_is_not_a_payload_is_rejected(host: Host, speaker: str, bad: str) -> None:
     body = bad.encode("latin-1")
     answer = host.post(body, SPEAKERS[speaker](PUSHES[speaker][0], body, ""))
     assert (answer.status_int, answer.json["status"]) == (400, "refused")
@@ -390,14 +390,14 @@ def without(sent: dict[str, str], *names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("speaker", ["Gitea", "Forgejo", "Gogs"])
-def test_a_signature_of_gitea_is_its_own_and_not_githubs(host: Host, guid: str, speaker: str) -> None:
+def test_a_signature_of_gitea_is_read_as_gitea(host: Host, guid: str, speaker: str) -> None:
     body = json.dumps(push_of_gitea()).encode()
     sent = SPEAKERS[speaker]("push", body, guid)
     assert host.post(body, without(sent, f"X-{speaker}-Signature")).status_int == 401
     assert host.post(body, without(sent, "X-Hub-Signature-256", "X-Hub-Signature")).status_int == 202
 
 
-def test_a_hook_of_gitea_without_a_secret_proves_nothing(host: Host) -> None:
+def test_a_hook_of_gitea_without_a_secret_is_rejected(host: Host) -> None:
     body = json.dumps(push_of_gitea()).encode()
     sent = gitea("push", body, "")
     empty = {**dict.fromkeys(("X-Gitea-Signature", "X-Gogs-Signature"), ""), "X-Hub-Signature-256": "sha256="}
@@ -408,7 +408,7 @@ def test_a_hook_of_gitea_without_a_secret_proves_nothing(host: Host) -> None:
 
 
 @pytest.mark.parametrize("speaker", ["Gitea", "Forgejo", "Gogs"])
-def test_their_forms_are_signed_by_what_the_field_holds(host: Host, guid: str, speaker: str) -> None:
+def test_forms_of_other_forges_are_signed_over_the_field(host: Host, guid: str, speaker: str) -> None:
     value = json.dumps({**push_of_gitea(), "extra": "é & ü = 100% + more; \x7f\n~\u2028"}, ensure_ascii=False).encode()
     body = urlencode({"payload": value}).encode()
     assert host.post(body, SPEAKERS[speaker]("push", value, guid), FORM).status_int == 202
@@ -438,7 +438,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("body", FORMS.values(), ids=FORMS)
-def test_a_form_that_is_not_one_field_proves_nothing(host: Host, body: bytes) -> None:
+def test_a_form_with_several_fields_is_rejected(host: Host, body: bytes) -> None:
     for signed in (b"{}", body):
         assert host.post(body, gitea("push", signed, ""), FORM).status_int == 401
     assert host.post(body, github("push", body, ""), FORM).status_int == 400
@@ -466,7 +466,7 @@ def test_the_largest_form_is_decoded_in_little_time() -> None:
 
 
 @pytest.mark.parametrize("token", ["", SECRET[:-1], SECRET + "x", SECRET.upper(), "é", f"{SECRET},{SECRET}", "\u20ac"])
-def test_a_token_proves_only_if_it_is_the_secret(token: str) -> None:
+def test_a_token_must_equal_the_secret(token: str) -> None:
     headers = {"HTTP_X_GITLAB_TOKEN": token}
     assert Secrets({"line 1": SECRET.encode()}).match(Token().proof(headers, b"", NOW)) is None
 
@@ -477,13 +477,13 @@ def test_a_token_in_utf_8_arrives_as_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("off", [-TOLERANCE, 0, TOLERANCE])
-def test_a_signed_time_about_now_will_do(host: Host, off: int) -> None:
+def test_a_signed_timestamp_near_now_is_accepted(host: Host, off: int) -> None:
     body = json.dumps(push_of_gitlab()).encode()
     assert host.post(body, gitlab_signed("Push Hook", body, "", str(int(NOW) + off))).status_int == 202
 
 
 @pytest.mark.parametrize("off", [-TOLERANCE - 1, TOLERANCE + 1, -int(NOW)])
-def test_another_time_is_a_replay_or_a_wrong_clock(host: Host, off: int) -> None:
+def test_a_signed_timestamp_far_from_now_is_rejected(host: Host, off: int) -> None:
     body = json.dumps(push_of_gitlab()).encode()
     answer = host.post(body, gitlab_signed("Push Hook", body, "", str(int(NOW) + off)))
     assert answer.status_int == 401
@@ -491,13 +491,13 @@ def test_another_time_is_a_replay_or_a_wrong_clock(host: Host, off: int) -> None
 
 
 @pytest.mark.parametrize("at", ["", "x", "-1", "1e9", "+1700000000", "1_700_000_000", "²", "9" * 13, "1700000000.0"])
-def test_a_time_that_is_none_proves_nothing(host: Host, at: str) -> None:
+def test_an_invalid_timestamp_is_rejected(host: Host, at: str) -> None:
     body = json.dumps(push_of_gitlab()).encode()
     sent = {**gitlab_signed("Push Hook", body, ""), "webhook-timestamp": at}
     assert host.post(body, sent).status_int == 401
 
 
-def test_where_there_is_a_signature_the_token_does_not_count(host: Host) -> None:
+def test_a_signature_takes_precedence_over_a_token(host: Host) -> None:
     body = json.dumps(push_of_gitlab()).encode()
     both = {**gitlab_signed("Push Hook", body, ""), "X-Gitlab-Token": SECRET}
     assert host.post(body, both).status_int == 202
@@ -507,7 +507,7 @@ def test_where_there_is_a_signature_the_token_does_not_count(host: Host) -> None
     assert host.post(body + b" ", both).status_int == 401
 
 
-def test_of_several_signatures_one_has_to_hold(host: Host) -> None:
+def test_one_valid_signature_of_several_is_enough(host: Host) -> None:
     body = json.dumps(push_of_gitlab()).encode()
     sent = gitlab_signed("Push Hook", body, "")
     other = gitlab_signed("Push Hook", body, "", token="whsec_" + base64.b64encode(b"x" * 32).decode())
@@ -519,7 +519,7 @@ def test_of_several_signatures_one_has_to_hold(host: Host) -> None:
 @pytest.mark.parametrize(
     "secret", ["whsec_", "whsec_====", "whsec_é", "whsec_a", "whsec_AA!AA", "whsec", "", "hunter2"]
 )
-def test_a_secret_that_holds_no_key_signs_nothing(secret: str) -> None:
+def test_a_secret_without_a_key_signs_nothing(secret: str) -> None:
     """An empty key is everybody's."""
     assert signing_key(secret.encode()) is None
 
@@ -538,7 +538,7 @@ def test_the_example_of_standard_webhooks_is_proven() -> None:
 @pytest.mark.parametrize(
     ("path", "name"), [("acme/site", "acme/site"), ("world/acme/site", "acme/site"), ("a/b/c/acme/site", "acme/site")]
 )
-def test_of_nested_groups_the_last_one_counts(host: Host, guid: str, path: str, name: str) -> None:
+def test_the_last_of_nested_groups_is_the_owner(host: Host, guid: str, path: str, name: str) -> None:
     assert host.deliver("GitLab", push_of_gitlab(path=path), guid=guid).json["repository"] == name
 
 
@@ -559,7 +559,7 @@ def test_a_project_of_255_characters_does_not_get_a_4xx(host: Host) -> None:
     assert host.deliver("GitLab", push_of_gitlab(path="acme/" + "a" * 255)).json["status"] == "ignored"
 
 
-def test_hooks_of_a_whole_gitlab_serve_its_pushes(host: Host) -> None:
+def test_system_hooks_of_gitlab_are_accepted(host: Host) -> None:
     assert host.deliver("GitLab", push_of_gitlab(), "System Hook").status_int == 202
     for other in ({"event_name": "user_create", "username": "ada"}, {"event_name": ["push"]}, {}):
         answer = host.deliver("GitLab", other, "System Hook")
@@ -569,7 +569,7 @@ def test_hooks_of_a_whole_gitlab_serve_its_pushes(host: Host) -> None:
 # -- Bitbucket ------------------------------------------------------------------------------------------------------
 
 
-def test_of_several_changes_the_tracked_one_counts(host: Host, guid: str) -> None:
+def test_the_change_of_the_tracked_branch_counts(host: Host, guid: str) -> None:
     payload = push_of_bitbucket(
         change("topic", new="3" * 40),
         change("main", kind="tag", new="4" * 40),
@@ -590,7 +590,7 @@ def test_the_branch_that_the_checkout_names_is_tracked(host: Host, guid: str) ->
     assert host.journal.deliveries(guid)[0].after == "7" * 40
 
 
-def test_where_no_branch_is_known_the_script_finds_out(host: Host, guid: str) -> None:
+def test_an_unknown_branch_is_left_to_the_script(host: Host, guid: str) -> None:
     assert (
         host.deliver("Bitbucket", push_of_bitbucket(change("gone", new=None), change("any")), guid=guid).status_int
         == 202
@@ -672,12 +672,12 @@ def parsed(name: str, event: str, payload: Any) -> Any:
     return parse_event(forge, sent if event else {"CONTENT_TYPE": JSON}, json.dumps(payload).encode())
 
 
-def test_what_a_change_does_not_say_is_empty() -> None:
+def test_missing_fields_of_a_change_are_empty() -> None:
     event = parsed("Bitbucket", "repo:push", push_of_bitbucket(change("main", new=None), change("new", old=None)))
     assert event.changes == [RefChange("refs/heads/main", OLD, "", True), RefChange("refs/heads/new", "", NEW, False)]
 
 
-def test_who_pushed_is_told_by_the_next_best_name() -> None:
+def test_the_pusher_has_the_best_available_name() -> None:
     gitlab, bitbucket = push_of_gitlab(), push_of_bitbucket()
     del gitlab["user_username"], bitbucket["actor"]["nickname"]
     pushes = parsed("GitLab", "Push Hook", gitlab), parsed("Bitbucket", "repo:push", bitbucket)
@@ -692,12 +692,12 @@ def test_without_an_event_nothing_is_read() -> None:
 # -- whose request is it? -------------------------------------------------------------------------------------------
 
 
-def test_who_claims_nothing_is_read_as_github() -> None:
+def test_a_payload_without_a_forge_header_is_read_as_github() -> None:
     assert claimed_forge({}).name == "GitHub"
 
 
 @pytest.mark.parametrize("speaker", PUSHES)
-def test_each_is_told_by_its_own_headers(speaker: str) -> None:
+def test_each_forge_is_recognized_by_its_headers(speaker: str) -> None:
     sent = SPEAKERS[speaker]("push", b"", "")
     assert (
         claimed_forge({"HTTP_" + name.upper().replace("-", "_"): value for name, value in sent.items()}).name
@@ -714,7 +714,7 @@ TWO_CLAIMS = [
 
 
 @pytest.mark.parametrize(("one", "other"), TWO_CLAIMS)
-def test_who_claims_to_be_two_is_refused_whatever_is_proven(host: Host, guid: str, one: str, other: str) -> None:
+def test_a_request_with_two_forge_headers_is_rejected(host: Host, guid: str, one: str, other: str) -> None:
     body = json.dumps({**PUSHES[one][1], **PUSHES[other][1]}).encode()
     sent = {**SPEAKERS[one](PUSHES[one][0], body, guid), **SPEAKERS[other](PUSHES[other][0], body, guid)}
     answer = host.post(body, sent)
@@ -723,7 +723,7 @@ def test_who_claims_to_be_two_is_refused_whatever_is_proven(host: Host, guid: st
     assert host.journal.deliveries(guid) == []
 
 
-def test_the_two_that_are_claimed_are_named() -> None:
+def test_two_forge_headers_are_both_named() -> None:
     with pytest.raises(HTTPError) as caught:
         claimed_forge({"HTTP_X_GITLAB_EVENT": "Push Hook", "HTTP_X_HOOK_UUID": "x", "HTTP_X_EVENT_KEY": "repo:push"})
     assert caught.value.reason == "the request claims to come from GitLab and from Bitbucket"
@@ -734,7 +734,7 @@ def test_a_claim_counts_even_if_it_says_nothing() -> None:
         claimed_forge({"HTTP_X_GITHUB_EVENT": "push", "HTTP_X_EVENT_KEY": ""})
 
 
-def test_the_log_tells_the_forge(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_log_names_the_forge(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
     host.deliver("GitLab", push_of_gitlab())
     (line,) = capfd.readouterr().err.splitlines()
     assert f'event="Push Hook" commit={"2" * 40} http=202 secret="line 2" forge=GitLab' in line

@@ -54,7 +54,7 @@ from gitops_hook.sync.checkouts import Checkouts, Position, position
         ("a" * 300, False),
     ],
 )
-def test_which_names_may_touch_a_path(name: str, valid: bool):
+def test_is_valid_name(name: str, valid: bool):
     assert is_valid(name) is valid
 
 
@@ -89,7 +89,7 @@ def test_which_names_may_touch_a_path(name: str, valid: bool):
         ("/", None),
     ],
 )
-def test_the_name_that_a_url_ends_in(url: str, name: str | None):
+def test_the_repository_name_of_a_url(url: str, name: str | None):
     assert name_in_url(url) == name
 
 
@@ -106,7 +106,7 @@ def test_the_name_that_a_url_ends_in(url: str, name: str | None):
         ("acme/site", [], False),
     ],
 )
-def test_which_repositories_may_be_cloned(repository: str, patterns: list[str], allowed: bool):
+def test_clone_patterns(repository: str, patterns: list[str], allowed: bool):
     assert may_clone(repository, patterns) is allowed
 
 
@@ -173,13 +173,13 @@ class TestFinding:
         shutil.rmtree(checkouts.root / "site")
         assert self.path(checkouts, "acme/site") is None
 
-    def test_case_is_no_matter_but_an_exact_match_wins_when_it_comes(self, checkouts: Checkouts):
+    def test_names_ignore_case_and_an_exact_match_wins(self, checkouts: Checkouts):
         make(checkouts.root / "Acme" / "SITE")
         assert self.path(checkouts, "acme/site") == "Acme/SITE"
         make(checkouts.root / "acme" / "site")
         assert self.path(checkouts, "acme/site") == "acme/site"
 
-    def test_a_folder_without_git_is_no_checkout(self, checkouts: Checkouts):
+    def test_a_directory_without_git_is_not_a_checkout(self, checkouts: Checkouts):
         (checkouts.root / "acme" / "site").mkdir(parents=True)
         assert self.path(checkouts, "acme/site") is None
         make(checkouts.root / "Acme" / "Site")
@@ -196,7 +196,7 @@ class TestFinding:
             assert found
             assert found.settings["branch"] == "b"
 
-    def test_what_lies_in_a_checkout_s_own_tree_is_none(self, tmp_path: Path) -> None:
+    def test_a_repository_inside_the_tree_is_not_a_checkout(self, tmp_path: Path) -> None:
         """A submodule, or what a link that was pushed leads to."""
         (tmp_path / "root/site/lib/.git").mkdir(parents=True)
         (tmp_path / "root/site/.git").mkdir()
@@ -221,7 +221,7 @@ class TestFinding:
         assert found
         assert found.settings["branch"] == "production"
 
-    def test_what_may_not_be_looked_into_is_a_checkout_without_settings(self, checkouts: Checkouts):
+    def test_an_unreadable_checkout_has_no_settings(self, checkouts: Checkouts):
         # The tests may run as root, whom no mode keeps out; what lies behind too long a name is out of reach for all.
         (checkouts.root / "site").mkdir()
         (checkouts.root / "site" / ".git").symlink_to("x" * 300)
@@ -231,12 +231,12 @@ class TestFinding:
         assert list(checkouts) == ["site"]
         assert position(found) == Position(None, None)
 
-    def test_a_git_file_with_a_nul_leads_nowhere(self, checkouts: Checkouts):
+    def test_a_git_file_with_a_nul_is_not_followed(self, checkouts: Checkouts):
         (checkouts.root / "site").mkdir()
         (checkouts.root / "site" / ".git").write_bytes(b"gitdir: a\0b\n")
         assert list(checkouts) == ["site"]
 
-    def test_names_that_are_made_up_for_a_checkout_take_no_memory_without_end(self, checkouts: Checkouts, monkeypatch):
+    def test_invented_names_use_bounded_memory(self, checkouts: Checkouts, monkeypatch):
         make(checkouts.root / "site")
         monkeypatch.setattr(repository, "MAX_CACHED", 3)
         assert {self.path(checkouts, f"owner{number}/site") for number in range(10)} == {"site"}
@@ -271,7 +271,7 @@ class TestOwnership:
         assert self.paths(checkouts, "fork/site") == []
         assert checkouts.find("fork/site") is None
 
-    def test_it_changes_hands_with_its_origin(self, checkouts: Checkouts):
+    def test_a_flat_checkout_changes_its_owner_with_its_origin(self, checkouts: Checkouts):
         path = make(checkouts.root / "site", origin="https://github.com/acme/site")
         assert checkouts.find("acme/site")
         git("config", "remote.origin.url", "https://github.com/other/site", cwd=path)
@@ -317,7 +317,7 @@ class TestOwnership:
         assert self.paths(checkouts, "web/site") == ["web/site"]
 
     @pytest.mark.parametrize("name", ["acme/site@", "acme/site@.x", "acme/site@a/b", "acme/site@a@b", "a@b/site", "@x"])
-    def test_an_invalid_environment_leads_nowhere(self, checkouts: Checkouts, name: str):
+    def test_an_invalid_environment_identifies_no_checkout(self, checkouts: Checkouts, name: str):
         (checkouts.root / name / ".git").mkdir(parents=True)
         assert checkouts.find(name) is None
         assert checkouts.find_all(name) == []
@@ -348,7 +348,7 @@ class TestOwnership:
         ("host:other", "acme/site", False),
     ],
 )
-def test_whether_a_url_can_be_of_a_repository(url: str, path: str, expected: bool):
+def test_is_repository_url(url: str, path: str, expected: bool):
     assert is_in_url(path, url) is expected
 
 
@@ -453,12 +453,12 @@ class TestSettings:
         settle(path / ".git" / "config")
         assert self.settings(checkouts) == {"branch": "a"}
 
-    def test_an_include_of_nobodys_home_stops_nothing(self, checkouts: Checkouts):
+    def test_an_include_of_an_unknown_home_is_ignored(self, checkouts: Checkouts):
         path = make(checkouts.root / "acme" / "site", branch="a")
         git("config", "include.path", "~no-such-user/x", cwd=path)
         assert self.settings(checkouts) in ({"branch": "a"}, {})
 
-    def test_what_git_cannot_read_is_empty_and_heals(self, checkouts: Checkouts, processes: Callable[[], int]):
+    def test_unreadable_settings_are_empty_and_recover(self, checkouts: Checkouts, processes: Callable[[], int]):
         config = make(checkouts.root / "acme" / "site", branch="a") / ".git" / "config"
         good = config.read_text()
         config.write_text("[broken")
@@ -499,13 +499,13 @@ class TestListing:
         (checkouts.root / "file").touch()
         assert list(checkouts) == ["alpha/x", "beta/a", "beta/b", "local", "renamed", "acme/Site"]
 
-    def test_it_goes_on_where_git_cannot_be_started(self, checkouts: Checkouts, monkeypatch: pytest.MonkeyPatch):
+    def test_a_missing_git_does_not_end_the_thread(self, checkouts: Checkouts, monkeypatch: pytest.MonkeyPatch):
         make(checkouts.root / "a", origin="https://github.com/acme/a")
         make(checkouts.root / "b" / "c")
         monkeypatch.setenv("PATH", "/nonexistent")
         assert list(checkouts) == ["a", "b/c"]
 
-    def test_a_folder_right_below_the_root_is_called_so_by_whatever_name(self, checkouts: Checkouts):
+    def test_a_flat_checkout_is_found_by_every_form_of_its_name(self, checkouts: Checkouts):
         path = make(checkouts.root / "site", origin="git@github.com:acme/site.git")
         assert [*checkouts, checkouts.canonical_name("site"), checkouts.canonical_name("SITE")] == ["acme/site"] * 3
         assert checkouts.canonical_name("other/site") == "other/site", "the script reports the mismatch"

@@ -61,7 +61,7 @@ class TestOrder:
         assert len(stage.runs()) == 2
         assert [stage.journal.deliveries(guid)[0].run for guid in ("first", "0", "49")] == [1, 2, 2]
 
-    def test_of_several_wake_ups_one_that_is_no_push_decides(self, stage: Stage):
+    def test_a_notification_that_is_not_a_push_decides(self, stage: Stage):
         dispatcher = stage.dispatcher(GATED, max_syncs=1)
         dispatcher.notify("acme/first", "sweep")
         stage.began(1)
@@ -342,14 +342,14 @@ class TestStart:
         assert sorted(run.repository for run in stage.wait_for_runs(13)) == sorted(names)
         assert most_at_once(stage.notes()) == 2
 
-    def test_a_sweep_goes_on_after_checkouts_that_fail(self, stage: Stage, long_delays: None):
+    def test_a_sweep_continues_after_failed_checkouts(self, stage: Stage, long_delays: None):
         stage.checkouts(*(f"acme/r{number}" for number in range(6)))
         stage.dispatcher("exit 75", max_syncs=1).sweep()
         assert len(stage.wait_for_runs(6)) == 6
 
 
 class TestReconciliation:
-    def test_without_a_problem_it_starts_nothing(self, stage: Stage):
+    def test_without_pending_work_no_run_starts(self, stage: Stage):
         stage.checkouts("acme/site")
         dispatcher = stage.dispatcher("exit 0")
         dispatcher.reconcile()
@@ -386,7 +386,7 @@ class TestReconciliation:
 
 
 class TestStop:
-    def test_nothing_more_starts_and_the_rest_stays_pending(self, stage: Stage):
+    def test_after_a_stop_no_run_starts_and_deliveries_stay_pending(self, stage: Stage):
         dispatcher = stage.dispatcher(GATED, max_syncs=1)
         stage.push(dispatcher, "acme/running")
         stage.began(1)
@@ -407,7 +407,7 @@ class TestStop:
         assert dispatcher.join(20) is True
 
     @pytest.mark.parametrize("answer", ["", "trap 'exit 70' TERM;", "trap 'exit 75' TERM;"])
-    def test_a_run_that_it_ends_stays_pending_whatever_its_status(self, stage: Stage, answer: str):
+    def test_a_run_that_the_daemon_ends_stays_pending(self, stage: Stage, answer: str):
         dispatcher = stage.dispatcher(answer + GATED)
         stage.push(dispatcher)
         stage.began(1)
@@ -417,7 +417,7 @@ class TestStop:
         assert [(run.outcome, run.cause) for run in stage.runs()] == [("interrupted", "shutdown")]
         assert stage.journal.pending() == ["acme/site"]
 
-    def test_a_run_that_succeeds_in_spite_of_it_is_done(self, stage: Stage):
+    def test_a_run_that_succeeds_despite_sigterm_is_settled(self, stage: Stage):
         # The pause is for timeout(1), which ends if SIGTERM arrives between its fork and its wait.
         dispatcher = stage.dispatcher("trap '' TERM; sleep 0.2; " + GATED)
         stage.push(dispatcher)

@@ -153,7 +153,7 @@ class TestLimits:
 
 class TestLog:
     @pytest.mark.parametrize("outcome", ["updated", "unchanged", "cloned", "paused"])
-    def test_a_good_end_is_no_failure(self, stage: Stage, outcome: str, capfd: pytest.CaptureFixture[str]):
+    def test_a_successful_end_is_not_a_failure(self, stage: Stage, outcome: str, capfd: pytest.CaptureFixture[str]):
         executor = stage.executor(REPORTS)
         executor.execute(outcome, "sweep")
         assert executor.failure is None

@@ -101,17 +101,17 @@ class TestJudging:
             (-signal.SIGSEGV, "updated", "interrupted"),
         ],
     )
-    def test_within_the_limit_the_status_is_the_judge(self, status: int, said: str, outcome: str):
+    def test_within_the_limit_the_exit_status_decides(self, status: int, said: str, outcome: str):
         assert classify_exit(status, {"outcome": said})[:2] == (outcome, status)
 
     @pytest.mark.parametrize(
         ("status", "outcome"),
         [(124, "timed-out"), (137, "timed-out"), (143, "timed-out"), (-9, "timed-out"), (0, "updated"), (1, "failed")],
     )
-    def test_beyond_the_limit_it_is_timeout_that_speaks(self, status: int, outcome: str):
+    def test_beyond_the_limit_timeout_reports(self, status: int, outcome: str):
         assert classify_exit(status, {}, timed_out=True).outcome == outcome
 
-    def test_no_credential_is_said(self):
+    def test_no_credential_is_logged(self):
         assert classify_exit(0, {"message": "https://ada:hidden@host/ is here"}).message == "https://***@host/ is here"
 
     @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ class TestJudging:
     def test_a_fix_is_kept_unchanged_or_not_at_all(self, written: str, kept: str):
         assert classify_exit(65, {"fix": written}).fix == kept
 
-    def test_what_was_said_comes_escaped_and_bounded(self):
+    def test_messages_are_escaped_and_limited(self):
         result = classify_exit(0, {"before": "a\x1b[31m", "after": "\u202eb", "message": "x" * 5000})
         assert result[2:5] == (r"a\x1b[31m", r"\u202eb", "x" * 1000)
 
 
 class TestEnvironment:
-    def test_it_is_the_contract_and_the_allowlist_and_nothing_else(self, bench: Bench):
+    def test_the_script_environment_is_the_contract_and_the_allowlist(self, bench: Bench):
         inherited = {name: "C" if name[:2] in ("LC", "LA") else f"value of {name}" for name in module.INHERITED}
         inherited["PATH"] = ENVIRON["PATH"]
         strangers = (
@@ -178,14 +178,14 @@ class TestEnvironment:
             ("fetched=$(printf %0400d 1)", False),
         ],
     )
-    def test_moments_are_believed_where_they_can_be(self, bench: Bench, line: str, believed: bool):
+    def test_plausible_timestamps_are_accepted(self, bench: Bench, line: str, believed: bool):
         began = time.time()
         result = bench.run(f'echo "{line}" >$GITOPS_RESULT')
         assert (result.fetched is not None) == believed
         assert result.fetched is None or began <= result.fetched <= time.time()
         assert (result.deployed, result.healthy) == (None, None)
 
-    def test_what_is_not_known_is_not_set(self, bench: Bench):
+    def test_unknown_variables_are_not_set(self, bench: Bench):
         bench.run("compgen -e | grep ^GITOPS_", Task("site", 1))
         assert bench.printed().split() == [
             "GITOPS_RESULT", "GITOPS_ROOT", "GITOPS_RUN", "GITOPS_RUN_TOKEN", "GITOPS_TIMEOUT",
@@ -212,7 +212,7 @@ class TestEnds:
         assert (result.outcome, result.exit) == ("timed-out", 124)
         assert fifo() == b""
 
-    def test_who_ignores_term_is_killed_after_the_grace(
+    def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period(
         self, bench: Bench, fifo: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(module, "GRACE", 0.2)
@@ -229,7 +229,7 @@ class TestEnds:
         assert fifo() == b""
 
     @pytest.mark.parametrize("who", ["$$", "$PPID"], ids=["the script", "timeout"])
-    def test_a_run_that_was_killed_leaves_nothing_of_its_group(self, bench: Bench, fifo: Callable[[], bytes], who: str):
+    def test_a_killed_run_leaves_no_process_of_its_group(self, bench: Bench, fifo: Callable[[], bytes], who: str):
         result = bench.run(f"exec 9>$0.fifo; (trap '' TERM; sleep 3; echo late >&9) & kill -KILL {who}; sleep 60")
         assert (result.outcome, result.exit) == ("interrupted", -signal.SIGKILL)
         assert fifo() == b""
@@ -241,12 +241,12 @@ class TestEnds:
         assert bench.run("kill -KILL $$").outcome == "interrupted"
         os.kill(service, signal.SIGKILL)
 
-    def test_past_its_limit_nothing_of_a_group_is_left_that_ignores_term(self, bench: Bench, fifo: Callable[[], bytes]):
+    def test_a_group_that_ignores_sigterm_is_killed_after_its_limit(self, bench: Bench, fifo: Callable[[], bytes]):
         result = bench.run("exec 9>$0.fifo; (trap '' TERM; sleep 5; echo late >&9) & sleep 60", limit=1)
         assert (result.outcome, result.exit) == ("timed-out", 124)
         assert fifo() == b""
 
-    def test_what_left_the_group_of_a_run_that_was_killed_lives_on(self, bench: Bench):
+    def test_a_process_outside_the_group_of_a_killed_run_survives(self, bench: Bench):
         bench.run("setsid sleep 60 & echo $! >$0.pid; until [ -s $0.pid ]; do :; done; sleep 0.2; kill -KILL $$")
         os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
 
@@ -303,14 +303,14 @@ class TestEnds:
         assert fifo() == b""
         runner.terminate()
 
-    def test_what_a_deploy_leaves_behind_does_not_keep_the_run_open(self, bench: Bench):
+    def test_background_processes_do_not_keep_the_run_open(self, bench: Bench):
         began = time.monotonic()
         result = bench.run("setsid sleep 30 & echo $! >$0.pid; echo done")
         assert time.monotonic() - began < 15
         assert (result.outcome, bench.printed()) == ("updated", "done\n")
         os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
 
-    def test_nor_does_one_that_prints_for_ever(self, bench: Bench):
+    def test_endless_output_has_the_same_limit(self, bench: Bench):
         result = bench.run("setsid yes & echo $! >$0.pid; echo done")
         os.kill(int((bench.folder / "script.pid").read_text()), signal.SIGKILL)
         assert result.outcome == "updated"
@@ -326,7 +326,7 @@ class TestEnds:
         assert (result.outcome, result.exit) == ("failed", 127)
         assert "No such file" in bench.printed()
 
-    def test_an_end_by_a_signal_is_told_from_a_status(self, bench: Bench):
+    def test_a_death_by_signal_differs_from_an_exit_status(self, bench: Bench):
         assert bench.run("kill -KILL $$").outcome == "interrupted"
 
     def test_no_log_to_write_raises_and_leaks_nothing(self, bench: Bench):
@@ -337,7 +337,7 @@ class TestEnds:
         assert descriptors() == before
 
     @pytest.mark.parametrize("spare", range(8))
-    def test_want_of_descriptors_raises_and_leaks_none(self, bench: Bench, spare: int):
+    def test_a_lack_of_descriptors_raises_and_leaks_none(self, bench: Bench, spare: int):
         bench.write("true")
         runner, before = bench.runner(), descriptors()
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -357,7 +357,7 @@ class TestEnds:
                 os.close(filler)
         assert descriptors() == before
 
-    def test_want_of_threads_raises_and_leaks_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def test_a_lack_of_threads_raises_and_leaks_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch):
         bench.write("true")
         runner, before = bench.runner(), descriptors()
         with monkeypatch.context() as patch:
@@ -414,7 +414,7 @@ def numbers(start: int, size: int) -> bytes:
 
 
 class TestLastLines:
-    def test_they_are_few_and_bounded_and_plain(self, tmp_path: Path):
+    def test_findings_are_limited_in_number_and_length(self, tmp_path: Path):
         path = tmp_path / "1.log"
         path.write_bytes(b"".join(b"\x1b[31mline %d\x1b[0m\r\n\n" % number for number in range(50)) + b"\xff\x07end")
         assert last_lines(path) == "\n".join([*(f"line {number}" for number in range(41, 50)), "\ufffdend"])
@@ -426,7 +426,7 @@ class TestLastLines:
 
 class TestBoundedLog:
     @pytest.mark.parametrize("size", [0, 1, HEAD_BYTES + TAIL_BYTES, HEAD_BYTES + 2 * TAIL_BYTES])
-    def test_what_fits_is_kept_whole(self, tmp_path: Path, size: int):
+    def test_short_output_is_kept_unchanged(self, tmp_path: Path, size: int):
         with BoundedLog(tmp_path / "1.log") as log:
             self.pour(log, size)
         assert (tmp_path / "1.log").read_bytes() == numbers(0, size)
@@ -452,7 +452,7 @@ class TestBoundedLog:
         self.flood(bench, 64 << 20)
 
     @pytest.mark.slow
-    def test_a_gigabyte_passes_with_disk_and_memory_flat(self, bench: Bench):
+    def test_a_gigabyte_of_output_keeps_disk_and_memory_bounded(self, bench: Bench):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.flood(bench, 1 << 30)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # in KiB
@@ -482,7 +482,7 @@ class TestBoundedLog:
         assert largest <= 2 * (HEAD_BYTES + 2 * TAIL_BYTES + (64 << 10))
 
     @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-    def test_no_credential_in_a_url_is_kept_however_it_is_cut(self, tmp_path: Path, size: int):
+    def test_no_credential_in_a_truncated_url_is_kept(self, tmp_path: Path, size: int):
         text = (
             b"pip install git+https://ada:hidden@host/x\xff\nHTTPS://hidden@host https://host/ssh://git@host:22\nhttps"
         )
@@ -529,7 +529,7 @@ class TestFollowing:
                 return printed, offset
             printed, offset = printed + part.content, part.offset
 
-    def test_a_log_that_loses_its_middle_is_followed_without_a_byte_twice(self, tmp_path: Path):
+    def test_a_log_that_loses_its_middle_is_followed_without_repeated_bytes(self, tmp_path: Path):
         lines = [b"%07d\n" % number for number in range((HEAD_BYTES + 8 * TAIL_BYTES) // 8)]
         log, seen, offset, taken = tmp_path / "1.log", b"", 0, 0
         with BoundedLog(log) as output:
@@ -550,7 +550,7 @@ class TestFollowing:
         whole = [int(line) for line in seen.split(b"\n") if re.fullmatch(rb"\d{7}", line)]
         assert whole == sorted(set(whole))
 
-    def test_one_who_comes_late_is_told_what_he_missed_and_goes_on_behind_it(self, tmp_path: Path):
+    def test_a_late_follower_receives_missed_output_and_continues(self, tmp_path: Path):
         log = tmp_path / "1.log"
         line = b"x" * 99 + b"\n"
         with BoundedLog(log) as output:
@@ -571,5 +571,5 @@ class TestFollowing:
         log.write_bytes(content)
         assert self.follow(log)[0] == content
 
-    def test_a_log_that_is_not_there_is_empty(self, tmp_path: Path):
+    def test_a_missing_log_is_empty(self, tmp_path: Path):
         assert read_log(tmp_path / "none", 7, 100) == (b"", 7)

@@ -107,7 +107,7 @@ def test_the_settings_in_force_name_their_source(tmp_path: Path, upstream: Upstr
         ("ssh://git@forge.example/acme/site", "ssh://git@forge.example/acme/site"),
     ],
 )
-def test_a_url_is_shown_with_its_user_but_without_any_part_of_a_password(tmp_path, upstream, url: str, shown: str):
+def test_a_shown_url_has_its_user_and_no_password(tmp_path, upstream, url: str, shown: str):
     git("remote", "set-url", "origin", url, cwd=upstream.checkout(tmp_path / "root"))
     checkout = Checkouts(tmp_path / "root").find("acme/site")
     assert checkout

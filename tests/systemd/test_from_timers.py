@@ -46,7 +46,7 @@ def active(machine) -> list[str]:
     return [machine.run(f"systemctl is-active {timer}", check=False) for timer in TIMERS]
 
 
-def test_from_two_timers_to_webhooks_and_back_and_for_good(machine):
+def test_migration_from_timers_and_back(machine):
     site, blog = machine.upstream("acme/site"), machine.upstream("acme/blog")
     places = {site: "/srv/gitops/site", blog: "/opt/blog"}
     for upstream, path in places.items():

@@ -127,7 +127,7 @@ def test_the_install_section_of_the_readme_word_for_word_brings_up_a_daemon(mach
     assert shown.splitlines()[-1] == (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
 
 
-def test_what_must_survive_a_reboot_is_enabled(machine):
+def test_units_that_must_survive_a_reboot_are_enabled(machine):
     for unit in (
         "gitops-hook.service",
         "gitops-hook.socket",
@@ -138,7 +138,7 @@ def test_what_must_survive_a_reboot_is_enabled(machine):
     assert machine.show("Triggers", "gitops-hook-sweep.timer") == "gitops-hook-sweep.service"
 
 
-def test_a_signed_push_from_outside_moves_the_checkout_deploys_it_and_stands_in_the_journal(machine, upstream, secret):
+def test_a_signed_push_updates_the_checkout_deploys_and_is_recorded(machine, upstream, secret):
     after = push(machine, upstream, secret, "Say hello")
     wait_for(lambda: outcomes(machine, after) == ["updated"], "the run did not end as it should")
     assert head(machine) == after
@@ -146,7 +146,7 @@ def test_a_signed_push_from_outside_moves_the_checkout_deploys_it_and_stands_in_
     assert re.search(rf"run updated repository=acme/site .*trigger=push .*commit={after}", machine.log())
 
 
-def test_from_a_shell_root_sees_the_daemon_s_own_journal_and_tries_the_whole_way(machine, upstream):
+def test_root_s_shell_uses_the_daemon_s_journal_and_settings(machine, upstream):
     assert re.search(r"^acme/site +in sync ", machine.run("gitops-hook status"), re.MULTILINE)
     assert machine.run("gitops-hook send acme/site").startswith('202 {"status": "queued"')
     assert "unchanged" in machine.run("gitops-hook sync acme/site")
@@ -156,7 +156,7 @@ def test_a_push_signed_with_another_secret_is_refused(machine, upstream):
     assert machine.deliver("acme/site", upstream.head(), secret="another") == {"401": 1}
 
 
-def test_a_reload_is_taken_and_the_status_line_tells_of_the_new_repository(machine):
+def test_a_reload_updates_the_status_line(machine):
     machine.run("systemctl reload gitops-hook")
     wait_for(lambda: machine.show("StatusText").startswith("checkouts: 1, running: 0"), "it does not")
 
@@ -180,7 +180,7 @@ def test_the_secret_is_root_s_and_in_no_environment_argument_or_log(machine, sec
     assert secret not in machine.run("systemctl show gitops-hook; systemctl status gitops-hook")
 
 
-def test_the_token_for_the_forge_may_be_missing_and_is_the_daemon_s_alone_where_it_is_there(machine):
+def test_the_token_is_optional_and_private(machine):
     credential = "/run/credentials/gitops-hook.service/github-token"
     assert machine.run(f"cat {credential}") == ""  # the daemon runs without, so the file is not needed
     machine.run("umask 077; echo a-token-for-the-forge > /etc/gitops-hook/github-token; systemctl restart gitops-hook")
@@ -214,7 +214,7 @@ def test_no_unit_has_a_line_that_systemd_does_not_understand(machine):
 # -- hurt ---------------------------------------------------------------------------------------------------------------
 
 
-def test_killed_it_is_restarted_and_serves(machine, upstream, secret):
+def test_a_killed_daemon_is_restarted(machine, upstream, secret):
     before = restarts(machine)
     machine.run("systemctl kill --kill-who=main --signal=KILL gitops-hook")
     after = push(machine, upstream, secret, "after a kill")  # at once: the socket's line holds it
@@ -222,7 +222,7 @@ def test_killed_it_is_restarted_and_serves(machine, upstream, secret):
     assert restarts(machine) == before + 1
 
 
-def test_hung_it_is_killed_by_the_watchdog_tells_where_and_serves_again(machine, upstream, secret):
+def test_a_hung_daemon_is_killed_by_the_watchdog_and_restarted(machine, upstream, secret):
     # Hangs for the first connection of its life, and once only.
     machine.put(
         "/usr/local/lib/hangs.py",
@@ -257,7 +257,7 @@ def test_hung_it_is_killed_by_the_watchdog_tells_where_and_serves_again(machine,
         wait_for(lambda: serves(machine, after), "it does not serve")
 
 
-def test_a_drain_longer_than_the_watchdog_s_patience_is_not_bitten(machine, upstream, secret):
+def test_a_drain_longer_than_the_watchdog_interval_is_not_killed(machine, upstream, secret):
     with drop_in(machine, "[Service]\nWatchdogSec=3\n"):
         config(machine, 'gitops.deploy "sleep 7"')
         machine.run("systemctl restart gitops-hook")
@@ -270,7 +270,7 @@ def test_a_drain_longer_than_the_watchdog_s_patience_is_not_bitten(machine, upst
     machine.run("systemctl start gitops-hook")
 
 
-def test_of_2000_deliveries_over_10_restarts_none_is_refused_or_lost(machine, upstream, secret):
+def test_ten_restarts_during_2000_deliveries_lose_none(machine, upstream, secret):
     after = upstream.commit({"news": "under load"})
     with machine.delivering("acme/site", after, secret, 2000, 100) as answers:
         for _ in range(10):
@@ -374,7 +374,7 @@ def test_the_socket_may_be_elsewhere(machine):
 # -- over time ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_timer_finds_a_push_of_which_no_webhook_told(machine, upstream):
+def test_the_timer_finds_a_push_without_a_webhook(machine, upstream):
     if "sync" not in machine.run("gitops-hook --help"):
         pytest.skip("this gitops-hook has no `sync` yet")
     after = upstream.commit({"news": "untold"})
@@ -429,7 +429,7 @@ def test_purged_it_leaves_the_checkouts_and_their_owner_alone(machine):
     assert machine.run("systemctl list-units --all --plain --no-legend 'gitops*'") == ""
 
 
-def test_from_the_tarball_the_documents_words_bring_it_up_and_uninstall_takes_it_out(machine, upstream, tmp_path):
+def test_the_documented_commands_install_and_uninstall_the_tarball(machine, upstream, tmp_path):
     tree = package(tmp_path).parent.parent
     shutil.copytree(tree, machine.root / "root/source", ignore=shutil.ignore_patterns("build", "dist"))
     (commands,) = blocks(OPERATIONS, "Installing", "sh")
