@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 
-from harness import SOURCE
+from documents import DOCUMENTS, blocks_of
+from harness import HERE, SOURCE
 from test_layers import LAYER_OF, MODULES
 
 from gitops_hook.config import CONTRACT, OPTIONS
@@ -60,6 +61,20 @@ def test_every_link_between_documents_leads_somewhere():
     for document in documents:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_a_test_runs_every_command_of_the_documents():
+    """Each block of shell commands is read by a test that runs it, or is marked with the reason why none does."""
+    run = set()
+    for path in HERE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "code_blocks":
+                run.add(tuple(argument.value for argument in node.args if isinstance(argument, ast.Constant)))
+    assert len(run) > 5
+    for document in DOCUMENTS:
+        for block in blocks_of(document):
+            if block.language in ("sh", "console") and not block.not_tested:
+                assert (document, block.heading, block.language) in run, f"no test runs this block: {block.text}"
 
 
 def test_the_design_shows_the_table_of_the_layers():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import machine as machines
 import pytest
+from documents import code_blocks
 from harness import SOURCE
 
 pytestmark = pytest.mark.systemd
@@ -66,24 +67,28 @@ def test_migration_from_timers_and_back(machine):
         "gitops-hook doctor", check=False
     )
 
-    shown = machine.run("gitops-hook migrate --dry-run")
+    # The line of each command in the document, without its comment.
+    (lines,) = code_blocks("docs/migrating.md", "Migrate", "sh")
+    dry_run, migrate, sync, doctor = (line.split("#")[0].strip() for line in lines.splitlines())
+    shown = machine.run(dry_run)
     assert "gitops-sync@site.timer polls acme/site at /srv/gitops/site" in shown
     assert (
         "gitops-sync@elsewhere.timer polls acme/blog at /opt/blog\n  link /srv/gitops/acme/blog to the checkout"
         in shown
     )
     assert (enabled(machine), active(machine)) == (["enabled"] * 2, ["active"] * 2)
-    assert machine.run("gitops-hook migrate") == shown
+    assert machine.run(migrate) == shown
     assert (enabled(machine), active(machine)) == (["disabled"] * 2, ["inactive"] * 2)
-    assert "no timer polls a checkout" in machine.run("gitops-hook doctor", check=False)
+    assert "no timer polls a checkout" in machine.run(doctor, check=False)
 
     for upstream in places:
         upstream.commit({"a": "synced"})
-    machine.run("gitops-hook sync --all")
+    machine.run(sync)
     assert polled()
 
     # One that is stopped, but would start with the host, polls too.
-    machine.run("gitops-hook migrate --undo")
+    (undo,) = code_blocks("docs/migrating.md", "Undo", "sh")
+    machine.run(undo)
     assert (enabled(machine), active(machine)) == (["enabled"] * 2, ["active"] * 2)
     for upstream in places:
         upstream.commit({"a": "polled again"})
@@ -92,7 +97,8 @@ def test_migration_from_timers_and_back(machine):
     assert "gitops-sync@site.timer polls" in machine.run("gitops-hook migrate")
     assert enabled(machine) == ["disabled"] * 2
 
-    assert machine.run("gitops-hook migrate --remove").splitlines() == [
+    (remove,) = code_blocks("docs/migrating.md", "Delete the units", "sh")
+    assert machine.run(remove).splitlines() == [
         "remove /etc/systemd/system/gitops-sync@.service",
         "remove /etc/systemd/system/gitops-sync@.timer",
     ]

@@ -5,6 +5,7 @@ One machine lives through the tests in their order: installed by the README's ow
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from documents import code_blocks
 from harness import SOURCE
 from machine import Machine, boot, wait_for
 from scratch import Upstream
@@ -24,7 +26,6 @@ from gitops_hook import __version__
 pytestmark = pytest.mark.systemd
 
 CHECKOUT = "/srv/gitops/acme/site"
-OPERATIONS = (SOURCE / "docs/operations.md").read_text()
 #: As an upgrade's version: above any that is released.
 LATER = "999.0"
 
@@ -47,13 +48,6 @@ def upstream(machine: Machine) -> Upstream:
 @pytest.fixture(scope="module")
 def secret(machine: Machine) -> str:
     return (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
-
-
-def blocks(document: str, heading: str, language: str) -> list[str]:
-    """The code blocks in `language` below a heading of a document."""
-    section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ [A-Z]|\Z)", document, re.MULTILINE | re.DOTALL)
-    assert section, f"there is no {heading!r}"
-    return re.findall(rf"^```{language}\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
 
 
 def package(folder: Path, version: str = __version__) -> Path:
@@ -121,7 +115,7 @@ def drop_in(machine: Machine, text: str, unit: str = "gitops-hook.service") -> I
 
 def test_the_install_section_of_the_readme_word_for_word_brings_up_a_daemon(machine, upstream, tmp_path):
     shutil.copy(package(tmp_path), machine.root / "root")
-    (commands,) = blocks((SOURCE / "README.md").read_text(), "Install", "sh")
+    (commands,) = code_blocks("README.md", "Install", "sh")
     shown = machine.run("set -e\n" + commands)
     assert machine.show("ActiveState") == "active"
     assert shown.splitlines()[-1] == (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
@@ -150,6 +144,11 @@ def test_root_s_shell_uses_the_daemon_s_journal_and_settings(machine, upstream):
     assert re.search(r"^acme/site +in sync ", machine.run("gitops-hook status"), re.MULTILINE)
     assert machine.run("gitops-hook send acme/site").startswith('202 {"status": "queued"')
     assert "unchanged" in machine.run("gitops-hook sync acme/site")
+
+
+def test_the_documented_call_of_the_api_prints_the_repositories(machine, upstream):
+    (call,) = code_blocks("docs/api.md", "The JSON API", "sh")
+    assert [repository["repository"] for repository in json.loads(machine.run(call))["repositories"]] == ["acme/site"]
 
 
 def test_a_push_signed_with_another_secret_is_refused(machine, upstream):
@@ -283,7 +282,7 @@ def test_ten_restarts_during_2000_deliveries_lose_none(machine, upstream, secret
 
 def test_the_secret_is_rotated_as_the_documents_say_and_no_delivery_missed(machine, upstream, secret):
     after = upstream.head()
-    first, last = blocks(OPERATIONS, "Rotating the secret", "sh")
+    first, last = code_blocks("docs/operations.md", "Rotating the secret", "sh")
     with machine.delivering("acme/site", after, secret, 300, 100) as answers:
         new = machine.run("set -e\n" + first).splitlines()[-1]
         assert answers() == {"202": 300}
@@ -310,7 +309,7 @@ def test_a_deploy_may_not_restart_a_unit_unless_it_was_granted(machine, upstream
 
 
 def test_a_deploy_that_restarts_the_daemon_ends_recorded_and_does_not_loop(machine, upstream, secret):
-    (rule,) = blocks(OPERATIONS, "Deploys that restart a unit", "js")
+    (rule,) = code_blocks("docs/operations.md", "Deploys that restart a unit", "js")
     machine.put("/etc/polkit-1/rules.d/50-gitops-hook.rules", rule)
     machine.run("systemctl restart polkit")  # it would see the new rule by itself, soon
     started = machine.show("ExecMainStartTimestampMonotonic")
@@ -343,7 +342,7 @@ def test_a_deploy_that_waits_for_the_daemon_s_restart_is_delayed_from_the_second
 
 
 def test_a_drop_in_for_both_services_lets_deploys_speak_to_docker(machine, upstream, secret):
-    (text,) = blocks(OPERATIONS, "Deploys that need docker", "ini")
+    (text,) = code_blocks("docs/operations.md", "Deploys that need docker", "ini")
     path = re.search(r"/etc/systemd/system/\S+\.conf", text)
     assert path
     machine.run("groupadd --system docker")
@@ -359,7 +358,8 @@ def test_a_drop_in_for_both_services_lets_deploys_speak_to_docker(machine, upstr
 
 
 def test_the_socket_may_be_elsewhere(machine):
-    (text,), (then,) = (blocks(OPERATIONS, "The socket", language) for language in ("ini", "sh"))
+    (text,) = code_blocks("docs/operations.md", "The socket", "ini")
+    (then,) = code_blocks("docs/operations.md", "The socket", "sh")
     settings = "/etc/gitops-hook/gitops-hook.env"
     machine.run(f"cp {settings} /root/before.env")
     with drop_in(machine, text, "gitops-hook.socket"):
@@ -432,7 +432,7 @@ def test_purged_it_leaves_the_checkouts_and_their_owner_alone(machine):
 def test_the_documented_commands_install_and_uninstall_the_tarball(machine, upstream, tmp_path):
     tree = package(tmp_path).parent.parent
     shutil.copytree(tree, machine.root / "root/source", ignore=shutil.ignore_patterns("build", "dist"))
-    (commands,) = blocks(OPERATIONS, "Installing", "sh")
+    (commands,) = code_blocks("docs/operations.md", "Installing", "sh")
     machine.run("set -e\n" + commands, cwd="/root/source")
     secret = (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
     after = push(machine, upstream, secret, "from the tarball")
