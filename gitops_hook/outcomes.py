@@ -39,7 +39,7 @@ RUNNING = "running"
 
 
 class Outcome(NamedTuple):
-    """What an outcome means to each part of the program."""
+    """The meaning of an outcome for each part of the program."""
 
     name: str
     #: The script's exit status; for an outcome that the daemon decides, the status of the ``sync`` command.

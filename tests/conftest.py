@@ -16,10 +16,10 @@ from scratch import GIT_ENV, Upstream
 
 from gitops_hook import log
 
-# What a shell puts in the background starts with SIGINT ignored, and so would all that tests start.
+# A shell starts a background job with SIGINT ignored, and the children of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# None is late on a busy machine. The gate tries the same examples every time; `--hypothesis-profile=search` does not.
+# No deadline, because machines are busy. The gate uses the same examples each time; `--hypothesis-profile=search` does not.
 hypothesis.settings.register_profile(
     "search", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )

@@ -70,7 +70,7 @@ NO_LENGTH = "411 there is no Content-Length"
 TOO_LARGE = "413 the body is larger than 25 MiB, closed"
 
 CASES = [
-    # Where does the body end? Two readers who differ make room for a request that only one of them sees.
+    # The end of the body. If two parsers disagree about it, an attacker can smuggle a request past one of them.
     Case("a delivery", post(), "202", "the measure of all that follows", "202 / 202", "202 / 202"),
     Case("no `Content-Length`", post(length=None, body=b""), NO_LENGTH, "a delivery has a body, and says how long it is", "411 / 411", "401 / 401"),
     Case("`Content-Length: 0`", post(length="Content-Length: 0", body=b""), UNSIGNED, "no body, and not its signature", "401 / 401", "401 / 401"),
@@ -131,12 +131,12 @@ CASES = [
     Case("40 KB of head", post("X-A: " + "x" * 40_000), "431 the head is too large, closed", "bounded at 32 KiB", "400 / none", "431 / 431"),
     Case("the signature twice", post(f"X-Hub-Signature-256: {headers(BODY)['X-Hub-Signature-256']}"), UNSIGNED, "joined, they have no form; none is picked", "401 / 401", "401 / 401"),
     Case("the event twice", post("X-GitHub-Event: ping"), "200", "joined, they name no event that moves anything", "200 / 200", "200 / 200"),
-    # Whose is that?
+    # The host.
     Case("no `Host`", post(host=None), "400 there is no Host header, closed", "RFC 9112, 3.2", "400 / none", "400 / none"),
     Case("two `Host`", post("Host: elsewhere"), TWICE, "the proxy may route by one and we by the other", "400 / none", "400 / none"),
     Case("two `Host` that agree", post(HOST.lower()), TWICE, "the same", "400 / none", "400 / none"),
     Case("two `Host` in HTTP/1.0", post("Host: elsewhere", first=FIRST[:-1] + "0"), TWICE, "the same", "400 / none", "400 / none"),
-    # What is asked?
+    # The method and the path.
     Case("HTTP/1.0", post(first=FIRST[:-1] + "0"), "202, closed", "old, and well formed", "202 / 202", "202 / 202"),
     Case("HTTP/1.0 without `Host`", post(first=FIRST[:-1] + "0", host=None), "202, closed", "it needs none there", "400 / 400", "202 / 202"),
     Case("HTTP/1.2", post(first=FIRST[:-1] + "2"), "202", "as good as 1.1 (RFC 9110, 2.5)", "202 / 202", "202 / 202"),

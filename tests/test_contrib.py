@@ -33,7 +33,7 @@ needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="SKIPPED: there
 
 
 class Mailbox(socketserver.StreamRequestHandler):
-    """As much of SMTP (RFC 5321) as a client needs that has a letter to hand over."""
+    """The part of SMTP (RFC 5321) that a client needs to send one mail."""
 
     def handle(self) -> None:
         """One connection."""

@@ -89,7 +89,7 @@ class Row(NamedTuple):
 
 
 class JournalMachine(OnDisk):
-    """Beside the journal a list of what should stand in it."""
+    """Compare the journal with a model: a list of the expected rows."""
 
     def __init__(self) -> None:
         super().__init__()

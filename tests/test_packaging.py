@@ -1,4 +1,4 @@
-"""What operators get: installed into a folder, as a single file, as a source tarball, as a Debian package."""
+"""The forms of delivery: an installed tree, a single file, a source tarball, a Debian package."""
 
 from __future__ import annotations
 

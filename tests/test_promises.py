@@ -1,4 +1,4 @@
-"""What the daemon promises under a burst, under kill -9 and at a power cut, shown with real processes."""
+"""The promises of the daemon under a burst, under kill -9 and after a power failure, with real processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, s
 
 @pytest.mark.parametrize("ordeal", [partial(kill_at_random_moments, rounds=8), partial(cut_the_power, rounds=5)])
 def test_nothing_is_lost_at_random_moments(tmp_path, ordeal):
-    """A little of `make torture`."""
+    """Run a few rounds of `make torture`."""
     seed = random.randrange(1 << 32)
     account = Account(sys.stdout)
     ordeal(tmp_path, account, seed=seed)

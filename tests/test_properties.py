@@ -1,4 +1,4 @@
-"""What holds for any input at all: of the webhook, of heads and names, of settings; and what a fuzzer has found."""
+"""Properties of all inputs: webhooks, heads, names, settings; and the findings of the fuzzer."""
 
 from __future__ import annotations
 

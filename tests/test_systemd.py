@@ -45,7 +45,7 @@ class Supervisor:
         raise AssertionError(f"the supervisor did not hear {state}")
 
     def is_fed(self, seconds: float) -> bool:
-        """Whether the watchdog is fed within so many seconds from now."""
+        """Return whether a watchdog message arrives within `seconds`."""
         self._socket.setblocking(False)
         try:
             while self._socket.recv(4096):

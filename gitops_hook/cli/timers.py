@@ -51,7 +51,7 @@ class Timer(NamedTuple):
 
     @property
     def polls(self) -> bool:
-        """Whether it polls now, or will after the next start of the host."""
+        """Return whether the timer polls now, or will poll after the next start of the host."""
         return self.enabled or self.active
 
 

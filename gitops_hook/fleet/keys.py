@@ -60,7 +60,7 @@ class Host(NamedTuple):
 
 
 class Have(NamedTuple):
-    """What one host has: the deployed commit, and the last run with its outcome.
+    """The state of a checkout on one host: the deployed commit, and the last run with its outcome.
 
     `paused` is True while an operator of the host holds the checkout (``gitops.paused``, ``gitops.pin``).
     """

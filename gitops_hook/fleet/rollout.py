@@ -192,7 +192,7 @@ class Rollout(NamedTuple):
 
 
 class Action(Enum):
-    """What a host does next for one checkout."""
+    """The next step of a host for one checkout."""
 
     #: It has the commit. A place in the line is given up.
     DONE = "done"

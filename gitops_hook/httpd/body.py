@@ -40,7 +40,7 @@ class RequestBody(io.RawIOBase):
 
     @property
     def complete(self) -> bool:
-        """Whether the whole body was read, so that another request may follow."""
+        """Return whether the whole body was read, so that another request may follow."""
         return self._length_known and not self._rest
 
     def readable(self) -> bool:
@@ -88,7 +88,7 @@ class ChunkedBody(RequestBody):
 
     @property
     def complete(self) -> bool:
-        """Whether the whole body was read, so that another request may follow."""
+        """Return whether the whole body was read, so that another request may follow."""
         return self._ended
 
     def readinto(self, buffer: Any) -> int:

@@ -14,7 +14,7 @@ from gitops_hook.httpd.stream import Stream
 
 
 class Limits(NamedTuple):
-    """What peers may use. Sizes are in bytes, times in seconds."""
+    """Limits for peers. Sizes are in bytes, times in seconds."""
 
     #: Connections at one time. Each has a thread, about 50 KiB. A forge and its proxies keep a few dozen open.
     connections: int = 512

@@ -236,7 +236,7 @@ class Dispatcher:
 
     @property
     def stopping(self) -> bool:
-        """Whether `stop` was called."""
+        """Return whether `stop` was called."""
         return self._stopping
 
     @property

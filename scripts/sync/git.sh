@@ -1,5 +1,5 @@
 #!/bin/bash
-# How git is called, and what the local repository contains.
+# Calls of git, and facts about the local repository.
 
 declare -A tracking local_branch # see gitops_sync.sh
 

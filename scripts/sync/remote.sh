@@ -1,5 +1,5 @@
 #!/bin/bash
-# What the remote has: which branch to follow, and its commit. A run that finds nothing new talks to the remote once.
+# Facts about the remote: the branch to follow, and its commit. A run that finds nothing new talks to the remote once.
 
 declare -A remote_tip # see gitops_sync.sh
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# How a run ends: the outcome, the message, the result file and the times of the steps.
+# The end of a run: the outcome, the message, the result file and the times of the steps.
 
 declare -A EXIT # see gitops_sync.sh
 

@@ -82,5 +82,5 @@ def stage(tmp_path: Path) -> Iterator[Scene]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Where screenshots go: where PICTURES says, or else nowhere that lasts."""
+    """Return the directory of screenshots: $PICTURES, or else a temporary directory."""
     return Path(os.environ.get("PICTURES") or tmp_path)

@@ -1,4 +1,4 @@
-"""What a run has printed, as HTML: colours come through, nothing else does."""
+"""The output of a run as HTML: colours are kept, everything else is escaped."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def finished(journal: Journal, repository: str, outcome: str, **more: object) ->
 
 
 def within(tag: str, text: str) -> str:
-    """What the first element of this kind holds."""
+    """Return the content of the first element with this tag."""
     found = re.search(rf"<{tag}[ >].*?</{tag}>", text, re.DOTALL)
     assert found, f"no <{tag}> in {text}"
     return found[0]

@@ -1,4 +1,4 @@
-"""How often a run talks to the remote, and that a run without an answer confirms nothing."""
+"""The number of connections of a run. A run without an answer confirms nothing."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class History:
         self.number += 1
         return f"{whose} {self.number}\n" * self.random.choice([1, 1, 500])
 
-    # What upstream does.
+    # Steps of the upstream repository.
 
     def upstream_commits(self) -> None:
         chosen = self.random.sample(FILES, self.random.randint(1, 3))
@@ -96,7 +96,7 @@ class History:
         git("commit", "--quiet", "--allow-empty", "--message", "raw", cwd=self.upstream.work)
         git("push", "--quiet", "--force", "origin", "HEAD", cwd=self.upstream.work)
 
-    # What a person does in the checkout.
+    # Steps of a person in the checkout.
 
     def person_edits(self) -> None:
         name = self.random.choice(FILES)

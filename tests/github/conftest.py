@@ -1,4 +1,4 @@
-"""What the tests of the forge's side share; after each, nothing that was written or said holds token or secret."""
+"""Fixtures for the tests of GitHub's API. After each test, no file and no output contains the token or the secret."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Asked(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is answered instead, to requests that match ``METHOD path``, `times` times (-1: always)."""
+    """Replace the response to requests that match ``METHOD path``, `times` times (-1: always)."""
 
     pattern: str
     status: int
@@ -165,7 +165,7 @@ class Forge:
         return next(self._ids)
 
     def let_through(self) -> tuple[bool, dict[str, str]]:
-        """Whether one more request fits into this hour, and the headers with the limits."""
+        """Return whether the rate limit allows another request, and the headers with the limits."""
         if not self.limit:
             return True, {}
         start, used = self._window

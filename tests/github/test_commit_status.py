@@ -35,7 +35,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """One that was cloned from the forge, according to its config."""
+    """Create a checkout whose origin is at the forge."""
     path = tmp_path / "root/acme/site"
     path.mkdir(parents=True)
     git("init", "--quiet", cwd=path)

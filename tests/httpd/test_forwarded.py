@@ -85,7 +85,7 @@ def test_the_log_names_the_client_of_a_rejected_request(start_daemon):
 
 
 def block(language: str) -> str:
-    """The one block of the document in this language."""
+    """Return the only block of the document in this language."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
     return found
 
@@ -233,7 +233,7 @@ def test_the_page_socket_serves_only_the_page(proxy):
 
 @pytest.mark.parametrize("program", [nginx, caddy], ids=lambda program: program.__name__)
 def test_the_page_is_read_by_a_name_of_the_proxy_s_own(program, tmp_path, start_daemon):
-    """As docs/operations.md has it: nginx sends the address that it calls by itself, Caddy if configured."""
+    """Check the statement of docs/operations.md: nginx sends its own address as the host, Caddy only if configured."""
     daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
     page = f"127.0.0.1:{daemon.wait_for(r'listening for the dashboard .*address=.*:([0-9]+)')[1]}"
 

@@ -59,7 +59,7 @@ def query(folder: Path, sql: str) -> list[tuple[object, ...]]:
 
 
 def commits(wal: Path) -> int:
-    """How many transactions the write-ahead log holds: frames that carry a database size end one (its file format)."""
+    """Count the transactions in the write-ahead log: each ends with a frame that has a database size (SQLite's file format)."""
     data = wal.read_bytes()
     page, salts = struct.unpack(">I", data[8:12])[0], data[16:24]
     frames = [data[start : start + 24] for start in range(32, len(data), 24 + page)]
@@ -415,7 +415,7 @@ class TestPasts:
 
 
 class TestBounds:
-    """What is kept, and for how long, to the row, the byte and (nearly) the second."""
+    """Retention, exact to the row, the byte and about the second."""
 
     def test_rows_are_kept_for_ninety_days(self, journal: Journal):
         for guid, age in (("older", 30), ("younger", -30)):

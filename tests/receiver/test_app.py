@@ -49,7 +49,7 @@ class Host:
         return self.web.post(WEBHOOK, body, headers=sent, status="*")
 
     def deliver(self, payload: Any, event: str = "push", guid: str | None = None) -> Any:
-        """As GitHub does."""
+        """Sign a body as GitHub does."""
         body = json.dumps(payload).encode()
         return self.post(body, headers(body, event, guid=guid))
 

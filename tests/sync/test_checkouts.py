@@ -134,7 +134,7 @@ def checkouts(tmp_path: Path) -> Checkouts:
 
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often git was started since it was last asked."""
+    """Return the number of git processes since the last call."""
     wrapper, count, git_itself = tmp_path / "bin" / "git", tmp_path / "count", shutil.which("git")
     wrapper.parent.mkdir()
     wrapper.write_text(f'#!/bin/sh\necho >>"{count}"\nexec {git_itself} "$@"\n')
@@ -258,7 +258,7 @@ class TestFinding:
 
 
 class TestOwnership:
-    """Whose checkout it is, and which checkouts a repository has."""
+    """Owners of checkouts, and checkouts of a repository."""
 
     def paths(self, checkouts: Checkouts, *words: str) -> list[str]:
         return [str(found.path.relative_to(checkouts.root)) for found in checkouts.find_all(*words)]

@@ -368,7 +368,7 @@ class TestEnds:
 
 
 def no_thread(self: threading.Thread) -> None:
-    """What Thread.start does at the limit of processes."""
+    """Raise the error of Thread.start at the limit of processes."""
     raise RuntimeError("can't start new thread")
 
 
@@ -401,7 +401,7 @@ class TestResultFile:
 
 
 def kept(log: Path) -> tuple[bytes, int, bytes]:
-    """What a log holds before its note, the number in the note, and what comes after."""
+    """Split a log at its note: the text before, the number of bytes in the note, the text after."""
     head, dropped, tail = re.split(rb"\n\[gitops-hook left out (\d+) bytes here\]\n", log.read_bytes())
     return head, int(dropped), tail
 
@@ -489,7 +489,7 @@ class TestBoundedLog:
         with BoundedLog(tmp_path / "1.log") as log:
             for start in range(0, len(text), size):
                 os.write(log.pipe, text[start : start + size])
-                # What was written must have been read before more is, or the pipe would join it.
+                # The runner must read each part before the next is written, because a pipe joins adjacent writes.
                 while select.select([log._output], [], [], 0)[0]:
                     time.sleep(0.0005)
         kept = (tmp_path / "1.log").read_bytes()
@@ -521,7 +521,7 @@ class TestBoundedLog:
 
 class TestFollowing:
     def follow(self, log: Path, offset: int = 0, size: int = 100_000) -> tuple[bytes, int]:
-        """What there is to read from `offset` on, in as many looks as it takes."""
+        """Read everything from `offset` on, with as many calls as necessary."""
         printed = b""
         while True:
             part = read_log(log, offset, size)

@@ -1,4 +1,4 @@
-"""What the tests under systemd share: where one fails, what the daemon said is shown with it."""
+"""Add the daemon's log to the report of a failed test under systemd."""
 
 from __future__ import annotations
 

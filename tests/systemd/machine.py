@@ -1,4 +1,4 @@
-"""A fresh Debian with a systemd of its own, in a container; beside it, out of its reach, a forge.
+"""A fresh Debian with its own systemd, in a container, and a forge outside of it.
 
 The root is unpacked anew for each machine from a tarball under ``.cache``, which is made once. The machine's network
 is a loopback alone. Programs of the host that speak to it, the forge's git server and what delivers webhooks, are
@@ -31,7 +31,7 @@ CACHE = SOURCE / ".cache" / f"debian-{SUITE}.tar"
 
 
 def missing() -> str | None:
-    """Why no machine can be had here, or None if one can."""
+    """Return the reason why this host cannot boot a machine, or None if it can."""
     if os.geteuid() != 0:
         return "only root can boot a machine"
     tools = [tool for tool in ("systemd-nspawn", "nsenter", "dpkg-deb") if not shutil.which(tool)]
@@ -41,7 +41,7 @@ def missing() -> str | None:
 
 
 def make_root() -> None:
-    """Make the tarball of a minimal Debian, unless it is there. Raises CalledProcessError where that cannot be done."""
+    """Create the tarball of a minimal Debian, unless it exists. Raises CalledProcessError if debootstrap or tar fails."""
     if CACHE.exists():
         return
     CACHE.parent.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def make_root() -> None:
 
 
 def boot(folder: Path) -> Machine:
-    """A machine that lives in `folder`. Where none can be had, the test is skipped, with the reason."""
+    """Boot a machine in `folder`, or skip the test with the reason."""
     reason = missing()
     if reason:
         pytest.skip(f"the tests under systemd: {reason}")
@@ -71,10 +71,10 @@ def boot(folder: Path) -> Machine:
 
 
 class Machine:
-    """The container, booted."""
+    """A booted container."""
 
     def __init__(self, folder: Path) -> None:
-        """Boot one that lives in `folder`; `close` ends it."""
+        """Boot a machine in `folder`; `close` ends it."""
         self.root = folder / "root"
         self.root.mkdir()
         _quietly("tar", "-C", self.root, "-xf", CACHE)
@@ -102,11 +102,11 @@ class Machine:
             raise
 
     def close(self) -> None:
-        """Power it off."""
+        """Power the machine off."""
         self._stack.close()
 
     def run(self, command: str, *, check: bool = True, cwd: str = "/root", timeout: float = 120) -> str:
-        """What `command`, given to root's shell on the machine, prints on either output."""
+        """Run a command in root's shell on the machine, and return both of its outputs."""
         done = subprocess.run(
             [*self._enter("--all"), "/bin/bash", "-c", f"cd {cwd} && {command}"],
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"},
@@ -120,29 +120,29 @@ class Machine:
         return done.stdout.strip()
 
     def show(self, name: str, unit: str = "gitops-hook") -> str:
-        """A property of a unit."""
+        """Return a property of a unit."""
         return self.run(f"systemctl show --value --property {name} {unit}")
 
     def log(self, unit: str = "gitops-hook") -> str:
-        """What the system's journal has of a unit."""
+        """Return the lines of a unit in the system's journal."""
         return self.run(f"journalctl --output=cat --unit {unit}")
 
     def put(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file on the machine, as root; not below /run, where the machine has a file system of its own."""
+        """Write a file on the machine, as root. It must not be below /run, which is another file system on the machine."""
         file = self.root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         file.chmod(mode)
 
     def query(self, sql: str, *values: object) -> list[Any]:
-        """Look into the daemon's journal."""
+        """Query the daemon's journal."""
         path = self.root / "var/lib/gitops-hook/journal.db"
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
             return connection.execute(sql, values).fetchall()
 
     @contextmanager
     def delivering(self, *arguments: object) -> Any:
-        """Deliver webhooks from outside while the block lasts; yields a function that awaits the count of answers."""
+        """Deliver webhooks from outside during the block. Yields a function that waits for the counts of the responses."""
         sender = subprocess.Popen(
             [*self._enter("--net"), sys.executable, str(HERE / "systemd/sender.py"), *map(str, arguments)],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)},
@@ -163,12 +163,12 @@ class Machine:
             sender.stdout.close()  # type: ignore[union-attr]
 
     def deliver(self, repository: str, after: str, *, secret: str, count: int = 1) -> dict[str, int]:
-        """Deliver pushes from outside; how often each status was answered."""
+        """Deliver pushes from outside, and return the number of responses by status."""
         with self.delivering(repository, after, secret, count) as answers:
             return answers()
 
     def upstream(self, repository: str) -> Upstream:
-        """A new repository at the forge."""
+        """Create a repository at the forge."""
         return Upstream(self.forge, repository)
 
     def _enter(self, *namespaces: str) -> list[str]:
@@ -184,7 +184,7 @@ class Machine:
         return self.run("systemctl is-system-running", check=False) in ("running", "degraded")
 
     def _serve_git(self) -> None:
-        # As the machine's own user of the forge would see it: https://github.com leads to the forge beside it.
+        # On the machine, https://github.com leads to the local forge.
         self.put("/etc/gitconfig", '[url "git://127.0.0.1/"]\n\tinsteadOf = https://github.com/\n')
         server = subprocess.Popen(
             [*self._enter("--net"), "git", "daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--base-path={self.forge}"],
@@ -206,7 +206,7 @@ class Machine:
 
 
 def wait_for(look: Callable[[], Any], otherwise: str, timeout: float = 60) -> Any:
-    """What `look` returns, once that is true."""
+    """Wait until `look` returns a true value, and return it."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         found = look()

@@ -86,7 +86,7 @@ def test_migration_from_timers_and_back(machine):
     machine.run(sync)
     assert polled()
 
-    # One that is stopped, but would start with the host, polls too.
+    # A stopped timer that starts with the host also counts as polling.
     (undo,) = code_blocks("docs/migrating.md", "Undo", "sh")
     machine.run(undo)
     assert (enabled(machine), active(machine)) == (["enabled"] * 2, ["active"] * 2)

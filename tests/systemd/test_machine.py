@@ -1,4 +1,4 @@
-"""What the documents promise to operators, on a fresh Debian with a real systemd.
+"""The promises of the documents to operators, on a fresh Debian with a real systemd.
 
 One machine lives through the tests in their order: installed by the README's own words, used, hurt, upgraded, purged.
 """
@@ -51,7 +51,7 @@ def secret(machine: Machine) -> str:
 
 
 def package(folder: Path, version: str = __version__) -> Path:
-    """The package as it is built from this tree, as if it were of `version`."""
+    """Build the package of this tree, with another version number."""
     tree = shutil.copytree(
         SOURCE, folder / "tree", ignore=shutil.ignore_patterns(".git", ".venv*", ".cache", "build", "dist", "var")
     )
@@ -70,7 +70,7 @@ def config(machine: Machine, settings: str, checkout: str = CHECKOUT) -> None:
 
 
 def push(machine: Machine, upstream: Upstream, secret: str, message: str = "work") -> str:
-    """A commit at the forge, and its webhook."""
+    """Push a commit to the forge, and deliver its webhook."""
     after = upstream.commit({"news": message}, message)
     assert machine.deliver(upstream.repository, after, secret=secret) == {"202": 1}
     return after
@@ -81,18 +81,18 @@ def restarts(machine: Machine) -> int:
 
 
 def outcomes(machine: Machine, delivered: str) -> list[str]:
-    """How the runs ended that served the delivery of a commit."""
+    """Return the outcomes of the runs that served the delivery of a commit."""
     sql = "SELECT outcome FROM runs WHERE id IN (SELECT run FROM deliveries WHERE after = ?) AND outcome IS NOT NULL"
     return [outcome for (outcome,) in machine.query(sql, delivered)]
 
 
 def serves(machine: Machine, delivered: str) -> bool:
-    """Whether a commit was deployed and its delivery is settled: by its own run, or by a daemon's first look at all."""
+    """Return whether a commit was deployed and its delivery settled, by its own run or by the daemon's first sweep."""
     return head(machine) == delivered and outcomes(machine, delivered) in (["updated"], ["unchanged"])
 
 
 def has_looked(machine: Machine) -> bool:
-    """Whether the daemon is done with its first look at all checkouts, which has read the settings that were there."""
+    """Return whether the daemon has finished its first sweep."""
     began = time.time() - time.monotonic() + int(machine.show("ExecMainStartTimestampMonotonic")) / 1e6
     sql = "SELECT 1 FROM runs WHERE trigger = 'sweep' AND started > ? AND outcome IS NOT NULL"
     return bool(machine.query(sql, began))
@@ -100,7 +100,7 @@ def has_looked(machine: Machine) -> bool:
 
 @contextmanager
 def drop_in(machine: Machine, text: str, unit: str = "gitops-hook.service") -> Iterator[None]:
-    """While this lasts, a unit has the lines in `text` besides; whoever needs that restarts it."""
+    """Add a drop-in to a unit during the block. The caller restarts the unit."""
     folder = f"/etc/systemd/system/{unit}.d"
     machine.put(f"{folder}/test.conf", text)
     machine.run("systemctl daemon-reload")
@@ -378,7 +378,7 @@ def test_the_timer_finds_a_push_without_a_webhook(machine, upstream):
     if "sync" not in machine.run("gitops-hook --help"):
         pytest.skip("this gitops-hook has no `sync` yet")
     after = upstream.commit({"news": "untold"})
-    # As if the host had been off for two days; and without the delay that spreads hosts.
+    # Simulate a host that was off for two days, without the random delay of the timer.
     with drop_in(machine, "[Timer]\nRandomizedDelaySec=0\n", "gitops-hook-sweep.timer"):
         machine.run("systemctl stop gitops-hook-sweep.timer")
         machine.run("touch -d '2 days ago' /var/lib/systemd/timers/stamp-gitops-hook-sweep.timer")
@@ -422,7 +422,7 @@ def test_purged_it_leaves_the_checkouts_and_their_owner_alone(machine):
         "find / -xdev \\( -path /proc -o -path /sys -o -path /root -o -path /srv/gitops -o -path /var/log \\) -prune"
         " -o -iname '*gitops*' -print"
     )
-    # What this test has put there itself, by hand as an operator would.
+    # This test added this file by hand, as an operator would.
     assert left.splitlines() == ["/etc/polkit-1/rules.d/50-gitops-hook.rules"]
     assert (machine.root / CHECKOUT.lstrip("/") / ".git").is_dir()
     assert machine.run("stat -c %U /srv/gitops/acme/site") == "gitops-hook"
