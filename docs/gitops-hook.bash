@@ -13,7 +13,7 @@ _gitops_hook() {
         [logs]="$settings --follow"
         [sync]="$settings --json --all --audit --cancel"
         [config]="$settings --json --unset"
-        [pause]="$settings --reason"
+        [pause]="$settings --reason --for"
         [resume]=$settings
         [add]="$settings --branch --deploy --url"
         [send]="$settings --json --branch --timeout"

@@ -55,6 +55,8 @@ class Outcome(NamedTuple):
     commit_status: str = "failure"
     #: The rank among the outcomes of several runs: the command line exits with the status of the highest.
     rank: int = 0
+    #: Whether the pushes that the run claimed stay pending, without a retry, for the run that ends the pause.
+    keeps_pushes: bool = False
     #: Whether the script may choose it.
     by_script: bool = True
 
@@ -70,7 +72,7 @@ OUTCOMES = (
     Outcome("unchanged", 0, GOOD, "in sync", confirms=True, commit_status="success"),
     Outcome("cloned", 0, GOOD, "in sync", confirms=True, commit_status="success"),
     # The pause is over if the setting is gone: then the next run is due.
-    Outcome("paused", 0, REST, "queued", commit_status="pending"),
+    Outcome("paused", 0, REST, "queued", commit_status="pending", keeps_pushes=True),
     # Pinned, or not approved yet, and behind its branch.
     Outcome("held", 0, REST, "held", commit_status="pending"),
     Outcome("unreachable", 75, WAIT, "waiting to retry", retry="backoff", commit_status="pending", rank=1),

@@ -48,7 +48,7 @@ declare -A EXIT=(
 # The settings of a checkout (`git config gitops.<name>`) and their defaults. Names are in lower case, as git reports them.
 declare -A setting=(
     [branch]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
-    [submodules]=false [paused]=false [verify]=false [approved]='' [timeout]=600
+    [submodules]=false [paused]=false [pausedby]='' [verify]=false [approved]='' [timeout]=600
 )
 
 # ------------------------------------------------------------------------------------------------- global variables

@@ -182,7 +182,10 @@ def _add_settings(commands: _Commands) -> None:
         "pause", "setting_commands.pause", "stop updates of a checkout until resume", settings=_FOLDERS
     )
     pause.add_argument("repository", nargs="+", metavar="REPO")
-    pause.add_argument("--reason", default="", metavar="TEXT", help="the reason, for the log")
+    pause.add_argument("--reason", default="", metavar="TEXT", help="the reason, for the status and the log")
+    pause.add_argument(
+        "--for", dest="span", type=_time_span, metavar="SPAN", help="resume by itself after SPAN: 90min, 12h, 2d"
+    )
 
 
 def _add_host(commands: _Commands) -> None:

@@ -23,6 +23,7 @@ from gitops_hook.github.webhooks import Listed, Registration
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Delivery, Run
 from gitops_hook.outcomes import RUNNING, severity_of
+from gitops_hook.sync.holds import Hold
 from gitops_hook.sync.run_log import read_log
 from gitops_hook.sync.status import InForce, RepositoryStatus
 from gitops_hook.text import age, escape, local, rfc3339, span
@@ -50,6 +51,7 @@ _CHUNK = 1 << 20
 #: The fields that hold seconds since the epoch.
 _TIMES = {
     "started", "ended", "fetched", "deployed", "healthy", "received", "confirmed", "time", "last", "delivered",
+    "since", "until",
 }  # fmt: skip
 
 
@@ -67,6 +69,7 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
                     "run": _timestamped(status.run._asdict()) if status.run else None,
                     "commit": _timestamped(status.commit._asdict()) if status.commit else None,
                     "fix": status.fix,
+                    "hold": _timestamped(status.hold._asdict()) if status.hold else None,
                 }
             )
         return
@@ -79,10 +82,23 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
         rows.append([status.repository, status.state, commit, age(status.confirmed), _last_run(status.run)])
     _print_table(["repository", "state", "commit", "in sync", "last run"], rows, coloured=1)
     for status in statuses:
+        if status.hold:
+            print(f"\n{describe_hold(status.repository, status.hold, status.pending)}")
         if status.problem:
             print(f"\n{status.problem}")
         if status.fix:
             print(f"  {status.fix}")
+
+
+def describe_hold(repository: str, hold: Hold, waiting: int = 0) -> str:
+    """Describe in one line who holds a checkout, since when, until when and why, and how to end that."""
+    text = f"{repository} is {hold.state}"
+    text += f" by {hold.by}" if hold.by else ""
+    text += f" since {local(hold.since)}" if hold.since else ""
+    text += f" until {local(hold.until)}" if hold.until else ""
+    text += f": {hold.reason}" if hold.reason else ""
+    text += f"; waiting pushes: {waiting}" if waiting else ""
+    return escape(f"{text}. To resume: gitops-hook resume {repository}")
 
 
 def print_runs(runs: Sequence[Run], *, as_json: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 from gitops_hook.cli import render
 from gitops_hook.cli.messages import EX_DATAERR, EX_USAGE, suggest
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings
 from gitops_hook.cli.writer import requesting_user, requests_to_daemon
 from gitops_hook.errors import GitopsError
+from gitops_hook.sync.holds import Hold
 from gitops_hook.sync.settings import SETTINGS, check_setting
 from gitops_hook.sync.status import settings_in_force
 
@@ -55,12 +58,13 @@ def _setting_name(text: str) -> str:
 
 
 def pause(given: Arguments) -> int:
-    """Pause checkouts: their runs change nothing until `resume`."""
+    """Pause checkouts: their runs change nothing, and pushes wait, until `resume` or for a time."""
     settings, user = load_settings(given), requesting_user()
     for name in given.repository:
         find_checkout(settings, name)
     with requests_to_daemon(settings, "gitops-hook pause") as post:
-        post("/pause", {"checkouts": given.repository, "reason": given.reason, "by": user})
+        until = time.time() + given.span if given.span else None
+        post("/pause", {"checkouts": given.repository, "reason": given.reason, "until": until, "by": user})
     for name in given.repository:
-        print(f"{name} is paused. To resume: gitops-hook resume {name}")
+        print(render.describe_hold(name, Hold("paused", by=user, reason=given.reason, until=until)))
     return 0

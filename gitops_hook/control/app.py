@@ -13,7 +13,7 @@ path               request                                                      
 ``/runs``          ``checkouts`` or ``all``, ``trigger``, ``force``, ``commit``     202 ``requests``
 ``/resume``        ``checkouts``                                                    202 ``requests``
 ``/cancel``        ``checkouts``                                                    200 ``runs`` that were ended
-``/pause``         ``checkouts``, ``reason``                                        200
+``/pause``         ``checkouts``, ``reason``, ``until`` (a time, or null)           200
 ``/config``        ``checkout``, ``name``, ``value`` (null removes it)              200
 ``/remember-hook`` ``hook``, ``target``, ``url``                                    200
 ``/forget-ping``   ``target``, ``url``                                              200
@@ -39,6 +39,7 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Delivery
 from gitops_hook.names import is_valid, may_clone
+from gitops_hook.sync import holds
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher
 from gitops_hook.sync.settings import write_setting
@@ -126,19 +127,19 @@ class ControlApp:
     def _resume(self, body: _Body) -> _Answer:
         checkouts = self._existing(body)
         for checkout in checkouts:
-            _write(checkout, "paused", None)
+            _apply(holds.resume, checkout.path)
         return self._accept([checkout.repository for checkout in checkouts], "resume", body)
 
     def _cancel(self, body: _Body) -> _Answer:
         return 200, {"runs": [run for name in self._names(body) for run in self._dispatcher.cancel(name)]}
 
     def _pause(self, body: _Body) -> _Answer:
-        if body.get("until") is not None:
-            raise HTTPError(400, "a pause has no end yet; use `resume`")
+        by, reason, until, now = _text(body, "by"), _text(body, "reason"), body.get("until"), self._now()
+        if until is not None and not (isinstance(until, (int, float)) and until > now):
+            raise HTTPError(400, "`until` is not a time in the future, in seconds since the epoch")
         for checkout in self._existing(body):
-            _write(checkout, "paused", "true")
-            reason = printable(_text(body, "reason")) or None
-            log.info("checkout paused", repository=checkout.repository, by=_text(body, "by") or None, reason=reason)
+            _apply(holds.pause, checkout.path, by, reason, now, until)
+            log.info("checkout paused", repository=checkout.repository, by=by or None, reason=printable(reason) or None)
         return 200, {}
 
     def _configure(self, body: _Body) -> _Answer:
@@ -146,7 +147,11 @@ class ControlApp:
         if value is not None and not isinstance(value, str):
             raise HTTPError(400, "`value` is neither a text nor null")
         (checkout,) = self._existing({"checkouts": [_text(body, "checkout")]})
-        _write(checkout, _text(body, "name"), value)
+        name = _text(body, "name")
+        _apply(write_setting, checkout.path, name, value)
+        if name.lower() in holds.DESCRIPTIONS:
+            own = None if value is None else holds.description(_text(body, "by"), "", self._now())
+            _apply(write_setting, checkout.path, holds.DESCRIPTIONS[name.lower()], own)
         return 200, {}
 
     def _remember_hook(self, body: _Body) -> _Answer:
@@ -226,8 +231,9 @@ def _text(body: _Body, name: str, default: str = "") -> str:
     return value
 
 
-def _write(checkout: Checkout, name: str, value: str | None) -> None:
+def _apply(change: Callable[..., None], *arguments: object) -> None:
+    """Change the settings of a checkout."""
     try:
-        write_setting(checkout.path, name, value)
+        change(*arguments)
     except (ValueError, OSError) as error:
         raise HTTPError(400, str(error)) from None

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 
 from gitops_hook.errors import JournalError
@@ -21,6 +22,7 @@ from gitops_hook.journal.reader import JournalReader
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Run
 from gitops_hook.sync.checkouts import Checkouts, position
+from gitops_hook.sync.holds import is_paused
 from gitops_hook.sync.runner import Task
 
 #: Operations in one transaction, of the 128 that etcd takes.
@@ -98,7 +100,7 @@ class Statuses:
             want=want,
             ended=round(run.ended or 0.0, 3),
             message=(run.message or "")[:_MESSAGE],
-            paused=settings.get("paused") == "true" or bool(settings.get("pin")),
+            paused=is_paused(settings, time.time()) or bool(settings.get("pin")),
         )
 
     # -- etcd ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from gitops_hook.journal.database import Database
 from gitops_hook.journal.reader import RUN_COLUMNS, JournalReader, is_damage, select_deliveries
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Commit, CommitStatus, Delivery, HookPing, NoticeState, Run
-from gitops_hook.outcomes import CAUSES
+from gitops_hook.outcomes import CAUSES, outcome_of
 
 T = TypeVar("T")
 #: How long rows are kept, in seconds, and their maximum number: a quarter of a year, and tens of megabytes.
@@ -111,12 +111,19 @@ class Journal(JournalReader):
         return self._call(change)
 
     def finish(self, run: Run, *, settled: bool) -> None:
-        """Record the end of a run. If it settles its deliveries, they are no longer pending."""
+        """Record the end of a run. If it settles its deliveries, they are no longer pending.
+
+        After an outcome that keeps pushes, only the requests are settled.
+        """
+        settles_pushes = not outcome_of(run.outcome).keeps_pushes
 
         def change(connection: sqlite3.Connection) -> None:
             _update(connection, run)
             if settled:
-                connection.execute("UPDATE deliveries SET pending = 0 WHERE run = ?", (run.id,))
+                connection.execute(
+                    "UPDATE deliveries SET pending = 0 WHERE run = ? AND (? OR event != 'push')",
+                    (run.id, settles_pushes),
+                )
 
         self._call(change)
 

@@ -32,6 +32,7 @@ from gitops_hook.model import Run
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.delays import RESTARTS_COUNTED, Delay, delay_after, delay_after_restarts
 from gitops_hook.sync.executor import Early, Executor, RunObserver, log_end
+from gitops_hook.sync.holds import is_paused
 from gitops_hook.sync.runner import GRACE, Runner
 from gitops_hook.sync.sweep import feed
 from gitops_hook.sync.worker import WakeUp, Worker
@@ -166,14 +167,15 @@ class Dispatcher:
     def reconcile(self) -> None:
         """Repair what was lost: a wake-up, a thread that could not start, the slot of a hanging worker, the journal.
 
-        The daemon calls this every minute. Raises `JournalError`.
+        Also run the pushes that waited for the end of a pause. The daemon calls this every minute. Raises
+        `JournalError`.
         """
         if self._replacements != self._journal.replacements:
             self.sweep()
         self._release_overdue()
         self.run_due()
         for repository in self._journal.pending():
-            if not self._is_known(repository):
+            if not self._is_known(repository) and not self._is_paused(repository):
                 self.notify(repository)
 
     def request(self, repositories: Sequence[str], trigger: str) -> None:
@@ -347,6 +349,14 @@ class Dispatcher:
         """Return True if a run of `repository` is under way, in line or scheduled."""
         key = repository.lower()
         return key in self._line or key in self._active or key in self._delays or key in self._fed
+
+    def _is_paused(self, repository: str) -> bool:
+        """Return True if `repository` is paused now. Its pushes wait in the journal."""
+        try:
+            checkout = self._checkouts.find(repository)
+        except OSError:  # no process can be started; the run reports it
+            return False
+        return checkout is not None and is_paused(checkout.settings, self._journal.now())
 
     def _delay_after_restarts(self, repository: str) -> bool:
         """Delay `repository` if the daemon's shutdown ended at least its last two runs, and return whether it did."""

@@ -21,7 +21,7 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Run
 from gitops_hook.names import may_clone, repository_of
-from gitops_hook.outcomes import CAUSES, GOOD, REST, settles, severity_of
+from gitops_hook.outcomes import CAUSES, GOOD, REST, outcome_of, settles, severity_of
 from gitops_hook.sync.backoff import RETRIES
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.loops import LoopDetector
@@ -180,7 +180,7 @@ class Executor:
         self._record(ended)
         released()
         log_end(run, claim, "" if well else last_lines(self._journal.log_path(run.id)))
-        if ended.settled:
+        if ended.settled and not outcome_of(run.outcome).keeps_pushes:
             _log_shared_deliveries(claim, run)
         self._inform_observers(lambda observer: observer.ended(run, claim, task))
         return ended

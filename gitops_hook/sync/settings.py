@@ -50,6 +50,8 @@ class Setting(NamedTuple):
 
 _COMMAND = re.compile(r"(?s)[^\0]+")
 _SWITCH = re.compile("(?i)" + "|".join(_BOOLEAN))
+#: The time at which a pause ends, in UTC (RFC 3339).
+_PAUSE = re.compile(_SWITCH.pattern + "|[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z")
 #: git check-ref-format(1), without its process; the script has the same rule.
 _BRANCH = re.compile(
     r"(?![-/.])(?!.*(\.\.|//|@\{|/\.))(?!.*(/|\.|\.lock)\Z)[^\x00-\x20\x7f~^:?*\\\[]+"  # no control character, no glob
@@ -65,7 +67,8 @@ SETTINGS = {
         Setting("paths", _COMMAND, "a pattern of paths", None, "any change is deployed"),
         Setting("verify", _SWITCH, "true or false", "false", "default"),
         Setting("submodules", _SWITCH, "true or false", "false", "default"),
-        Setting("paused", _SWITCH, "true or false", "false", "default"),
+        Setting("paused", _PAUSE, "true, false or a time such as 2026-01-31T12:00:00Z", "false", "default"),
+        Setting("pausedBy", _COMMAND, "USER TIME REASON", None, "no pause, or not by `gitops-hook pause`"),
         Setting(
             "approved",
             re.compile("hold|[0-9a-f]{40}|[0-9a-f]{64}"),

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Commit, History, Run
 from gitops_hook.outcomes import RUNNING, STATES, outcome_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
-from gitops_hook.sync.settings import SETTINGS, is_true
+from gitops_hook.sync.holds import Hold, hold_in_force
+from gitops_hook.sync.settings import SETTINGS
 from gitops_hook.text import redact
 
 
@@ -36,6 +38,8 @@ class RepositoryStatus(NamedTuple):
     commit: Commit | None = None
     #: Its last runs, newest first: outcome (None while running), started, ended.
     history: Sequence[tuple[str | None, float, float | None]] = ()
+    #: The operator's decision that keeps it from following its branch.
+    hold: Hold | None = None
 
     @property
     def problem(self) -> str | None:
@@ -68,25 +72,26 @@ def repository_statuses(
 
 
 def _status(name: str, checkout: Checkout | None, past: History | None, pending: int) -> RepositoryStatus:
-    paused = checkout is not None and is_true(checkout.settings.get("paused", ""))
+    hold = hold_in_force(checkout.settings, time.time()) if checkout else None
     run = past.newest if past else None
     return RepositoryStatus(
         repository=name,
-        state=_state(run, pending, paused=paused),
+        state=_state(run, pending, hold),
         path=checkout.path if checkout else None,
         run=run,
         confirmed=past.confirmed if past else None,
         pending=pending,
         commit=past.commit if past else None,
         history=past.history if past else (),
+        hold=hold,
     )
 
 
-def _state(run: Run | None, pending: int, *, paused: bool) -> str:
+def _state(run: Run | None, pending: int, hold: Hold | None) -> str:
     if run and run.outcome is None:
         return RUNNING
-    if paused:
-        return "paused"
+    if hold and hold.state in STATES:
+        return hold.state
     if not run:
         return "queued" if pending else "never synced"
     state = outcome_of(run.outcome).state

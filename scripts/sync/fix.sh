@@ -41,6 +41,12 @@ git_fix() { as_owner git -C "$checkout" "$@"; }
 # unset_fix NAME: remove a setting from the file that contains it. Needs: setting_file.
 unset_fix() { as_owner git config --file "${setting_file[${1,,}]:-$GIT_DIR/config}" --unset-all "gitops.$1"; }
 
+# hook_fix COMMAND [OPTION...]: a command of gitops-hook for this checkout. Returns 1 if it is not installed here.
+# Needs: repository, name.
+hook_fix() {
+    type -P gitops-hook >/dev/null && as_root gitops-hook "$@" "${repository:+${repository%/*}/}$name"
+}
+
 # Deploy a commit again although its health check failed. Needs: script, name, repository, GITOPS_ROOT.
 force_fix() {
     as_owner env GITOPS_ROOT="$GITOPS_ROOT" ${repository:+"GITOPS_REPOSITORY=$repository"} "$script" --force "$name"

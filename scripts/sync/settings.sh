@@ -32,6 +32,7 @@ read_settings() {
 check_settings() {
     local key
     for key in submodules paused verify; do
+        if [[ $key == paused && ${setting[paused]} =~ ^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$ ]]; then continue; fi
         case ${setting[$key],,} in
             true | yes | on | 1) setting[$key]=true ;;
             false | no | off | 0 | '') setting[$key]=false ;;
@@ -62,9 +63,31 @@ reject_setting() {
     finish usage "gitops.$1 must be $2, not '${setting[${1,,}]}'" "$(unset_fix "$1")"
 }
 
+# End a run of a paused checkout. gitops.paused is true, false or the time at which the pause ends, in UTC; a pause that
+# has ended is removed. Needs: setting, dry_run.
 end_if_paused() {
-    [[ ${setting[paused]} != true ]] ||
-        finish paused "gitops.paused is set, so nothing was done" "$(unset_fix paused)"
+    local until=${setting[paused]}
+    [[ $until != false ]] || return 0
+    if [[ $until != true && ! $until > $(TZ=UTC0 printf '%(%Y-%m-%dT%H:%M:%SZ)T' -1) ]]; then
+        [[ $dry_run ]] || remove_settings paused pausedBy
+        return
+    fi
+    if [[ $until == true ]]; then until=''; fi
+    finish paused "gitops.paused is set$(describe_hold "${setting[pausedby]}")${until:+, until $until}, so nothing was done" \
+        "$(hook_fix resume || unset_fix paused)"
+}
+
+# describe_hold DESCRIPTION: print who decided it, when and why. DESCRIPTION is "USER TIME REASON", or empty.
+describe_hold() {
+    local user since reason
+    read -r user since reason <<<"$1"
+    printf '%s' "${user:+ by $user}${since:+ since $since}${reason:+ ($reason)}"
+}
+
+# remove_settings NAME...: remove settings from the checkout's own configuration, if they are there.
+remove_settings() {
+    local name
+    for name; do git config --local --unset-all "gitops.$name"; done
 }
 
 # Replace the target by the commit that a roll-out has approved (gitops.approved). `hold` permits no move and no deploy.

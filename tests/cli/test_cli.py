@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import pty
@@ -159,6 +160,13 @@ def test_pause_stops_updates_and_resume_syncs(tmp_path, upstream, hook):
     assert "paused" in hook("sync", "acme/site").stdout
     assert git("rev-parse", "HEAD", cwd=checkout) == before
     assert "acme/site   paused" in hook("status").stdout
+    said = hook("pause", "acme/site", "--for", "2h", "--reason", "tuning").stdout
+    for shown in (said, hook("status").stdout):
+        assert re.search(
+            r"acme/site is paused by \S+ .*until .*: tuning\. To resume: gitops-hook resume acme/site", shown
+        )
+    hold = json.loads(hook("status", "--json").stdout)["hold"]
+    assert (hold["state"], hold["by"], hold["reason"]) == ("paused", getpass.getuser(), "tuning")
     hook("resume", "acme/site")
     assert git("rev-parse", "HEAD", cwd=checkout) == after
     hook("resume", "acme/site")  # idempotent

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from harness import Daemon, push, until
 from scratch import git
 from unix_client import post
+
+from gitops_hook.text import rfc3339
 
 GATED = 'echo "$GITOPS_EVENT" >> "$GITOPS_ROOT/../began"; read -r _ < "$GITOPS_ROOT/../gate"'
 
@@ -122,9 +126,18 @@ def test_pause_resume_and_config_write_the_checkout_s_own_settings(start_daemon,
 
     assert ask(daemon, "/pause", checkouts=["acme/site"], reason="tuning", until=None) == (200, {})
     assert setting("paused") == "true"
+    assert re.fullmatch(r"ada 20\S+Z tuning", setting("pausedBy"))
+    until_time = time.time() + 7200
+    assert ask(daemon, "/pause", checkouts=["acme/site"], until=until_time) == (200, {})
+    assert setting("paused") == rfc3339(until_time, "seconds")
+    assert re.fullmatch(r"ada 20\S+Z", setting("pausedBy"))
     assert ask(daemon, "/resume", checkouts=["acme/site"])[0] == 202
-    assert setting("paused") == ""
+    assert setting("paused") == setting("pausedBy") == ""
     until(lambda: runs(daemon) == [("resume", "updated", None)])
+    assert ask(daemon, "/config", checkout="acme/site", name="paused", value="true") == (200, {})
+    assert setting("pausedBy").startswith("ada 20")
+    assert ask(daemon, "/config", checkout="acme/site", name="paused", value=None) == (200, {})
+    assert setting("pausedBy") == ""
     assert ask(daemon, "/config", checkout="acme/site", name="branch", value="next") == (200, {})
     assert setting("branch") == "next"
     for _ in range(2):
@@ -149,6 +162,8 @@ def test_pause_resume_and_config_write_the_checkout_s_own_settings(start_daemon,
         ),
         ("/config", {"checkout": "acme/site", "name": "branch", "value": "-x"}, 400, "gitops.branch must be"),
         ("/config", {"checkout": "acme/site", "name": "branch", "value": 7}, 400, "`value` is neither"),
+        ("/pause", {"checkouts": ["acme/site"], "until": 1.0}, 400, "`until` is not a time in the future"),
+        ("/pause", {"checkouts": ["acme/site"], "until": "soon"}, 400, "`until` is not a time in the future"),
         ("/nothing", {}, 404, "there is no request /nothing"),
     ],
 )

@@ -401,6 +401,7 @@ def test_paused(synced: Site) -> None:
     ("key", "value"),
     [
         ("paused", "perhaps"),
+        ("paused", "2026-01-31 12:00"),
         ("verify", "2"),
         ("submodules", "x"),
         ("diverged", "merge"),
@@ -458,3 +459,22 @@ def test_sigterm_ends_a_run(synced: Site) -> None:
     assert run.wait(10) == -signal.SIGTERM and time.monotonic() - start < 2
     synced.set("deploy", TRACING)
     assert synced.run().outcome == "updated" and deployed(synced) == [tip]
+
+
+def test_a_pause_names_who_paused_and_why(synced: Site) -> None:
+    synced.set("paused", "2999-01-31T12:00:00Z")
+    synced.set("pausedBy", "ada 2026-01-31T12:00:00Z tuning the database")
+    run = synced.run()
+    assert run.outcome == "paused"
+    for part in ("ada", "2026-01-31T12:00:00Z", "tuning the database", "2999-01-31T12:00:00Z"):
+        assert part in run.message
+
+
+def test_a_pause_that_has_ended_is_removed(synced: Site) -> None:
+    synced.set("paused", "2026-01-31T12:00:00Z")
+    synced.set("pausedBy", "ada 2026-01-31T11:00:00Z")
+    synced.upstream.commit({"page": "1\n"})
+    assert "would move" in synced.run("--dry-run").message
+    assert synced.git("config", "gitops.paused")
+    assert synced.run().outcome == "updated" and synced.is_at_upstream()
+    assert "paused" not in synced.git("config", "--local", "--list")

@@ -136,6 +136,23 @@ class TestThreads:
         dispatcher.reconcile()
         stage.wait_for_runs(1)
 
+    def test_pushes_wait_for_the_end_of_a_pause(self, stage: Stage):
+        dispatcher = stage.dispatcher('echo outcome=paused >"$GITOPS_RESULT"')
+        stage.checkouts("acme/site")
+        config = stage.root / "acme/site/.git/config"
+        config.write_text("[gitops]\npaused = 2999-01-31T12:00:00Z\n")
+        stage.push(dispatcher)
+        stage.wait_for_runs(1)
+        until(lambda: not dispatcher.workers)
+        dispatcher.reconcile()
+        assert dispatcher.workers == 0
+        assert stage.journal.pending() == ["acme/site"]
+        stage.write("exit 0")
+        config.write_text("[gitops]\npaused = 2026-01-31T12:00:00Z\n")
+        dispatcher.reconcile()
+        assert [run.outcome for run in stage.wait_for_runs(2)] == ["paused", "updated"]
+        assert stage.journal.pending() == []
+
     def test_an_overdue_run_releases_its_slot(self, stage: Stage):
         now = [1000.0]
         dispatcher = stage.dispatcher(GATED, max_syncs=1, clock=lambda: now[0])

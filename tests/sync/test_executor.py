@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stage import GATED, REPORTS, Stage
 from gitops_hook.config import load
 from gitops_hook.journal import database
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import Claim, Run
+from gitops_hook.model import Claim, Delivery, Run
 from gitops_hook.outcomes import OUTCOMES
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher
@@ -84,7 +85,15 @@ class TestWhatIsSettled:
         ended = stage.executor(script).execute("acme/site", "push")
         assert ended
         assert (ended.run.outcome, ended.settled) == (outcome.name, outcome.settles)
-        assert stage.journal.pending() == ([] if outcome.settles else ["acme/site"])
+        is_pending = outcome.keeps_pushes or not outcome.settles
+        assert stage.journal.pending() == (["acme/site"] if is_pending else [])
+
+    def test_a_paused_run_settles_requests_but_no_push(self, stage: Stage):
+        stage.record(guid="push")
+        stage.journal.record(Delivery("request", "manual", time.time(), "acme/site", ""))
+        stage.executor('echo outcome=paused >"$GITOPS_RESULT"').execute("acme/site", "manual")
+        pending = [stage.journal.deliveries(guid)[0].pending for guid in ("push", "request")]
+        assert pending == [True, False]
 
     @pytest.mark.parametrize("signal", ["KILL", "TERM", "INT"])
     def test_a_script_that_was_killed_settles_nothing(self, stage: Stage, signal: str):
