@@ -16,6 +16,8 @@ _gitops_hook() {
         [pause]="$settings --reason --for"
         [resume]=$settings
         [add]="$settings --branch --deploy --url"
+        [rename]="$settings --json"
+        [remove]="$settings --token-file --api-url --keep-files --force --webhook"
         [send]="$settings --json --branch --timeout"
         [migrate]="$settings --unit --dry-run --undo --remove"
         [register]="$settings --token-file --api-url --json --org --all --url --dry-run --timeout"
@@ -40,7 +42,7 @@ _gitops_hook() {
         mapfile -t COMPREPLY < <(compgen -W "${!flags[*]} --help --version" -- "$current")
     elif [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "${flags[$command]} --help" -- "$current")
-    elif [[ $command == @(status|runs|logs|sync|config|pause|resume|send|register|unregister|hooks|audit) ]]; then
+    elif [[ $command == @(status|runs|logs|sync|config|pause|resume|rename|remove|send|register|unregister|hooks|audit) ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(_gitops_hook_repositories)" -- "$current")
     fi
 }

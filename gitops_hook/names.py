@@ -61,6 +61,14 @@ def is_in_url(path: str, url: str) -> bool:
     return found[len(found) - compared :] == wanted[len(wanted) - compared :]
 
 
+def replace_in_url(url: str, old: str, new: str) -> str:
+    """Return a clone URL with the repository `old` at its end replaced by `new`; unchanged if it ends otherwise."""
+    end = re.search(rf"(?<=[/:]){re.escape(old)}(?=(?:\.git)?/*\Z)", url, re.IGNORECASE)
+    return f"{url[: end.start()]}{new}{url[end.end() :]}" if end else url
+
+
 def may_clone(repository: str, patterns: Sequence[str]) -> bool:
-    """Return True if a pattern such as ``acme/*`` matches `repository`, ignoring case."""
-    return any(fnmatch.fnmatchcase(repository.lower(), pattern.lower()) for pattern in patterns)
+    """Return True if a pattern such as ``acme/*`` matches `repository`, ignoring case; never for an environment."""
+    return "@" not in repository and any(
+        fnmatch.fnmatchcase(repository.lower(), pattern.lower()) for pattern in patterns
+    )

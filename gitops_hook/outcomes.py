@@ -17,6 +17,7 @@ GOOD, WAIT, REST, BAD = "good", "wait", "rest", "bad"
 #: The states of a repository in the order of display, with their severities.
 STATES = {
     "action needed": BAD,
+    "missing": BAD,
     "rolled back": BAD,
     "waiting to retry": WAIT,
     "running": WAIT,

@@ -40,7 +40,7 @@ _FATAL = (0, 401)
 def register(given: Arguments) -> int:
     """Create or repair the webhook of each target, and wait for its ping."""
     user = requesting_user()
-    settings, hooks = _open_hooks(given)
+    settings, hooks = open_hooks(given)
 
     def create(target: str) -> Registration:
         def remember(hook: int) -> None:
@@ -55,7 +55,7 @@ def register(given: Arguments) -> int:
 def unregister(given: Arguments) -> int:
     """Delete our webhook of each target, and forget its ping."""
     user = requesting_user()
-    settings, hooks = _open_hooks(given)
+    settings, hooks = open_hooks(given)
 
     def delete(target: str) -> Registration:
         done = hooks.unregister(target, dry_run=given.dry_run)
@@ -96,7 +96,7 @@ def _for_each_target(given: Arguments, settings: Settings, act: Callable[[str], 
 
 def hooks(given: Arguments) -> int:
     """Print the webhooks that GitHub has for each target."""
-    settings, at_forge = _open_hooks(given, needs_url=False)
+    settings, at_forge = open_hooks(given, needs_url=False)
     targets, status = _targets(given, settings, all_by_default=True), 0
     found: list[Listed] = []
     for number, target in enumerate(targets, 1):
@@ -114,7 +114,7 @@ def hooks(given: Arguments) -> int:
 
 def audit(given: Arguments) -> int:
     """Print the pushes that GitHub could not deliver; exits with 1 if one was neither repaired nor redelivered."""
-    settings, at_forge = _open_hooks(given, needs_url=False)
+    settings, at_forge = open_hooks(given, needs_url=False)
     for name in given.repository:
         if "/" not in name:  # the deliveries of an organisation's webhook contain full names only
             raise GitopsError(EX_USAGE, f"`{name}` is not OWNER/NAME")
@@ -199,7 +199,7 @@ def announced_sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def _open_hooks(given: Arguments, *, needs_url: bool = True) -> tuple[Settings, Hooks]:
+def open_hooks(given: Arguments, *, needs_url: bool = True) -> tuple[Settings, Hooks]:
     """Return the settings, and the webhooks with the secret and the token."""
     settings = load_settings(given)
     client, secret = open_client(settings), newest_secret(settings)

@@ -70,6 +70,7 @@ def build_parser() -> Parser:
     _add_daemon(commands)
     _add_views(commands)
     _add_runs(commands)
+    _add_checkouts(commands)
     _add_settings(commands)
     _add_host(commands)
     _add_forge(commands)
@@ -156,18 +157,32 @@ def _add_runs(commands: _Commands) -> None:
     resume = commands.add("resume", "run_commands.resume", "end a pause, and sync", settings=_FOLDERS)
     resume.add_argument("repository", nargs="+", metavar="REPO")
 
-    text = "clone or adopt checkouts, sync them, and print the settings of the webhook"
-    add = commands.add("add", "run_commands.add", text, settings=_FOLDERS)
-    add.add_argument("repository", nargs="+", metavar="OWNER/NAME")
-    add.add_argument("--branch", help="the branch to track [the remote's default branch]")
-    add.add_argument("--deploy", metavar="COMMAND", help="the command to run in the checkout after an update")
-    add.add_argument("--url", help="the URL to clone from [GITOPS_CLONE_URL]")
-
     text = "deliver a signed test push to the local daemon, and wait for its run"
     send = commands.add("send", "run_commands.send", text, settings=_FOLDERS, json=True)
     send.add_argument("repository", metavar="REPO")
     send.add_argument("--branch", help="the branch that the push names [the tracked branch]")
     send.add_argument("--timeout", type=_number, default=60, metavar="SECONDS", help="wait at most SECONDS [60]")
+
+
+def _add_checkouts(commands: _Commands) -> None:
+    text = "clone or adopt checkouts, sync them, and print the settings of the webhook"
+    add = commands.add("add", "checkout_commands.add", text, settings=_FOLDERS)
+    add.add_argument("repository", nargs="+", metavar="OWNER/NAME")
+    add.add_argument("--branch", help="the branch to track [the remote's default branch]")
+    add.add_argument("--deploy", metavar="COMMAND", help="the command to run in the checkout after an update")
+    add.add_argument("--url", help="the URL to clone from [GITOPS_CLONE_URL]")
+
+    text = "rename a checkout, or all checkouts of a repository, with their history"
+    rename = commands.add("rename", "checkout_commands.rename", text, settings=_FOLDERS, json=True)
+    rename.add_argument("repository", metavar="OLD")
+    rename.add_argument("name", metavar="NEW")
+
+    text = "remove a checkout and its history"
+    remove = commands.add("remove", "checkout_commands.remove", text, settings=_FORGE)
+    remove.add_argument("repository", metavar="REPO")
+    remove.add_argument("--keep-files", action="store_true", help="keep the directory, whose .git becomes .git.removed")
+    remove.add_argument("--force", action="store_true", help="also delete local changes, commits and stashes")
+    remove.add_argument("--webhook", action="store_true", help="also delete the repository's webhook at GitHub")
 
 
 def _add_settings(commands: _Commands) -> None:

@@ -1,19 +1,19 @@
-"""The commands that request runs and follow them: sync, resume, add, send."""
+"""The commands that request runs and follow them: sync, resume, send."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gitops_hook.cli import clone, deliver, forge_commands, render
+from gitops_hook.cli import deliver, forge_commands, render
 from gitops_hook.cli.follow import accepted_requests, follow
 from gitops_hook.cli.messages import EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import become_owner, canonical_name, find_checkout, load_settings, open_reader
 from gitops_hook.cli.writer import requesting_user, requests_to_daemon
-from gitops_hook.config import WEBHOOK, Settings
+from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
-from gitops_hook.names import is_valid, may_clone
+from gitops_hook.names import is_valid_checkout, may_clone
 from gitops_hook.outcomes import outcome_of
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.text import escape
@@ -38,7 +38,7 @@ def sync(given: Arguments) -> int:
 def _known_names(settings: Settings, names: Sequence[str]) -> list[str]:
     """Return the canonical names without duplicates. Raises `GitopsError` for one that has and may get no checkout."""
     for name in names:
-        if not is_valid(name):
+        if not is_valid_checkout(name):
             raise GitopsError(EX_USAGE, f"`{name}` is not a repository's name")
         if not may_clone(name, settings.clone):
             find_checkout(settings, name)
@@ -70,36 +70,6 @@ def resume(given: Arguments) -> int:
         find_checkout(settings, name)
     body = {"checkouts": given.repository, "by": user}
     return _run(settings, "gitops-hook resume", "/resume", body, as_json=False)
-
-
-def add(given: Arguments) -> int:
-    """Clone repositories or adopt their checkouts, sync them, and print the settings of the webhook."""
-    settings, user = load_settings(given), requesting_user()
-    own = {name: value for name, value in (("branch", given.branch), ("deploy", given.deploy)) if value is not None}
-    clone.check(given.repository, own)
-    with requests_to_daemon(settings, "gitops-hook add") as post:
-        for name in given.repository:
-            path = clone.create(settings.root, name, given.url or settings.clone_url, own)
-            if not path:
-                path = find_checkout(settings, name).path
-                for setting, value in own.items():
-                    post("/config", {"checkout": name, "name": setting, "value": value, "by": user})
-            print(f"{name} is at {path}")
-        requests = accepted_requests(post("/runs", {"checkouts": given.repository, "trigger": "add", "by": user}))
-        status = follow(open_reader(settings), requests, as_json=False)
-    _print_webhook(settings, given.repository)
-    return status
-
-
-def _print_webhook(settings: Settings, repositories: Sequence[str]) -> None:
-    print(
-        "\nAt GitHub, once per repository or organisation: Settings, Webhooks, Add webhook\n"
-        f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy forwards to {settings.listen}\n"
-        "  Content type  application/json\n"
-        "  Secret        the first line of the secrets file\n"
-        "  Events        just the push event\n"
-        f"Or, with a token: gitops-hook register {' '.join(repositories)} --url https://<this host>"
-    )
 
 
 def send(given: Arguments) -> int:

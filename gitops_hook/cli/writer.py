@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE
+from gitops_hook.cli.messages import EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE
 from gitops_hook.cli.session import become_owner
 from gitops_hook.config import Settings
 from gitops_hook.control import client
@@ -32,7 +32,7 @@ Post = Callable[[str, Mapping[str, object]], Mapping[str, Any]]
 _PATIENCE = 30.0
 _INTERVAL = 0.2
 #: The exit statuses for rejected requests, by HTTP status.
-_STATUSES = {400: EX_USAGE, 403: EX_NOPERM, 404: EX_NOINPUT}
+_STATUSES = {400: EX_USAGE, 403: EX_NOPERM, 404: EX_NOINPUT, 409: EX_DATAERR}
 
 
 def requesting_user() -> str:

@@ -15,6 +15,8 @@ path               request                                                      
 ``/cancel``        ``checkouts``                                                    200 ``runs`` that were ended
 ``/pause``         ``checkouts``, ``reason``, ``until`` (a time, or null)           200
 ``/config``        ``checkout``, ``name``, ``value`` (null removes it)              200
+``/remove``        ``checkout``, ``keep_files``, ``force``                          200 ``leftover``, ``kept``
+``/rename``        ``checkout``, ``name``                                           200 ``path``
 ``/remember-hook`` ``hook``, ``target``, ``url``                                    200
 ``/forget-ping``   ``target``, ``url``                                              200
 =================  ===============================================================  ============================
@@ -27,19 +29,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from typing import Any
 
 from gitops_hook.errors import HTTPError, JournalError
 from gitops_hook.httpd.connection import PEER, Peer
+from gitops_hook.journal.names import forget_checkout, rename_checkout
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Delivery
-from gitops_hook.names import is_valid, may_clone
-from gitops_hook.sync import holds
+from gitops_hook.names import is_valid_checkout, may_clone
+from gitops_hook.sync import holds, moves
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher
 from gitops_hook.sync.settings import write_setting
@@ -79,6 +84,8 @@ class ControlApp:
             "/cancel": self._cancel,
             "/pause": self._pause,
             "/config": self._configure,
+            "/remove": self._remove,
+            "/rename": self._rename,
             "/remember-hook": self._remember_hook,
             "/forget-ping": self._forget_ping,
         }
@@ -154,6 +161,55 @@ class ControlApp:
             _apply(write_setting, checkout.path, holds.DESCRIPTIONS[name.lower()], own)
         return 200, {}
 
+    def _remove(self, body: _Body) -> _Answer:
+        """Remove a checkout, and the rows of its name. The client deletes the directory ``leftover``."""
+        keep_files, force = body.get("keep_files") is True, body.get("force") is True
+        name = self._recorded_name(_text(body, "checkout"))
+        with self._moving(name) as checkout:
+            removed = moves.remove(checkout, keep_files=keep_files, force=force) if checkout else moves.Removed()
+            forget_checkout(self._journal, name)
+        log.info("checkout removed", repository=name, by=_text(body, "by") or None)
+        return 200, {field: str(path) if path else None for field, path in removed._asdict().items()}
+
+    def _rename(self, body: _Body) -> _Answer:
+        """Move a checkout and the rows of its name. If it was moved already, do what is left."""
+        name, new = self._recorded_name(_text(body, "checkout")), _text(body, "name")
+        if not is_valid_checkout(new) or ("/" in name) != ("/" in new):
+            raise HTTPError(400, f"`{printable(new)}` is not the name of a checkout")
+        with self._moving(name) as checkout:
+            if checkout:
+                path = moves.new_place(self._checkouts, checkout, new)
+                moves.rename(checkout, path, new)
+            else:
+                (moved,) = self._existing({"checkouts": [new]})
+                path = moved.path
+                moves.set_origin(moved._replace(repository=name), new)
+            rename_checkout(self._journal, name, new)
+        self._dispatcher.notify(new)
+        log.info("checkout renamed", repository=new, name=name, by=_text(body, "by") or None)
+        return 200, {"path": str(path)}
+
+    @contextmanager
+    def _moving(self, name: str) -> Iterator[Checkout | None]:
+        """Yield the checkout, locked and without a run; None if it was deleted."""
+        checkout = self._checkouts.find(name)
+        with self._dispatcher.excluded(name), ExitStack() as stack:
+            try:
+                if checkout:
+                    stack.enter_context(moves.checkout_lock(checkout.path))
+                yield checkout
+            except (moves.MoveError, OSError, subprocess.SubprocessError) as error:
+                raise HTTPError(409, str(error)) from None
+
+    def _recorded_name(self, name: str) -> str:
+        """Return the canonical name of a checkout that exists, or that a row of the journal names."""
+        if not is_valid_checkout(name):
+            raise HTTPError(400, f"`{printable(name)}` is not the name of a checkout")
+        name = self._checkouts.canonical_name(name)
+        if not self._checkouts.find(name) and not self._journal.runs(name, 1) and name not in self._journal.pending():
+            raise HTTPError(404, f"there is no checkout of {name}")
+        return name
+
     def _remember_hook(self, body: _Body) -> _Answer:
         hook = body.get("hook")
         if not isinstance(hook, int) or not 0 < hook < 2**63:
@@ -190,7 +246,7 @@ class ControlApp:
             raise HTTPError(400, "`checkouts` is not a list of names")
         names: dict[str, None] = {}
         for name in given:
-            if not is_valid(name):
+            if not is_valid_checkout(name):
                 raise HTTPError(400, f"`{printable(name)}` is not a repository's name")
             try:
                 if not self._checkouts.find(name) and not may_clone(name, self._clone):

@@ -39,6 +39,7 @@ _DEPLOYED = ("updated", "cloned")
 PAGE_SIZE, FIRST_PROBLEMS = 100, 5
 #: The command that an operator runs next, by state. Every other state has the last one.
 _STATE_COMMANDS = {
+    "missing": "gitops-hook remove {}",
     "rolled back": "gitops-hook logs {}",
     "running": "gitops-hook logs -f {}",
     "paused": "gitops-hook resume {}",

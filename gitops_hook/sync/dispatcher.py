@@ -22,10 +22,11 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from gitops_hook.config import Settings
-from gitops_hook.errors import JournalError
+from gitops_hook.errors import HTTPError, JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Run
@@ -87,6 +88,7 @@ class Dispatcher:
         self._active: dict[str, Worker] = {}
         self._delays: dict[str, Delay] = {}
         self._fed: set[str] = set()  # those that a sweep has yet to put in line, in lower case
+        self._excluded: set[str] = set()  # those that get no run now, in lower case
         self._stopping = False
         self._changed = threading.Condition(threading.Lock())
 
@@ -143,7 +145,7 @@ class Dispatcher:
         self._replacements = self._journal.replacements
         feed(self._checkouts, max(1, self._max_syncs // 2), self._sweep_one)
 
-    def notify(self, repository: str, trigger: str = "push", done: Callable[[], None] | None = None) -> None:
+    def notify(self, repository: str, trigger: str = "push", done: Callable[[], None] = lambda: None) -> None:
         """Ask for a run of `repository`. A push asks only for pending deliveries, any other trigger for a run.
 
         `done` is called when that has been done, or not at all after a stop.
@@ -154,14 +156,15 @@ class Dispatcher:
                 return
             worker = self._line.get(key) or self._active.get(key)
             delay = self._delays.get(key)
-            ignored = worker is None and delay is not None and trigger in delay.ignores
+            is_delayed = worker is None and delay is not None and trigger in delay.ignores
+            ignored = is_delayed or key in self._excluded
             if not ignored:
                 worker = worker or self._enter_line(repository)
                 # A wake-up that is still in the queue covers this push.
                 if trigger != "push" or worker.queue.empty():
                     worker.queue.put(WakeUp(trigger, done))
                 self._fill_slots()
-        if ignored and done:
+        if ignored:
             done()
 
     def reconcile(self) -> None:
@@ -208,6 +211,29 @@ class Dispatcher:
             return [run]
         self._journal.settle_claimed(repository)
         return []
+
+    @contextmanager
+    def excluded(self, repository: str) -> Iterator[None]:
+        """Start no run of `repository` during the block. Raises `HTTPError` (409) if one is in progress.
+
+        Wake-ups are dropped. What is pending in the journal after the block gets its run then.
+        """
+        key = repository.lower()
+        with self._changed:
+            # The worker of a run that has just ended, such as a cancelled one, is about to go.
+            if not self._changed.wait_for(lambda: key not in self._active, 1.0):
+                raise HTTPError(409, f"a run is in progress; to end it: gitops-hook sync --cancel {repository}")
+            self._excluded.add(key)
+            self._delays.pop(key, None)
+            dropped = self._line.pop(key, None)
+        for wake in dropped.peek() if dropped else ():
+            wake.done()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._excluded.discard(key)
+            self.notify(repository)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -287,10 +313,6 @@ class Dispatcher:
         slots = sum(worker.has_slot for worker in self._active.values())
         return slots < self._max_syncs and len(self._active) < self._max_syncs + _SPARE
 
-    def _delay(self, delay: Delay) -> None:
-        self._delays[delay.repository.lower()] = delay
-        self._changed.notify_all()
-
     def _enter_due(self) -> float | None:
         """Put every due checkout in line, and return the seconds until the next is due."""
         now = self._clock()
@@ -335,15 +357,14 @@ class Dispatcher:
             delay = None if self._stopping else delay_after(worker, self._clock(), self._jitter)
             wakes = worker.peek()
             if delay and all(wake.trigger in delay.ignores for wake in wakes):
-                self._delay(delay)
+                self._delays[key] = delay
                 ignored = wakes
             elif not self._stopping and wakes:
                 self._line[key] = worker
             self._fill_slots()
             self._changed.notify_all()
         for wake in ignored:
-            if wake.done:
-                wake.done()
+            wake.done()
 
     def _is_known(self, repository: str) -> bool:
         """Return True if a run of `repository` is under way, in line or scheduled."""
@@ -369,7 +390,8 @@ class Dispatcher:
             return False
         with self._changed:
             if not self._stopping and not self._is_known(repository):
-                self._delay(delay)
+                self._delays[repository.lower()] = delay
+                self._changed.notify_all()
                 log.error(
                     "the daemon's shutdown ended the last runs, so the next is delayed; a deploy that restarts the"
                     " daemon must not wait for it: systemctl --no-block restart gitops-hook",

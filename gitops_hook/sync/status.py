@@ -21,6 +21,9 @@ from gitops_hook.sync.holds import Hold, hold_in_force
 from gitops_hook.sync.settings import SETTINGS
 from gitops_hook.text import redact
 
+#: The state of a repository whose checkout was deleted without `gitops-hook remove`.
+MISSING = "missing"
+
 
 class RepositoryStatus(NamedTuple):
     """The status of one repository."""
@@ -44,12 +47,16 @@ class RepositoryStatus(NamedTuple):
     @property
     def problem(self) -> str | None:
         """Return the message of the newest run if its problem persists."""
+        if self.state == MISSING:
+            return f"The checkout was deleted. To clone it again: gitops-hook add {self.repository}. To forget it:"
         message = self.run and self.run.message
         return message if message and self.state in ("action needed", "rolled back", "waiting to retry") else None
 
     @property
     def fix(self) -> str | None:
         """Return the command that repairs the problem, or None."""
+        if self.state == MISSING:
+            return f"sudo gitops-hook remove {self.repository}"
         return (self.run.fix or None) if self.run and self.problem else None
 
 
@@ -74,9 +81,12 @@ def repository_statuses(
 def _status(name: str, checkout: Checkout | None, past: History | None, pending: int) -> RepositoryStatus:
     hold = hold_in_force(checkout.settings, time.time()) if checkout else None
     run = past.newest if past else None
+    state = _state(run, pending, hold)
+    if not checkout and past and past.commit and state not in (RUNNING, "queued", "waiting to retry"):
+        state = MISSING
     return RepositoryStatus(
         repository=name,
-        state=_state(run, pending, hold),
+        state=state,
         path=checkout.path if checkout else None,
         run=run,
         confirmed=past.confirmed if past else None,

@@ -26,7 +26,7 @@ class WakeUp(NamedTuple):
     """The reason to look at a checkout, and a function to call when that has been done."""
 
     trigger: str
-    done: Callable[[], None] | None = None
+    done: Callable[[], None] = lambda: None
 
 
 class Worker:
@@ -81,8 +81,7 @@ class Worker:
                 )
             finally:
                 for wake in wakes:
-                    if wake.done:
-                        wake.done()
+                    wake.done()
             self.early = self.last.early if self.last else Early()
             self.failures = self.failures + 1 if self.last and not self.last.settled else 0
         except Exception:

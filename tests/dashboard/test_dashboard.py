@@ -52,7 +52,8 @@ def within(tag: str, text: str) -> str:
     return found[0]
 
 
-def test_the_page_shows_problems_first_with_their_fix(page, journal):
+def test_the_page_shows_problems_first_with_their_fix(page, journal, tmp_path):
+    (tmp_path / "root/acme/fine/.git").mkdir(parents=True)
     finished(journal, "acme/fine", "updated", after="a" * 40)
     run = finished(
         journal, "acme/stuck", "dirty", message="acme/stuck: commit or stash <README>", fix="git -C '/x' stash"
@@ -92,7 +93,8 @@ def rows(text: str) -> list[str]:
     return re.findall(r'<tr [^>]*><th scope="row"><a href="/repositories/([^"]+)"', text)
 
 
-def test_rows_are_searched_sorted_and_filtered_by_state(page, journal):
+def test_rows_are_searched_sorted_and_filtered_by_state(page, journal, tmp_path):
+    (tmp_path / "root/acme/shop/.git").mkdir(parents=True)
     run = finished(journal, "acme/shop", "updated", after="b" * 40)
     journal.save_commits(run, [Commit("b" * 40, "Grace Hopper", "Fix the Total", 9.0)], 1)
     run = finished(journal, "acme/blog", "dirty", after="a" * 40)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scratch import Upstream, git
 
-from gitops_hook.names import is_in_url, is_valid, may_clone, name_in_url
+from gitops_hook.names import is_in_url, is_valid, may_clone, name_in_url, replace_in_url
 from gitops_hook.sync import checkouts as repository
 from gitops_hook.sync.checkouts import Checkouts, Position, position
 
@@ -94,6 +94,22 @@ def test_the_repository_name_of_a_url(url: str, name: str | None):
 
 
 @pytest.mark.parametrize(
+    ("url", "changed"),
+    [
+        ("https://github.com/acme/site.git", "https://github.com/corp/shop.git"),
+        ("https://github.com/ACME/Site/", "https://github.com/corp/shop/"),
+        ("git@github.com:acme/site.git", "git@github.com:corp/shop.git"),
+        ("/srv/acme/site", "/srv/corp/shop"),
+        ("https://git.example/acme/site/wiki.git", "https://git.example/acme/site/wiki.git"),
+        ("https://git.example/the-acme/site.git", "https://git.example/the-acme/site.git"),
+        ("", ""),
+    ],
+)
+def test_a_repository_is_replaced_at_the_end_of_a_url(url: str, changed: str):
+    assert replace_in_url(url, "acme/site", "corp/shop") == changed
+
+
+@pytest.mark.parametrize(
     ("repository", "patterns", "allowed"),
     [
         ("acme/site", ["acme/*"], True),
@@ -104,6 +120,7 @@ def test_the_repository_name_of_a_url(url: str, name: str | None):
         ("acme-evil/site", ["acme/*"], False),
         ("site", ["acme/*", "*/*"], False),
         ("acme/site", [], False),
+        ("acme/site@staging", ["acme/*", "*/*"], False),
     ],
 )
 def test_clone_patterns(repository: str, patterns: list[str], allowed: bool):

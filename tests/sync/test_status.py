@@ -35,13 +35,14 @@ def test_there_is_a_status_for_each_checkout_and_for_all_that_ran(tmp_path: Path
         journal.record(Delivery("g", "push", 1.0, "acme/new", "refs/heads/main"))
         found = repository_statuses(journal, Checkouts(tmp_path / "root"))
         assert [(status.repository, status.state) for status in found] == [
-            ("acme/gone", "action needed"),
+            ("acme/gone", "missing"),
             ("acme/now", "running"),
             ("acme/new", "queued"),
             ("acme/site", "paused"),
         ]
         gone, _, new, site = found
-        assert (gone.problem, gone.fix, gone.path, gone.confirmed) == ("commit or stash it", "git stash", None, None)
+        assert (gone.fix, gone.path, gone.confirmed) == ("sudo gitops-hook remove acme/gone", None, None)
+        assert "gitops-hook add acme/gone" in gone.problem
         assert (new.pending, new.run, new.commit, new.fix) == (1, None, None, None)
         assert (site.confirmed, site.commit.id, site.history) == (9.0, "a" * 40, [("updated", site.run.started, 9.0)])
         assert repository_statuses(journal, Checkouts(tmp_path / "root"), ["ACME/gone"]) == [gone]

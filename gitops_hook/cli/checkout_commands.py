@@ -1,0 +1,137 @@
+"""The commands that add, rename and remove checkouts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from gitops_hook.cli import clone, forge_commands, render
+from gitops_hook.cli.doctor.finding import quote
+from gitops_hook.cli.follow import accepted_requests, follow
+from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, suggest
+from gitops_hook.cli.parser import Arguments
+from gitops_hook.cli.session import find_checkout, load_settings, open_reader
+from gitops_hook.cli.writer import requesting_user, requests_to_daemon
+from gitops_hook.config import WEBHOOK, Settings
+from gitops_hook.errors import GitopsError
+from gitops_hook.github.client import ApiError
+from gitops_hook.model import History
+from gitops_hook.names import is_valid_checkout, repository_of
+from gitops_hook.sync.checkouts import Checkouts
+
+
+def add(given: Arguments) -> int:
+    """Clone repositories or adopt their checkouts, sync them, and print the settings of the webhook."""
+    settings, user = load_settings(given), requesting_user()
+    own = {name: value for name, value in (("branch", given.branch), ("deploy", given.deploy)) if value is not None}
+    clone.check(given.repository, own)
+    with requests_to_daemon(settings, "gitops-hook add") as post:
+        for name in given.repository:
+            path = clone.create(settings.root, name, given.url or settings.clone_url, own)
+            if not path:
+                path = find_checkout(settings, name).path
+                for setting, value in own.items():
+                    post("/config", {"checkout": name, "name": setting, "value": value, "by": user})
+            print(f"{name} is at {path}")
+        requests = accepted_requests(post("/runs", {"checkouts": given.repository, "trigger": "add", "by": user}))
+        status = follow(open_reader(settings), requests, as_json=False)
+    _print_webhook(settings, given.repository)
+    return status
+
+
+def _print_webhook(settings: Settings, repositories: Sequence[str]) -> None:
+    print(
+        "\nAt GitHub, once per repository or organisation: Settings, Webhooks, Add webhook\n"
+        f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy forwards to {settings.listen}\n"
+        "  Content type  application/json\n"
+        "  Secret        the first line of the secrets file\n"
+        "  Events        just the push event\n"
+        f"Or, with a token: gitops-hook register {' '.join(repositories)} --url https://<this host>"
+    )
+
+
+def rename(given: Arguments) -> int:
+    """Rename a checkout, or all checkouts of a repository, and sync them."""
+    settings, user = load_settings(given), requesting_user()
+    old = _recorded_name(settings, given.repository)
+    new = given.name if "/" in given.name or "/" not in old else f"{old.rpartition('/')[0]}/{given.name}"
+    if not is_valid_checkout(new):
+        raise GitopsError(EX_USAGE, f"`{new}` is not the name of a checkout")
+    names = {old: new}
+    if "@" not in new:
+        for checkout in Checkouts(settings.root).find_all(old):
+            names[checkout.repository] = checkout.repository.replace(old, new, 1)
+    with requests_to_daemon(settings, "gitops-hook rename") as post:
+        for name, target in names.items():
+            path = post("/rename", {"checkout": name, "name": target, "by": user})["path"]
+            if not given.json:
+                print(f"{name} is now {target} at {path}")
+        body = {"checkouts": list(names.values()), "trigger": "manual", "by": user}
+        return follow(open_reader(settings), accepted_requests(post("/runs", body)), as_json=given.json)
+
+
+def remove(given: Arguments) -> int:
+    """Remove a checkout with its history, and with --webhook the repository's webhook at GitHub."""
+    settings, user = load_settings(given), requesting_user()
+    name = _recorded_name(settings, given.repository)
+    hooks = None
+    if given.webhook:
+        _check_webhook_is_unused(settings, name)
+        hooks = forge_commands.open_hooks(given, needs_url=False)[1]
+    with requests_to_daemon(settings, "gitops-hook remove") as post:
+        body = {"checkout": name, "keep_files": given.keep_files, "force": given.force, "by": user}
+        answer = post("/remove", body)
+        print(f"{name} was removed" + (f"; its files stay in {answer['kept']}" if answer["kept"] else ""))
+        if answer["leftover"]:
+            _delete(settings.root, Path(answer["leftover"]))
+        if hooks:
+            target = repository_of(name)
+            try:
+                render.print_registration(hooks.unregister(target), as_json=False, dry_run=False)
+            except ApiError as error:
+                raise GitopsError(EX_UNAVAILABLE, f"{error}; then: gitops-hook unregister {target}") from None
+            post("/forget-ping", {"target": target, "url": hooks.url, "by": user})
+    return 0
+
+
+def _recorded_name(settings: Settings, name: str) -> str:
+    """Return the canonical name of a checkout that exists or has run.
+
+    Raises `GitopsError`, with a similar name as suggestion.
+    """
+    if not is_valid_checkout(name):
+        raise GitopsError(EX_USAGE, f"`{name}` is not the name of a checkout")
+    checkouts = Checkouts(settings.root)
+    if checkouts.find(name):
+        return checkouts.canonical_name(name)
+    recorded = {history.newest.repository.lower(): history.newest.repository for history in _histories(settings)}
+    if name.lower() not in recorded:
+        known = [*checkouts, *recorded.values()]
+        raise GitopsError(EX_NOINPUT, f"there is no checkout of {name} under {settings.root}{suggest(name, known)}")
+    return recorded[name.lower()]
+
+
+def _histories(settings: Settings) -> Sequence[History]:
+    return open_reader(settings).histories() if (settings.state / "journal.db").exists() else ()
+
+
+def _check_webhook_is_unused(settings: Settings, name: str) -> None:
+    """Raise `GitopsError` if another checkout on this host needs the webhook of the repository of `name`."""
+    found = Checkouts(settings.root).find_all(repository_of(name))
+    others = [checkout.repository for checkout in found if checkout.repository.lower() != name.lower()]
+    if others:
+        raise GitopsError(EX_USAGE, f"{', '.join(others)} needs the webhook; repeat without --webhook")
+
+
+def _delete(root: Path, leftover: Path) -> None:
+    """Delete the directory of a removed checkout, and the directory of its owner if that is empty."""
+    try:
+        shutil.rmtree(leftover)
+    except OSError as error:
+        message = f"{error.filename} cannot be deleted ({error.strerror}): sudo rm -r {quote(leftover)}"
+        raise GitopsError(EX_NOPERM, message) from None
+    if leftover.parent != root:
+        with suppress(OSError):
+            leftover.parent.rmdir()

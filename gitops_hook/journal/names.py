@@ -1,0 +1,42 @@
+"""Change the rows of a checkout that was renamed or removed. Each function is one commit."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from gitops_hook.journal.writer import Journal
+from gitops_hook.names import repository_of
+
+#: The tables with a column for the name of a checkout.
+_COLUMNS = (
+    ("deliveries", "repository"),  # before the runs that they refer to
+    ("runs", "repository"),
+    ("commit_statuses", "repository"),
+    ("notices", "repository"),
+    ("fleet_rollouts", "checkout"),
+)
+
+
+def rename_checkout(journal: Journal, old: str, new: str) -> None:
+    """Give every row of the checkout `old` the name `new`, pending deliveries included. Raises `JournalError`."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        for table, column in _COLUMNS:
+            connection.execute(f"UPDATE OR REPLACE {table} SET {column} = ? WHERE {column} = ?", (new, old))
+        # The forge's webhook belongs to the repository, which keeps it under its new name.
+        connection.execute("UPDATE pings SET target = ? WHERE target = ?", (repository_of(new), old))
+
+    journal.write(work)
+
+
+def forget_checkout(journal: Journal, name: str) -> None:
+    """Delete every row of the checkout `name`, and the output of its runs. Raises `JournalError`."""
+
+    def work(connection: sqlite3.Connection) -> list[int]:
+        runs = [run for (run,) in connection.execute("SELECT id FROM runs WHERE repository = ?", (name,))]
+        for table, column in _COLUMNS:
+            connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+        return runs
+
+    for run in journal.write(work):
+        journal.log_path(run).unlink(missing_ok=True)
