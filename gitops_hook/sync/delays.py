@@ -5,18 +5,24 @@ A delay names the triggers that do not cut it short. A person's request cuts eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import takewhile
 from typing import NamedTuple
 
-from gitops_hook.model import Run
+from gitops_hook.errors import JournalError
+from gitops_hook.journal.reader import JournalReader
 from gitops_hook.sync import backoff
 from gitops_hook.sync.executor import Early
 from gitops_hook.sync.loops import LOOP_RUNS
 from gitops_hook.sync.worker import Worker
 
+#: The log line of a run that is delayed after restarts.
+RESTARTS_ADVICE = (
+    "the daemon's shutdown ended the last runs, so the next is delayed; a deploy that restarts the daemon must not wait"
+    " for it: systemctl --no-block restart gitops-hook"
+)
 #: The number of runs to look back for those that the daemon's shutdown ended.
-RESTARTS_COUNTED = 10
+_RESTARTS_COUNTED = 10
 _RESTART_IGNORES = frozenset({"sweep", "recovery"})
 _LOOP_IGNORES = frozenset({"push", "sweep", "recovery"})
 
@@ -47,11 +53,17 @@ def delay_after(worker: Worker, now: float, jitter: Callable[[], float]) -> Dela
     return None
 
 
-def delay_after_restarts(repository: str, runs: Sequence[Run], now: float, jitter: Callable[[], float]) -> Delay | None:
-    """Return the delay at the start of a daemon, or None. `runs` are the newest runs of `repository`, newest first.
+def delay_after_restarts(
+    journal: JournalReader, repository: str, now: float, jitter: Callable[[], float]
+) -> Delay | None:
+    """Return the delay of `repository` at the start of a daemon, or None.
 
     The first run that the daemon's shutdown ended is repeated at once, every further one later than the one before.
     """
+    try:
+        runs = journal.runs(repository, _RESTARTS_COUNTED)
+    except JournalError:
+        return None  # then no run can start either
     count = sum(1 for _ in takewhile(lambda run: run.cause == "shutdown", runs))
     if count < 2:
         return None

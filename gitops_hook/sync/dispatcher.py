@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from gitops_hook.config import Settings
-from gitops_hook.errors import HTTPError, JournalError
+from gitops_hook.errors import HTTPError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Run
 from gitops_hook.sync.checkouts import Checkouts
-from gitops_hook.sync.delays import RESTARTS_COUNTED, Delay, delay_after, delay_after_restarts
+from gitops_hook.sync.delays import RESTARTS_ADVICE, Delay, delay_after, delay_after_restarts
 from gitops_hook.sync.executor import Early, Executor, RunObserver, log_end
 from gitops_hook.sync.holds import is_paused
 from gitops_hook.sync.runner import GRACE, Runner
@@ -214,13 +214,12 @@ class Dispatcher:
 
     @contextmanager
     def excluded(self, repository: str) -> Iterator[None]:
-        """Start no run of `repository` during the block. Raises `HTTPError` (409) if one is in progress.
+        """Start no run of `repository` during the block. Raises `HTTPError` (409) if one lasts another second.
 
         Wake-ups are dropped. What is pending in the journal after the block gets its run then.
         """
         key = repository.lower()
         with self._changed:
-            # The worker of a run that has just ended, such as a cancelled one, is about to go.
             if not self._changed.wait_for(lambda: key not in self._active, 1.0):
                 raise HTTPError(409, f"a run is in progress; to end it: gitops-hook sync --cancel {repository}")
             self._excluded.add(key)
@@ -381,22 +380,14 @@ class Dispatcher:
 
     def _delay_after_restarts(self, repository: str) -> bool:
         """Delay `repository` if the daemon's shutdown ended at least its last two runs, and return whether it did."""
-        try:
-            runs = self._journal.runs(repository, RESTARTS_COUNTED)
-        except JournalError:
-            return False  # then no run can start either
-        delay = delay_after_restarts(repository, runs, self._clock(), self._jitter)
+        delay = delay_after_restarts(self._journal, repository, self._clock(), self._jitter)
         if not delay:
             return False
         with self._changed:
             if not self._stopping and not self._is_known(repository):
                 self._delays[repository.lower()] = delay
                 self._changed.notify_all()
-                log.error(
-                    "the daemon's shutdown ended the last runs, so the next is delayed; a deploy that restarts the"
-                    " daemon must not wait for it: systemctl --no-block restart gitops-hook",
-                    repository=repository,
-                )
+                log.error(RESTARTS_ADVICE, repository=repository)
         return True
 
     def _sweep_one(self, repository: str, done: Callable[[], None]) -> bool:
