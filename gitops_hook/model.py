@@ -55,7 +55,7 @@ class Run(NamedTuple):
     healthy: float | None = None
     #: The number of commits that it deployed; None while that is unknown.
     brought: int | None = None
-    #: Why the daemon ended it, a key of `outcomes.CAUSES`; None if it ended by itself.
+    #: Why the daemon ended it, or why a person must act after it: a key of `outcomes.CAUSES`, or None.
     cause: str | None = None
     #: One command that repairs the problem, or empty. It works when pasted.
     fix: str | None = None

@@ -27,14 +27,21 @@ STATES = {
     "never synced": REST,
     "in sync": GOOD,
 }
-#: Why a run ended that did not end by itself, with the sentence that people read. Code compares the key.
+#: Why a run ended that did not end by itself, or why a person must act after one that did, with the sentence that people
+#: read. Code compares the key.
 CAUSES = {
     "shutdown": "The daemon's shutdown ended this run. The next start repeats it.",
     "killed": "The process that did this run was killed. Its deliveries are pending again.",
     "cancelled": "A person cancelled this run.",
     "limit": "The run exceeded its time limit.",
     "internal": "An internal error ended this run. The daemon's log has the traceback.",
+    "loop": "Does the deploy push to its own repository? The next runs are delayed.",
+    "renamed": "The repository has another name at the forge.",
 }
+#: The causes after which a person must act, although the outcome does not say so.
+_ACTION_CAUSES = ("cancelled", "loop", "renamed")
+#: Those that a person has to be informed of. A person knows what a person cancelled.
+NOTIFIED_CAUSES = ("loop", "renamed")
 #: Shown instead of an outcome while a run has none.
 RUNNING = "running"
 
@@ -101,6 +108,8 @@ OUTCOMES = (
 BY_NAME = {outcome.name: outcome for outcome in OUTCOMES}
 #: The names of the outcomes that confirm "in sync", in the order of the table.
 CONFIRMING = tuple(outcome.name for outcome in OUTCOMES if outcome.confirms)
+#: The names of the outcomes that are retried.
+RETRIED = tuple(outcome.name for outcome in OUTCOMES if outcome.retry)
 #: The outcomes that the script may choose, by its exit status; the first is the default.
 BY_SCRIPT = {
     status: tuple(outcome.name for outcome in OUTCOMES if outcome.by_script and outcome.exit == status)
@@ -112,6 +121,18 @@ _FAILED = BY_NAME["failed"]
 def outcome_of(name: str | None) -> Outcome:
     """Return the row of an outcome. An unknown name, from a later version's journal, is treated as ``failed``."""
     return BY_NAME.get(name or "", _FAILED)
+
+
+def state_after(outcome: str | None, cause: str | None) -> str:
+    """Return the state of a repository after a run with this outcome and cause."""
+    return "action needed" if cause in _ACTION_CAUSES else outcome_of(outcome).state
+
+
+def reason_to_notify(outcome: str | None, cause: str | None) -> str | None:
+    """Return why a person must be informed of a run: its cause or its outcome, or None if all is well."""
+    if cause in NOTIFIED_CAUSES:
+        return cause
+    return None if outcome_of(outcome).confirms else outcome
 
 
 def severity_of(word: str | None) -> str:

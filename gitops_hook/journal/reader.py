@@ -20,7 +20,7 @@ from typing import Any, cast
 from gitops_hook.errors import JournalError, JournalTooNew
 from gitops_hook.journal.schema import STEPS
 from gitops_hook.model import Commit, CommitStatus, Delivery, History, HookPing, NoticeState, Run, Served, Streak
-from gitops_hook.outcomes import CONFIRMING, GOOD, OUTCOMES, REST
+from gitops_hook.outcomes import CONFIRMING, GOOD, NOTIFIED_CAUSES, OUTCOMES, REST
 
 #: The time to wait, in milliseconds, for another process that has the file locked, such as the sqlite3 shell.
 BUSY_MS = 5000
@@ -148,7 +148,8 @@ class JournalReader:
         ended = "repository = ? AND outcome IS NOT NULL"
         is_related = f"(cause IS NULL OR cause NOT IN ({_quoted(unrelated)}))"
         related = f"{ended} AND outcome NOT IN ({_quoted(resting)}) AND {is_related}"
-        is_waiting, confirms = f"outcome IN ({_quoted(waiting)})", f"outcome IN ({_quoted(CONFIRMING)})"
+        is_waiting = f"outcome IN ({_quoted(waiting)})"
+        is_fine = f"outcome IN ({_quoted(CONFIRMING)}) AND (cause IS NULL OR cause NOT IN ({_quoted(NOTIFIED_CAUSES)}))"
         with self._reading() as connection:
             connection.execute("BEGIN")
 
@@ -166,7 +167,7 @@ class JournalReader:
             if not last or last.outcome in resting or not run:
                 return None
             settled = newest(f"{related} AND NOT {is_waiting}")
-            confirmed = newest(f"{related} AND {confirms}")
+            confirmed = newest(f"{related} AND {is_fine}")
             return Streak(run, first_end_after(settled), settled, first_end_after(confirmed))
 
     def log_path(self, run: int | str) -> Path:

@@ -28,7 +28,7 @@ from gitops_hook.journal.database import Database
 from gitops_hook.journal.reader import RUN_COLUMNS, JournalReader, is_damage, select_deliveries
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Commit, CommitStatus, Delivery, HookPing, NoticeState, Run
-from gitops_hook.outcomes import CAUSES, outcome_of
+from gitops_hook.outcomes import CAUSES, RETRIED, outcome_of
 
 T = TypeVar("T")
 #: How long rows are kept, in seconds, and their maximum number: a quarter of a year, and tens of megabytes.
@@ -150,9 +150,17 @@ class Journal(JournalReader):
         return self._call(change)
 
     def settle_claimed(self, repository: str) -> bool:
-        """Settle the deliveries of `repository` that a run has claimed. Return True if others are pending."""
+        """Settle the deliveries of `repository` that a run has claimed, because a person cancelled its retries.
+
+        Return True if others are pending.
+        """
 
         def change(connection: sqlite3.Connection) -> bool:
+            connection.execute(
+                "UPDATE runs SET cause = 'cancelled' WHERE id = (SELECT max(id) FROM runs WHERE repository = ?)"
+                f" AND outcome IN ({', '.join('?' * len(RETRIED))})",
+                (repository, *RETRIED),
+            )
             connection.execute(
                 "UPDATE deliveries SET pending = 0 WHERE repository = ? AND pending AND run IS NOT NULL", (repository,)
             )

@@ -28,7 +28,7 @@ from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Claim, NoticeState, Run, Streak
-from gitops_hook.outcomes import OUTCOMES, REST, WAIT, outcome_of
+from gitops_hook.outcomes import OUTCOMES, REST, WAIT, reason_to_notify
 from gitops_hook.sync.backoff import Backoff
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.run_log import last_lines
@@ -62,6 +62,7 @@ class Notice(NamedTuple):
 
     kind: str
     repository: str
+    #: The outcome of the run, or its cause (`outcomes.NOTIFIED_CAUSES`).
     outcome: str
     #: The outcome of the previous notice, or None.
     previous: str | None
@@ -77,13 +78,14 @@ def find_notice(streak: Streak | None, sent: NoticeState | None, now: float) -> 
         return None
     assert run.outcome and run.ended
     previous = sent.outcome if sent else None
-    if outcome_of(run.outcome).confirms:
+    reason = reason_to_notify(run.outcome, run.cause)
+    if not reason:
         return Notice("well", run.repository, run.outcome, previous, sent.since, run) if sent else None
     if not sent:
-        return Notice("failing", run.repository, run.outcome, None, streak.failing_since or run.ended, run)
-    if sent.outcome != run.outcome:
-        return Notice("changed", run.repository, run.outcome, previous, sent.since, run)
-    return Notice("still", run.repository, run.outcome, previous, sent.since, run) if now - sent.at >= REPEAT else None
+        return Notice("failing", run.repository, reason, None, streak.failing_since or run.ended, run)
+    if sent.outcome != reason:
+        return Notice("changed", run.repository, reason, previous, sent.since, run)
+    return Notice("still", run.repository, reason, previous, sent.since, run) if now - sent.at >= REPEAT else None
 
 
 def _decisive_run(streak: Streak | None) -> Run | None:
@@ -149,7 +151,7 @@ class Notifier:
 
     def ended(self, run: Run, claim: Claim, task: Task) -> None:
         """Examine the repository of a run, unless it worked before and after."""
-        if not outcome_of(run.outcome).confirms or run.repository.lower() in self._failing:
+        if reason_to_notify(run.outcome, run.cause) or run.repository.lower() in self._failing:
             self._requests.put(run.repository)
 
     def look(self) -> None:
@@ -210,7 +212,7 @@ class Notifier:
         newest = {past.newest.repository.lower(): past.newest for past in self._journal.histories(length=1)}
         for key in sent.keys() - newest.keys():
             self._journal.forget_notice(key)
-        return [run.repository for key, run in newest.items() if not outcome_of(run.outcome).confirms or key in sent]
+        return [run.repository for key, run in newest.items() if reason_to_notify(run.outcome, run.cause) or key in sent]
 
     def _send(self, notice: Notice) -> bool:
         """Run the command and record the notice; return True if the command succeeded."""

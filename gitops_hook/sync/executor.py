@@ -172,7 +172,7 @@ class Executor:
         run = claim.run._replace(ended=self._journal.now(), **result._asdict())
         loop = self._loops.count(run, claim)
         if loop:
-            run = run._replace(message=_describe_loop(run, loop))
+            run = run._replace(message=_describe_loop(run, loop), cause=run.cause or "loop")
         ended = Ended(run, claim, cancelled or settles(run.outcome), early, loop)
         well = severity_of(run.outcome) in (GOOD, REST)
         if not well:
@@ -238,8 +238,7 @@ def _never_shown(claim: Claim) -> str:
 
 def _describe_loop(run: Run, loop: int) -> str:
     description = (
-        f"Run {loop} in a row that brought a commit which was pushed during the previous run."
-        " Does the deploy push to its own repository? The next runs are delayed."
+        f"Run {loop} in a row that brought a commit which was pushed during the previous run. {CAUSES['loop']}"
     )
     return f"{run.message} {description}" if run.message else description
 

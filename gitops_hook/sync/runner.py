@@ -87,7 +87,7 @@ class Result(NamedTuple):
     fetched: float | None = None
     deployed: float | None = None
     healthy: float | None = None
-    #: Why it did not end by itself, a key of `outcomes.CAUSES`.
+    #: Why it did not end by itself, or why a person must act after it: a key of `outcomes.CAUSES`.
     cause: str | None = None
     #: One command that repairs the problem, or empty.
     fix: str = ""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Commit, History, Run
-from gitops_hook.outcomes import RUNNING, STATES, outcome_of
+from gitops_hook.outcomes import RUNNING, STATES, outcome_of, state_after
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.holds import Hold, hold_in_force
 from gitops_hook.sync.settings import SETTINGS
@@ -104,9 +104,10 @@ def _state(run: Run | None, pending: int, hold: Hold | None) -> str:
         return hold.state
     if not run:
         return "queued" if pending else "never synced"
-    state = outcome_of(run.outcome).state
-    # A run that settles nothing leaves its deliveries pending; its own state says more.
-    return "queued" if pending and state not in ("waiting to retry", "rolled back") else state
+    state = state_after(run.outcome, run.cause)
+    # The deliveries of a run that is retried stay pending, and so do those that a loop delays: its own state says more.
+    is_delayed = run.cause == "loop" or (outcome_of(run.outcome).retry and run.cause != "cancelled")
+    return "queued" if pending and not is_delayed and state != "rolled back" else state
 
 
 class InForce(NamedTuple):

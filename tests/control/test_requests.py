@@ -114,6 +114,7 @@ def test_cancel_gives_up_a_run_that_waits_to_be_retried(start_daemon, script):
     until(lambda: runs(daemon) == [("push", "unreachable", None)])
     assert ask(daemon, "/cancel", checkouts=["acme/site"]) == (200, {"runs": []})
     assert daemon.query("SELECT pending FROM deliveries") == [(0,)]
+    assert runs(daemon) == [("push", "unreachable", "cancelled")]
 
 
 def test_pause_resume_and_config_write_the_checkout_s_own_settings(start_daemon, script):

@@ -98,6 +98,14 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 class TestWhichNotice:
+    def test_a_loop_and_a_new_name_are_reported_although_the_outcome_is_good(self, desk: Desk):
+        for cause in (None, "loop", "loop", "renamed", None):
+            desk.run("updated", cause=cause, message="why")
+            desk.notices.run_once()
+        assert [fact["notice"] for fact in desk.facts()] == ["failing", "changed", "well"]
+        assert [fact["outcome"] for fact in desk.facts()] == ["loop", "renamed", "updated"]
+        assert desk.facts()[0]["since"] == desk.facts()[1]["since"]
+
     @pytest.mark.parametrize(
         ("ends", "known", "kind"),
         [

@@ -312,6 +312,7 @@ class TestLoops:
         messages = [run.message for run in stage.runs()]
         assert messages[:4] == [""] * 4
         assert messages[4] and "push to its own repository" in messages[4]
+        assert stage.runs()[4].cause == "loop"
         assert stage.journal.pending() == ["acme/site"]
 
     def test_a_push_does_not_cut_the_delay_short_but_a_person_does(self, stage: Stage):

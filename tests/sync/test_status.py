@@ -52,20 +52,24 @@ def test_there_is_a_status_for_each_checkout_and_for_all_that_ran(tmp_path: Path
 
 @pytest.mark.parametrize("pending", [True, False])
 @pytest.mark.parametrize(
-    ("outcome", "state", "with_pending"),
+    ("outcome", "cause", "state", "with_pending"),
     [
-        ("unreachable", "waiting to retry", "waiting to retry"),
-        ("interrupted", "waiting to retry", "waiting to retry"),
-        ("rolled-back", "rolled back", "rolled back"),
-        ("dirty", "action needed", "queued"),
-        ("updated", "in sync", "queued"),
+        ("unreachable", None, "waiting to retry", "waiting to retry"),
+        ("no-access", None, "action needed", "action needed"),
+        ("interrupted", "shutdown", "waiting to retry", "waiting to retry"),
+        ("interrupted", "cancelled", "action needed", "queued"),
+        ("unreachable", "cancelled", "action needed", "queued"),
+        ("rolled-back", None, "rolled back", "rolled back"),
+        ("dirty", None, "action needed", "queued"),
+        ("updated", None, "in sync", "queued"),
+        ("updated", "loop", "action needed", "action needed"),
     ],
 )
-def test_the_state_follows_from_the_newest_run(tmp_path: Path, outcome, state, with_pending, pending):
+def test_the_state_follows_from_the_newest_run(tmp_path: Path, outcome, cause, state, with_pending, pending):
     with closing(Journal(tmp_path / "state")) as journal:
         claim = journal.start("acme/site", "sweep")
         assert claim
-        journal.finish(claim.run._replace(ended=9.0, outcome=outcome), settled=False)
+        journal.finish(claim.run._replace(ended=9.0, outcome=outcome, cause=cause), settled=False)
         if pending:
             journal.record(Delivery("g", "push", 1.0, "acme/site", "refs/heads/main"))
         (status,) = repository_statuses(journal, Checkouts(tmp_path))
