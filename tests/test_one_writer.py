@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from harness import SECRET, SOURCE, until
 from scratch import Upstream, git
+from unix_client import UnixConnection
 
 from gitops_hook.lock import DAEMON, Holder, StateLock, holder
 
@@ -148,12 +150,72 @@ def test_a_killed_command_leaves_the_run_to_the_temporary_daemon(tmp_path: Path,
     assert query(tmp_path, "SELECT outcome FROM runs") == [("updated",)]
 
 
+def test_a_command_repeats_its_request_if_the_temporary_daemon_is_killed(tmp_path: Path, site: Path):
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/bash\n[[ ! -e {tmp_path}/began ]] || exit 0\ntouch {tmp_path}/began; exec sleep 60\n")
+    script.chmod(0o755)
+    process = command(tmp_path, "sync", "acme/site", GITOPS_SYNC_SCRIPT=str(script))
+    until((tmp_path / "began").exists)
+    found = holder(tmp_path / "state")
+    assert found
+    os.kill(found.pid, signal.SIGKILL)
+    status, _, err = result_of(process)
+    assert status == 0, err
+    assert query(tmp_path, "SELECT outcome, cause FROM runs") == [("interrupted", "killed"), ("updated", None)]
+    assert query(tmp_path, "SELECT DISTINCT run, pending FROM deliveries") == [(2, 0)]
+
+
+def test_a_request_during_the_stop_is_rejected_and_can_be_repeated(start_daemon, script):
+    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script("exit 0"))
+    with closing(UnixConnection(daemon.state / "control.sock")) as connection:
+        connection.putrequest("POST", "/runs")
+        connection.putheader("Content-Length", "13")
+        connection.endheaders(b'{"all":')
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for("stopping")
+        connection.send(b" true}")
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["stopping"]) == (503, True)
+    assert daemon.wait() == 0
+    assert daemon.query("SELECT count(*) FROM deliveries") == [(0,)]
+
+
+def test_a_command_repeats_a_request_that_a_stopping_daemon_rejected(tmp_path: Path, site: Path, start_daemon, script):
+    lock = StateLock(tmp_path / "state", DAEMON)
+    lock.acquire()
+    stopping = socket.create_server(str(tmp_path / "stopping"), family=socket.AF_UNIX)
+    lock.describe(str(tmp_path / "stopping"))
+    process = command(tmp_path, "sync", "acme/site", GITOPS_SYNC_SCRIPT=script("exit 0"))
+    with stopping, stopping.accept()[0] as connection:
+        lock.release()
+        daemon = start_daemon(GITOPS_SYNC_SCRIPT=script("exit 0"))
+        body = b'{"reason": "the daemon is stopping", "stopping": true}'
+        connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        assert result_of(process)[0] == 0
+    assert ("manual", "updated") in daemon.query("SELECT trigger, outcome FROM runs")
+
+
+def open_when_stopped(folder: Path) -> None:
+    """Open the gate of a run when the temporary daemon no longer accepts requests."""
+
+    def is_stopped() -> bool:
+        try:
+            with closing(UnixConnection(folder / "state/control.sock")) as connection:
+                connection.connect()
+        except OSError:
+            return True
+        return False
+
+    until(is_stopped, timeout=60)
+    (folder / "gate").write_text("\n")
+
+
 def test_a_daemon_that_starts_waits_for_the_temporary_one(tmp_path: Path, site: Path, start_daemon, script):
     os.mkfifo(tmp_path / "gate")
     gated = script('touch "$GITOPS_ROOT/../began"; read -r _ < "$GITOPS_ROOT/../gate"')
     process = command(tmp_path, "sync", "acme/site", GITOPS_SYNC_SCRIPT=gated)
     until((tmp_path / "began").exists)
-    threading.Timer(2.5, lambda: (tmp_path / "gate").write_text("\n")).start()
+    threading.Thread(target=open_when_stopped, args=(tmp_path,)).start()
     daemon = start_daemon(GITOPS_SYNC_SCRIPT=script("exit 0"))
     assert "waiting for a command to end" in daemon.log
     assert daemon.query("SELECT outcome FROM runs ORDER BY id LIMIT 1") == [("updated",)]

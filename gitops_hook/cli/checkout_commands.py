@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gitops_hook.cli import clone, forge_commands, render
 from gitops_hook.cli.doctor.finding import quote
-from gitops_hook.cli.follow import accepted_requests, follow
+from gitops_hook.cli.follow import follow
 from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, suggest
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings, open_reader
@@ -35,8 +35,8 @@ def add(given: Arguments) -> int:
                 for setting, value in own.items():
                     post("/config", {"checkout": name, "name": setting, "value": value, "by": user})
             print(f"{name} is at {path}")
-        requests = accepted_requests(post("/runs", {"checkouts": given.repository, "trigger": "add", "by": user}))
-        status = follow(open_reader(settings), requests, as_json=False)
+        answer = post("/runs", {"checkouts": given.repository, "trigger": "add", "by": user})
+        status = follow(settings, post, answer, as_json=False)
     _print_webhook(settings, given.repository)
     return status
 
@@ -47,7 +47,7 @@ def _print_webhook(settings: Settings, repositories: Sequence[str]) -> None:
         f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy forwards to {settings.listen}\n"
         "  Content type  application/json\n"
         "  Secret        the first line of the secrets file\n"
-        "  Events        just the push event\n"
+        "  Events        pushes, and repositories (to notice a new name)\n"
         f"Or, with a token: gitops-hook register {' '.join(repositories)} --url https://<this host>"
     )
 
@@ -69,7 +69,7 @@ def rename(given: Arguments) -> int:
             if not given.json:
                 print(f"{name} is now {target} at {path}")
         body = {"checkouts": list(names.values()), "trigger": "manual", "by": user}
-        return follow(open_reader(settings), accepted_requests(post("/runs", body)), as_json=given.json)
+        return follow(settings, post, post("/runs", body), as_json=given.json)
 
 
 def remove(given: Arguments) -> int:

@@ -7,6 +7,7 @@ Rules:
 2. On a terminal, one line shows the progress, and disappears at the end.
 3. A failed run is printed with its message, the last lines of its output, and the command that prints all of it.
 4. An interrupt ends the following, not the runs.
+5. If the process that performs the runs has disappeared, the requests are repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from typing import Any, NamedTuple
 
 from gitops_hook.cli import render
 from gitops_hook.cli.messages import clear_progress, print_error
+from gitops_hook.cli.session import open_reader
+from gitops_hook.cli.writer import Post, requesting_user
+from gitops_hook.config import Settings
 from gitops_hook.journal.reader import JournalReader
+from gitops_hook.lock import holder
 from gitops_hook.model import Run
 from gitops_hook.outcomes import BAD, BY_NAME, outcome_of, severity_of
 from gitops_hook.sync.run_log import last_lines
@@ -28,6 +33,8 @@ from gitops_hook.text import escape, span
 
 #: Seconds between two queries of the journal.
 _POLL = 0.1
+#: Seconds between two looks whether a process performs the runs.
+_REPEAT = 1.0
 #: The number of requests to query at once. Runs start in the order of the requests, so the first ones suffice.
 _WINDOW = 50
 #: The exit status of a request that was cancelled before it had a run.
@@ -46,13 +53,23 @@ def accepted_requests(answer: Mapping[str, Any]) -> list[Request]:
     return [Request(row["checkout"], row["delivery"]) for row in answer["requests"]]
 
 
-def follow(journal: JournalReader, requests: Sequence[Request], *, as_json: bool) -> int:
-    """Wait for the runs of `requests`, print them, and return the exit status of the worst outcome."""
+def follow(settings: Settings, post: Post, answer: Mapping[str, Any], *, as_json: bool) -> int:
+    """Wait for the runs of the requests in `answer`, print them, and return the exit status of the worst outcome.
+
+    `post` repeats the requests if no process performs them any more.
+    """
+    journal, requests = open_reader(settings), accepted_requests(answer)
     following = _Following(journal, requests)
+    due = time.monotonic() + _REPEAT
     try:
         while following.pending:
             following.update()
             following.show()
+            if following.pending and time.monotonic() > due:
+                if not holder(settings.state):  # the run of the new request claims the first one too
+                    checkouts = [request.checkout for request in following.pending]
+                    post("/runs", {"checkouts": checkouts, "trigger": "manual", "by": requesting_user()})
+                due = time.monotonic() + _REPEAT
             if following.pending:
                 time.sleep(_POLL)
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gitops_hook.cli import deliver, forge_commands, render
-from gitops_hook.cli.follow import accepted_requests, follow
+from gitops_hook.cli.follow import follow
 from gitops_hook.cli.messages import EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import become_owner, canonical_name, find_checkout, load_settings, open_reader
@@ -48,8 +48,7 @@ def _known_names(settings: Settings, names: Sequence[str]) -> list[str]:
 def _run(settings: Settings, what: str, path: str, body: Mapping[str, Any], *, as_json: bool) -> int:
     """Request runs, follow them to their ends, and return the exit status of the worst outcome."""
     with requests_to_daemon(settings, what) as post:
-        requests = accepted_requests(post(path, body))
-        return follow(open_reader(settings), requests, as_json=as_json)
+        return follow(settings, post, post(path, body), as_json=as_json)
 
 
 def _cancel(settings: Settings, names: Sequence[str], user: str) -> int:

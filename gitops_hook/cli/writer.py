@@ -4,7 +4,8 @@ Rules:
 
 1. That process is the daemon. If no daemon is running, `gitops_hook.local` starts a temporary one, which needs the
    permissions of the caller to become the service's user. After that, the command itself becomes that user.
-2. A request that was not accepted is repeated for a while, because the daemon may be restarting.
+2. A request that was not accepted is repeated for a while, because the daemon may be restarting. If it does not return,
+   the command starts a temporary daemon.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pwd
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gitops_hook.cli.messages import EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE
@@ -31,6 +32,8 @@ Post = Callable[[str, Mapping[str, object]], Mapping[str, Any]]
 #: Seconds to repeat a request that was not accepted, and between two attempts.
 _PATIENCE = 30.0
 _INTERVAL = 0.2
+#: Seconds in which a daemon that restarts is expected to take the lock again.
+_RESTART = 2.0
 #: The exit statuses for rejected requests, by HTTP status.
 _STATUSES = {400: EX_USAGE, 403: EX_NOPERM, 404: EX_NOINPUT, 409: EX_DATAERR}
 
@@ -55,29 +58,42 @@ def requests_to_daemon(settings: Settings, what: str) -> Iterator[Post]:
         warnings.append(message)
         print(f"gitops-hook: {message}", file=sys.stderr)
 
-    with performer(settings, what, warn) as socket:
+    with ExitStack() as stack:
+        socket = stack.enter_context(performer(settings, what, warn))
         found = holder(settings.state)
         if found and found.what != DAEMON and not warnings:
             warn(f"no daemon is running; {found.what} (process {found.pid}) performs the runs")
         become_owner(settings)
-        yield lambda path, body: _post(settings, socket, path, body)
+
+        def post(path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
+            nonlocal socket
+            began = time.monotonic()
+            while True:
+                answer = _try_to_post(socket, path, body)
+                if answer is not None:
+                    return answer
+                time.sleep(_INTERVAL)
+                waited, found = time.monotonic() - began, holder(settings.state)
+                if found and found.socket:
+                    socket = found.socket
+                elif not found and waited > _RESTART:
+                    socket = stack.enter_context(performer(settings, what, warn))
+                if waited > _PATIENCE:
+                    raise GitopsError(EX_UNAVAILABLE, f"no daemon accepts requests at {socket}")
+
+        yield post
 
 
-def _post(settings: Settings, socket: str, path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            status, answer = client.post(socket, path, body)
-        except client.NotAccepted as error:
-            if time.monotonic() > deadline:
-                raise GitopsError(EX_UNAVAILABLE, f"no daemon accepts requests at {socket}: {error.strerror}") from None
-            time.sleep(_INTERVAL)
-            found = holder(settings.state)
-            socket = found.socket if found and found.socket else socket
-        except OSError as error:
-            raise GitopsError(EX_UNAVAILABLE, f"control socket: {error}") from None
-        else:
-            break
+def _try_to_post(socket: str, path: str, body: Mapping[str, object]) -> Mapping[str, Any] | None:
+    """Send a request once. Return the answer, or None if the request was not accepted and can be repeated."""
+    try:
+        status, answer = client.post(socket, path, body)
+    except client.NotAccepted:
+        return None
+    except OSError as error:
+        raise GitopsError(EX_UNAVAILABLE, f"control socket: {error}") from None
     if 200 <= status < 300:
         return answer
+    if answer.get("stopping") is True:
+        return None
     raise GitopsError(_STATUSES.get(status, EX_UNAVAILABLE), str(answer.get("reason") or f"status {status}"))

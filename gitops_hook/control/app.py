@@ -5,7 +5,8 @@ Rules:
 1. Only root and the user of this process may send requests. The kernel identifies the peer (SO_PEERCRED).
 2. A request for runs is in the journal before it is acknowledged, like a push, so it survives a kill. The response
    names the delivery of each checkout. The command follows by reading the journal.
-3. Every request is a JSON object, and every response too. An error response has a ``reason``.
+3. Every request is a JSON object, and every response too. An error response has a ``reason``, and ``stopping`` is true
+   if the process is ending: nothing was stored, and the next process accepts the request.
 
 =================  ===============================================================  ============================
 path               request                                                          response
@@ -95,7 +96,7 @@ class ControlApp:
         try:
             status, answer = self._handle(environ)
         except HTTPError as error:
-            status, answer = error.status, {"reason": error.reason}
+            status, answer = error.status, {"reason": error.reason, "stopping": self._dispatcher.stopping}
         except JournalError as error:
             status, answer = HTTPStatus.SERVICE_UNAVAILABLE, {"reason": str(error)}
         body = json.dumps(answer).encode() + b"\n"

@@ -13,6 +13,7 @@ _COLUMNS = (
     ("runs", "repository"),
     ("commit_statuses", "repository"),
     ("notices", "repository"),
+    ("renames", "repository"),
     ("fleet_rollouts", "checkout"),
 )
 
