@@ -69,6 +69,8 @@ class Claim(NamedTuple):
 
     run: Run
     served: tuple[Delivery, ...] = ()
+    #: The name that the forge has given to the repository since, as a webhook said, or empty.
+    renamed: str = ""
 
     @property
     def deliveries(self) -> int:

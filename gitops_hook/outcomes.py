@@ -40,6 +40,8 @@ CAUSES = {
 }
 #: The causes after which a person must act, although the outcome does not say so.
 _ACTION_CAUSES = ("cancelled", "loop", "renamed")
+#: Those that the script may report.
+SCRIPT_CAUSES = ("renamed",)
 #: Those that a person has to be informed of. A person knows what a person cancelled.
 NOTIFIED_CAUSES = ("loop", "renamed")
 #: Shown instead of an outcome while a run has none.

@@ -88,6 +88,7 @@ before=''                         # HEAD's commit when the run began
 answer=''                         # standard output of the last command that talked to the remote
 remote_messages='' remote_error='' # its error output, and the line of it that gives the reason
 remote_seconds=0                  # the time that such commands have taken
+renamed=${GITOPS_RENAMED:-}       # owner/name, if the forge calls the repository so now
 remote_default=''                 # the default branch that the remote named
 declare -A remote_tip=()          # the commit of each branch that the remote named
 
@@ -101,6 +102,7 @@ filtered_paths=()                 # files that only git's filters changed
 removed_submodules=()             # paths of submodules that the run removed
 notes=''                          # additions to the message, each starting with "; "
 repaired=${GITOPS_REPAIRED:-}     # the repair that started this run, as a sentence
+cause=''                          # "renamed" if a person must act although the run succeeded
 steps=()                          # finished steps and their times, alternating
 
 # ------------------------------------------------------------------------------------------------------------- parts
@@ -203,10 +205,15 @@ end_updated() {
 
 # conclude OUTCOME MESSAGE [FIX]: end a run that is at the remote's commit. If the remote does not show the announced
 # commit, the webhook was faster than the remote's replica, or a force push has replaced the commit: the daemon retries.
+# Sets: cause.
 conclude() {
     if [[ $held ]]; then finish held "$2; the remote is at ${previous_tip:0:10}, which no roll-out has approved here"; fi
     if is_early; then
         finish early "$2; ${announced_commit:0:10} was announced and is not at $origin yet; tried again later"
+    fi
+    if is_renamed; then
+        cause=renamed
+        finish "$1" "$2; the forge calls the repository $renamed now" "$(rename_fix)"
     fi
     finish "$@"
 }

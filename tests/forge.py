@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 from scratch import GIT_ENV
 
@@ -21,12 +22,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, moved: Mapping[str, str], *arguments: object) -> None:
         self.folder = folder
+        self.moved = moved
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
+        for old, new in self.moved.items():
+            if path.startswith(f"/{old}"):
+                self.send_response(301)
+                self.send_header("Location", f"/{new}{self.path[len(old) + 1 :]}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
         length = int(self.headers.get("Content-Length", 0))
         done = subprocess.run(
             ["git", "http-backend"],
@@ -61,9 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Serve the bare repositories below `folder` inside the block, and yield the base URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, folder))
+def served(folder: Path, moved: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """Serve the bare repositories below `folder` inside the block, and yield the base URL.
+
+    The URLs of the repositories in `moved` redirect to those of their new names.
+    """
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, folder, moved))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -136,8 +136,7 @@ class JournalMachine(OnDisk):
             return row.run is not None and row.repository.lower() == repository.lower()
 
         self.mark(was_tried, pending=False)
-        left = any(row.pending and row.repository.lower() == repository.lower() for row in self.deliveries)
-        assert self.journal.settle_claimed(repository) is left
+        self.journal.settle_claimed(repository)
 
     @rule(days=st.sampled_from([1, 50]))
     def prune(self, days: int) -> None:

@@ -29,6 +29,8 @@ from gitops_hook.model import HookPing
 from gitops_hook.secrets import fingerprint
 from gitops_hook.text import printable
 
+#: The events of a webhook: pushes, and new names of the repository.
+EVENTS = ["push", "repository"]
 #: Seconds between reads of the journal for a ping.
 _POLL = 0.2
 #: Seconds for which a recorded ping proves that a hook works. A repeated command does not ping a thousand hooks twice.
@@ -179,7 +181,7 @@ class Hooks:
 
     def _wanted(self) -> dict[str, object]:
         config = {"url": self.url, "content_type": "json", "secret": self._secret.decode(), "insecure_ssl": "0"}
-        return {"active": True, "events": ["push"], "config": config}
+        return {"active": True, "events": EVENTS, "config": config}
 
     def _write(self, method: str, path: str, body: object) -> dict[str, Any]:
         value = self.client.call(method, path, body).value
@@ -278,7 +280,7 @@ def _find_problems(hook: dict[str, Any], url: str) -> tuple[str, ...]:
         "content_type": config.get("content_type") == "json",
         "insecure_ssl": str(config.get("insecure_ssl", "0")) == "0",
         "secret": bool(config.get("secret")),
-        "events": hook.get("events") == ["push"],
+        "events": isinstance(hook.get("events"), list) and sorted(map(str, hook["events"])) == EVENTS,
         "active": hook.get("active") is True,
     }
     return tuple(name for name, right in checks.items() if not right)

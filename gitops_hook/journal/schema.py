@@ -140,4 +140,10 @@ STEPS = (
         guid TEXT NOT NULL  -- the delivery that deploys it
     );
     """,
+    """
+    CREATE TABLE renames (  -- checkouts whose repository was renamed or transferred at the forge, as a webhook said
+        repository TEXT PRIMARY KEY COLLATE NOCASE,
+        name TEXT NOT NULL  -- the new owner/name
+    );
+    """,
 )

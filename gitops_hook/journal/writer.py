@@ -84,6 +84,16 @@ class Journal(JournalReader):
         """Store accepted deliveries as pending, all in one commit."""
         self._submit(deliveries).result()
 
+    def record_rename(self, name: str, *deliveries: Delivery) -> None:
+        """Store that the repository of these deliveries' checkouts is called `name` now, and the deliveries as pending."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            renames = [(delivery.repository, name) for delivery in deliveries]
+            connection.executemany("INSERT OR REPLACE INTO renames (repository, name) VALUES (?, ?)", renames)
+            _insert(connection, list(deliveries))
+
+        self._call(change)
+
     def start(self, repository: str, trigger: str, *, if_pending: bool = False) -> Claim | None:
         """Start a run that claims every pending delivery of `repository`.
 
@@ -106,7 +116,9 @@ class Journal(JournalReader):
             assert run is not None
             self._database.newest_run = run
             connection.execute(f"UPDATE deliveries SET run = ? WHERE {claimable}", (run, repository))
-            return Claim(Run(run, repository, trigger, started), tuple(served))
+            sql = "SELECT name FROM renames WHERE repository = ?"
+            ((renamed,),) = connection.execute(sql, (repository,)).fetchall() or [("",)]
+            return Claim(Run(run, repository, trigger, started), tuple(served), renamed)
 
         return self._call(change)
 
@@ -149,24 +161,16 @@ class Journal(JournalReader):
 
         return self._call(change)
 
-    def settle_claimed(self, repository: str) -> bool:
-        """Settle the deliveries of `repository` that a run has claimed, because a person cancelled its retries.
+    def settle_claimed(self, repository: str) -> None:
+        """Settle the deliveries of `repository` that a run has claimed, because a person cancelled its retries."""
+        newest = f"id = (SELECT max(id) FROM runs WHERE repository = ?) AND outcome IN ({', '.join('?' * len(RETRIED))})"
 
-        Return True if others are pending.
-        """
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(f"UPDATE runs SET cause = 'cancelled' WHERE {newest}", (repository, *RETRIED))
+            claimed = "repository = ? AND pending AND run IS NOT NULL"
+            connection.execute(f"UPDATE deliveries SET pending = 0 WHERE {claimed}", (repository,))
 
-        def change(connection: sqlite3.Connection) -> bool:
-            connection.execute(
-                "UPDATE runs SET cause = 'cancelled' WHERE id = (SELECT max(id) FROM runs WHERE repository = ?)"
-                f" AND outcome IN ({', '.join('?' * len(RETRIED))})",
-                (repository, *RETRIED),
-            )
-            connection.execute(
-                "UPDATE deliveries SET pending = 0 WHERE repository = ? AND pending AND run IS NOT NULL", (repository,)
-            )
-            return bool(select_deliveries(connection, "repository = ? AND pending LIMIT 1", repository))
-
-        return self._call(change)
+        self._call(change)
 
     def save_commits(self, run: int, commits: Sequence[Commit], brought: int) -> None:
         """Store the commits of a run, newest first, and their total number `brought`."""

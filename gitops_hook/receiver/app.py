@@ -25,7 +25,7 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Delivery, HookPing
 from gitops_hook.names import may_clone
-from gitops_hook.receiver.events import Event, Ignored, Ping, Push, parse_event
+from gitops_hook.receiver.events import Event, Ignored, Ping, Push, Renamed, parse_event
 from gitops_hook.receiver.forges import Forge, claimed_forge
 from gitops_hook.receiver.large import parse_in_child
 from gitops_hook.receiver.payload import RefChange
@@ -62,6 +62,7 @@ IGNORED = ("ping", "event", "name", "ref", "checkout", "deleted", "branch", "not
 #: Every result of a request with the class of its reason: the labels of the metric.
 RESULTS = (
     ("accepted", "push"),
+    ("accepted", "rename"),
     *(("ignored", reason) for reason in IGNORED),
     *(("refused", reason) for reason in _REJECTIONS.values()),
     *(("failed", reason) for reason in ("journal", "checkouts", "fault")),
@@ -246,6 +247,8 @@ class WebhookApp:
         """Record a push that concerns this host. Return the response to any event."""
         if isinstance(event, Ping):
             return Response(200, "pong", event.repository, guid, result=("ignored", "ping"))
+        if isinstance(event, Renamed):
+            return self._record_rename(event, guid)
         changes = self._tracked_changes(event) if isinstance(event, Push) else event
         is_relevant = not isinstance(changes, Ignored) or changes.kind in _RELEVANT_ELSEWHERE
         if self._fleet and isinstance(event, Push) and is_relevant:
@@ -258,6 +261,18 @@ class WebhookApp:
             self._notify(name)
         commit = next(iter(changes.values())).after or None
         return Response(202, "queued", event.repository, guid, result=("accepted", "push"), commit=commit)
+
+    def _record_rename(self, event: Renamed, guid: str | None) -> Response:
+        """Ask for a run of each checkout of a renamed repository; the run reports the new name."""
+        names = [checkout.repository for checkout in self._checkouts.find_all(event.repository, event.path)]
+        if not names:
+            reason = "this host has no checkout of the repository"
+            return Response(200, "ignored", event.repository, guid, reason, result=("ignored", "checkout"))
+        deliveries = [Delivery(guid or "", "renamed", self._now(), name, "") for name in names]
+        self._journal.record_rename(event.name, *deliveries)
+        for name in names:
+            self._notify(name)
+        return Response(202, "queued", event.repository, guid, result=("accepted", "rename"))
 
     def _delivery(self, push: Push, checkout: str, change: RefChange, guid: str | None) -> Delivery:
         ref, before, after = change.ref, change.before, change.after

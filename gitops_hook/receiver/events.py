@@ -42,6 +42,14 @@ class Ping(NamedTuple):
     url: str = ""
 
 
+class Renamed(NamedTuple):
+    """A repository that was renamed or transferred. `path` is its old full path if its owner is a nested group."""
+
+    repository: str
+    name: str
+    path: str = ""
+
+
 class Ignored(NamedTuple):
     """An authentic request that starts no run: the class of the reason, and the reason in a sentence."""
 
@@ -50,7 +58,7 @@ class Ignored(NamedTuple):
     reason: str
 
 
-Event = Union[Push, Ping, Ignored]
+Event = Union[Push, Ping, Renamed, Ignored]
 
 
 def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
@@ -60,10 +68,13 @@ def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
     if not event:
         raise HTTPError(400, f"there is no {forge.event} header")
     path = _repository_path(forge, payload)
-    name = "/".join(path.rsplit("/", 2)[-2:]) if forge.nested else path
+    name = _short_name(forge, path)
     repository = name if name and is_valid(name) else None
     if event == forge.ping:
         return _ping(payload, repository)
+    renamed = forge.renamed(event, payload)
+    if renamed:
+        return _renamed(forge, *renamed)
     condition = forge.pushes.get(event)
     if condition is None or (condition and member(payload, condition) != "push"):
         return Ignored(repository, "event", f"the event `{printable(event)}` starts no run")
@@ -92,6 +103,20 @@ def _repository_path(forge: Forge, payload: dict[str, Any]) -> str:
     if forge.owner:
         return f"{member(repository, forge.owner)}/{name}"
     return name
+
+
+def _short_name(forge: Forge, path: str) -> str:
+    """Return the name of the repository at `path`: its last two parts, if owners nest."""
+    return "/".join(path.rsplit("/", 2)[-2:]) if forge.nested else path
+
+
+def _renamed(forge: Forge, old: str, new: str) -> Renamed | Ignored:
+    repository, name = _short_name(forge, old), _short_name(forge, new)
+    if not is_valid(repository) or not is_valid(name):
+        return Ignored(None, "name", "the old or the new name of the repository is not one of a checkout")
+    if repository.lower() == name.lower():
+        return Ignored(repository, "nothing", "the name of the repository is the same")
+    return Renamed(repository, name, printable(old, 1000) if old != repository else "")
 
 
 def _ping(payload: dict[str, Any], repository: str | None) -> Ping:

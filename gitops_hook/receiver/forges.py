@@ -16,7 +16,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gitops_hook.errors import HTTPError
-from gitops_hook.receiver.payload import RefChange, bitbucket_changes, data_center_changes, github_changes
+from gitops_hook.receiver.payload import (
+    RefChange,
+    bitbucket_changes,
+    bitbucket_rename,
+    data_center_changes,
+    github_changes,
+    github_rename,
+    gitlab_rename,
+)
 from gitops_hook.receiver.signatures import Digest, Headers, Token, header_key
 
 
@@ -48,6 +56,9 @@ class Forge(NamedTuple):
     pusher: Sequence[str] = ("pusher.name", "pusher.login")
     #: The function that returns the changed refs of a push.
     changes: Callable[[dict[str, Any]], list[RefChange]] = github_changes
+    #: The function that returns the old and the new path of a repository, if an event says that it was renamed or
+    #: transferred.
+    renamed: Callable[[str, dict[str, Any]], tuple[str, str] | None] = lambda event, payload: None
 
     def is_claimed(self, headers: Headers) -> bool:
         """Return True if a request has the header that identifies this forge."""
@@ -83,6 +94,7 @@ FORGES = (
         delivery="X-GitHub-Delivery",
         signature=Digest("X-Hub-Signature-256", prefix="sha256="),
         ping="ping",
+        renamed=github_rename,
     ),
     Forge(
         "GitLab",
@@ -94,6 +106,7 @@ FORGES = (
         full_name=("path_with_namespace",),
         nested=True,
         pusher=("user_username", "user_name"),
+        renamed=gitlab_rename,
     ),
     Forge(
         "Bitbucket",
@@ -107,6 +120,7 @@ FORGES = (
         default_branch="mainbranch.name",
         pusher=("actor.nickname", "actor.display_name"),
         changes=bitbucket_changes,
+        renamed=bitbucket_rename,
     ),
     Forge(
         "Bitbucket Data Center",

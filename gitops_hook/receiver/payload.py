@@ -102,6 +102,35 @@ def data_center_changes(payload: dict[str, Any]) -> list[RefChange]:
     return changes
 
 
+def github_rename(event: str, payload: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the old and the new name of a repository from GitHub's ``repository`` event, or None."""
+    if event != "repository" or payload.get("action") not in ("renamed", "transferred"):
+        return None
+    new = _text(member(payload, "repository.full_name"))
+    owner, _, name = new.partition("/")
+    changes = member(payload, "changes")
+    owners = [member(changes, f"owner.from.{kind}.login") for kind in ("user", "organization")]
+    old_owner = next((login for login in owners if login), owner)
+    return f"{_text(old_owner)}/{_text(member(changes, 'repository.name.from')) or name}", new
+
+
+def gitlab_rename(event: str, payload: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the old and the new path of a project from GitLab's system hooks, or None."""
+    if event != "System Hook" or payload.get("event_name") not in ("project_rename", "project_transfer"):
+        return None
+    return _text(payload.get("old_path_with_namespace")), _text(payload.get("path_with_namespace"))
+
+
+def bitbucket_rename(event: str, payload: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the old and the new name of a repository from Bitbucket Cloud's ``repo:updated`` event, or None."""
+    change = member(payload, "changes.full_name") if event == "repo:updated" else None
+    return (_text(member(change, "old")), _text(member(change, "new"))) if change else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 

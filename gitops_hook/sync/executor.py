@@ -246,7 +246,7 @@ def _describe_loop(run: Run, loop: int) -> str:
 def _task(claim: Claim) -> Task:
     run, newest = claim.run, claim.newest
     if not newest:
-        return Task(run.repository, run.id, event=run.trigger)
+        return Task(run.repository, run.id, event=run.trigger, renamed=claim.renamed)
     return Task(
         newest.repository,
         run.id,
@@ -256,6 +256,7 @@ def _task(claim: Claim) -> Task:
         newest.guid,
         deliveries=claim.deliveries,
         force=any(delivery.force for delivery in claim.served),
+        renamed=claim.renamed,
     )
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gitops_hook.names import repository_of
-from gitops_hook.outcomes import BY_SCRIPT
+from gitops_hook.outcomes import BY_SCRIPT, SCRIPT_CAUSES
 from gitops_hook.sync.run_log import BoundedLog
 from gitops_hook.text import escape, redact
 
@@ -73,6 +73,8 @@ class Task(NamedTuple):
     clone_url: str = ""
     #: Whether to deploy even a commit that is deployed already or was rolled back.
     force: bool = False
+    #: The repository's new name, if it was renamed.
+    renamed: str = ""
 
 
 class Result(NamedTuple):
@@ -215,7 +217,7 @@ def classify_exit(status: int, fields: Mapping[str, str], *, timed_out: bool = F
     else:
         outcome = "failed"
     before, after, message = (escape(redact(fields.get(key, "")))[:1000] for key in ("before", "after", "message"))
-    cause = "limit" if outcome == "timed-out" else None
+    cause = "limit" if outcome == "timed-out" else fields["cause"] if fields.get("cause") in SCRIPT_CAUSES else None
     fix = redact(fields.get("fix", ""))
     # A command that had to be escaped or shortened would be another command.
     fix = fix if escape(fix) == fix and len(fix) <= _MAX_FIX else ""
@@ -246,6 +248,7 @@ def _contract(task: Task, result_file: Path, limit: int) -> dict[str, str]:
         "GITOPS_TIMEOUT": str(limit),
         "GITOPS_RESULT": str(result_file),
         "GITOPS_CLONE_URL": task.clone_url,
+        "GITOPS_RENAMED": task.renamed,
     }
     return {name: value for name, value in variables.items() if value}
 

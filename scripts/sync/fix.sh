@@ -52,6 +52,9 @@ force_fix() {
     as_owner env GITOPS_ROOT="$GITOPS_ROOT" ${repository:+"GITOPS_REPOSITORY=$repository"} "$script" --force "$name"
 }
 
+# Let the checkout follow its repository to the new name. Needs: repository, name, renamed.
+rename_fix() { as_root gitops-hook rename "${repository:-$name}" "$renamed"; }
+
 # url_fix URL WANTED: set origin to the URL of the repository WANTED at the same host, or print nothing.
 url_fix() {
     local url=${GITOPS_CLONE_URL:-} suffix='' base

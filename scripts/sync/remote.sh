@@ -26,7 +26,7 @@ remote_limit() {
 
 # remote_git ARGUMENT...: run a git command that talks to the remote, within `remote_limit`. Its messages are requested
 # in English, because they are parsed, and `remote_error` becomes part of ours.
-# Needs: GIT_DIR, dry_run. Sets: answer, remote_seconds; after a failure remote_messages, remote_error.
+# Needs: GIT_DIR, dry_run. Sets: answer, remote_seconds, remote_messages; after a failure remote_error.
 # Returns git's status, or TIMED_OUT.
 remote_git() {
     local limit errors='' descriptor status=0 start=$SECONDS
@@ -44,7 +44,12 @@ remote_git() {
     exec {descriptor}>&-
     remote_seconds=$((remote_seconds + SECONDS - start))
     if ((status == 137 && SECONDS - start >= limit)); then status=$TIMED_OUT; fi # git ignored SIGTERM
-    ((status == 0)) || read_remote_error "$errors" "$status"
+    remote_messages=''
+    if ((status == 0)); then
+        [[ ! -s $errors ]] || remote_messages=$(<"$errors")
+    else
+        read_remote_error "$errors" "$status"
+    fi
     if [[ $errors && $dry_run ]]; then rm -f -- "$errors"; fi
     return "$status"
 }
@@ -117,6 +122,7 @@ ask_remote() {
     local value ref head_tip=''
     remote_default='' remote_tip=()
     remote_git ls-remote --symref -- "${1:-origin}" HEAD ${branch:+"refs/heads/$branch"} || return
+    read_redirect
     while IFS=$'\t' read -r value ref; do
         # git compares only the last components: the pattern HEAD also matches refs/heads/HEAD.
         case $ref in
@@ -126,6 +132,21 @@ ask_remote() {
     done <<<"$answer"
     is_branch "$remote_default" || remote_default=''
     if [[ $remote_default ]]; then remote_tip[$remote_default]=$head_tip; fi
+}
+
+# Read the repository's new name from the messages of the last command: the forge redirects the URL of a repository that
+# was renamed or transferred. Needs: remote_messages. Sets: renamed.
+read_redirect() {
+    local url
+    [[ $remote_messages == *'warning: redirecting to '* ]] || return 0
+    url=${remote_messages##*'warning: redirecting to '} url=${url%%$'\n'*} url=${url%%+(/)}
+    if [[ ${url%.git} =~ ^.*[/:]([^/:]+/[^/:]+)$ ]]; then renamed=${BASH_REMATCH[1]}; fi
+}
+
+# Return true if the repository has another name at the forge than in the URL of origin. Needs: renamed, config.
+is_renamed() {
+    [[ $renamed == */* ]] && is_name "${renamed%%/*}" && is_name "${renamed#*/}" &&
+        ! url_ends_in "$renamed" "${config[remote.origin.url]:-}"
 }
 
 # Choose the branch to follow: gitops.branch, else the remote's default branch.

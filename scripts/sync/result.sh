@@ -5,7 +5,7 @@ declare -A EXIT # see gitops_sync.sh
 
 # finish OUTCOME MESSAGE [FIX]: report the outcome and end the run. FIX is one command, from fix.sh. The message never
 # contains a command, so that no reader has to search a message, which may quote the remote, for one.
-# Needs: EXIT, repository, name, notes, repaired, before, head, steps, GITOPS_RESULT.
+# Needs: EXIT, repository, name, notes, repaired, before, head, cause, steps, GITOPS_RESULT.
 finish() {
     local outcome=$1 fix=${3:-} message="${repository:+${repository%/*}/}${name:-gitops_sync.sh}: $2$notes${repaired:+; $repaired}"
     escape_controls
@@ -20,7 +20,8 @@ finish() {
 
 # write_result OUTCOME MESSAGE FIX
 write_result() {
-    printf '%s=%s\n' outcome "$1" before "$before" after "$head" message "$2" fix "$3" "${steps[@]}" >"$GITOPS_RESULT"
+    printf '%s=%s\n' outcome "$1" before "$before" after "$head" message "$2" fix "$3" \
+        ${cause:+cause "$cause"} "${steps[@]}" >"$GITOPS_RESULT"
 }
 
 # Write the control characters of the message as \x1b, so that it is one line.

@@ -53,6 +53,8 @@ class Run(NamedTuple):
     output: str
     #: The end of each step in seconds since the epoch, in order.
     steps: dict[str, float]
+    #: Why a person must act although the run succeeded, or empty.
+    cause: str = ""
 
 
 class Site:
@@ -115,9 +117,11 @@ class Site:
         lines = result.read_text(errors="replace").splitlines()
         keys = [line.partition("=")[0] for line in lines]
         assert keys[:5] == ["outcome", "before", "after", "message", "fix"], f"the result file is {lines}"
-        assert set(keys[5:]) <= {"fetched", "deployed", "healthy"}, f"the result file is {lines}"
+        assert set(keys[5:]) <= {"cause", "fetched", "deployed", "healthy"}, f"the result file is {lines}"
         values = [line.partition("=")[2] for line in lines]
-        run = Run(*values[:5], output, dict(zip(keys[5:], map(float, values[5:]))))
+        more = dict(zip(keys[5:], values[5:]))
+        cause = more.pop("cause", "")
+        run = Run(*values[:5], output, {step: float(at) for step, at in more.items()}, cause)
         assert not re.search(r"\bsudo |\bgit -C |\bgit config |--force", run.message), "a command in the message"
         assert done.returncode == EXIT[run.outcome], output
         # A line with a process id reports a command that a signal ended.

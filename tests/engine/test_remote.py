@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Callable
 
 import pytest
 from conftest import Site
+from forge import served
 from scratch import Upstream, git
 
 
@@ -192,6 +194,46 @@ def test_a_renamed_or_transferred_repository_is_explained(synced: Site, name: st
     run = synced.run(name=new, GITOPS_REPOSITORY=name)
     assert run.outcome == "mismatch" and "renamed or transferred" in run.message
     assert run.fix == f"git -C {synced.root / name} remote set-url origin {synced.folder}/forge/{name}.git"
+
+
+@pytest.mark.parametrize("new", ["acme/renamed", "other/site"])
+def test_a_redirect_to_another_name_is_reported(synced: Site, new: str) -> None:
+    """The forge redirects the old URL, so the run succeeds. Under the new name, no push arrives here."""
+    place = synced.folder / f"forge/{new}.git"
+    place.parent.mkdir(exist_ok=True)
+    synced.upstream.commit({"page": "1\n"})
+    tip = synced.upstream.head()
+    synced.upstream.bare.rename(place)
+    with served(synced.folder / "forge", {"acme/site": new}) as url:
+        synced.git("remote", "set-url", "origin", f"{url}/acme/site.git")
+        for outcome in ("updated", "unchanged"):
+            run = synced.run()
+            assert (run.outcome, run.cause, run.after) == (outcome, "renamed", tip), run.output
+            assert f"the forge calls the repository {new} now" in run.message
+            assert shlex.split(run.fix)[-4:] == ["gitops-hook", "rename", "acme/site", new]
+        synced.git("remote", "set-url", "origin", f"{url}/{new}.git")
+        owner, _, name = new.partition("/")
+        (synced.root / owner).mkdir(exist_ok=True)
+        synced.path.rename(synced.root / new)
+        run = synced.run(name=name, GITOPS_REPOSITORY=new)
+        assert (run.outcome, run.cause, run.fix) == ("unchanged", "", "")
+
+
+@pytest.mark.parametrize("new", ["acme/site", "ACME/Site"])
+def test_a_redirect_to_the_same_name_is_not_reported(synced: Site, new: str) -> None:
+    place = synced.folder / f"forge/moved/{new}.git"
+    place.parent.mkdir(parents=True)
+    synced.upstream.bare.rename(place)
+    with served(synced.folder / "forge", {"acme/site": f"moved/{new}"}) as url:
+        synced.git("remote", "set-url", "origin", f"{url}/acme/site.git")
+        assert (synced.run().outcome, synced.run().cause) == ("unchanged", "")
+
+
+def test_a_new_name_that_a_webhook_announced_is_reported(synced: Site) -> None:
+    run = synced.run(GITOPS_RENAMED="acme/renamed")
+    assert (run.outcome, run.cause) == ("unchanged", "renamed")
+    for name in ("acme/site", "ACME/SITE", "renamed", "a/b/c", "../x", "acme/$(touch ran)", "acme/--force"):
+        assert synced.run(GITOPS_RENAMED=name).cause == ""
 
 
 def test_no_origin(synced: Site) -> None:

@@ -105,7 +105,7 @@ class Forge:
     def hook(self, target: str, url: str, *, secret: str = "", **more: Any) -> dict[str, Any]:
         """A hook that somebody has typed in."""
         config = {"url": url, "content_type": "json", "insecure_ssl": "0", "secret": secret}
-        made = {"type": "Repository", "id": next(self._ids), "name": "web", "active": True, "events": ["push"],
+        made = {"type": "Repository", "id": next(self._ids), "name": "web", "active": True, "events": ["push", "repository"],
                 "config": config, "last_response": {"code": None, "status": "unused", "message": None}, **more}  # fmt: skip
         self.hooks.setdefault(target.lower(), []).append(made)
         self.deliveries[made["id"]] = []

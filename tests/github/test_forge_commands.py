@@ -74,9 +74,9 @@ def test_hooks_are_listed_and_deleted(forge, daemon, hook, at_forge, url):
     hook("register", "acme/site", "--url", url)
     head, foreign, ours = hook("hooks", "acme/site").stdout.splitlines()
     assert head.split() == ["repository", "hook", "standing", "wrong", "events", "last", "delivery", "status", "url"]
-    assert foreign.split()[:4] == ["acme/site", "1000", "foreign", "push"]
+    assert foreign.split()[:5] == ["acme/site", "1000", "foreign", "push,", "repository"]
     assert "\x1b" not in foreign
-    assert ours.split()[2:4] == ["right", "push"]
+    assert ours.split()[2:5] == ["right", "push,", "repository"]
     assert ours.endswith(f"200 OK  {url}{WEBHOOK}")
     assert objects(hook("hooks", "acme/site", "--json"))[1]["standing"] == "right"
     assert hook("unregister", "acme/site", "--dry-run").stdout.startswith("acme/site: would be deleted (hook ")

@@ -32,7 +32,7 @@ def shapes(forge: Forge, target: str = "acme/site") -> list[dict[str, Any]]:
 def right(url: str) -> dict[str, Any]:
     return {
         "active": True,
-        "events": ["push"],
+        "events": ["push", "repository"],
         "url": url,
         "content_type": "json",
         "insecure_ssl": "0",
@@ -231,11 +231,11 @@ def test_hooks_are_listed_with_whose_they_are_and_what_is_wrong(forge, make_hook
     forge.add("acme/new")
     forge.hook("acme/new", url, secret=SECRET, events=["*"])
     foreign, ours = make_hooks().listed("acme/site")
-    assert foreign[1:] == (1000, "https://ci.example.org/", ("push",), None, "500 no\ufffd", "foreign", ())
+    assert foreign[1:] == (1000, "https://ci.example.org/", ("push", "repository"), None, "500 no\ufffd", "foreign", ())
     assert (ours.url, ours.status, ours.standing, ours.problems) == (url, "200 OK", "right", ())
     assert ours.last == pytest.approx(forge.clock(), abs=60)
     assert [(hook.standing, hook.problems) for hook in make_hooks().listed("acme/new")] == [("wrong", ("events",))]
-    forge.hooks["acme/new"][0]["events"] = ["push"]
+    forge.hooks["acme/new"][0]["events"] = ["push", "repository"]
     assert [hook.standing for hook in make_hooks().listed("acme/new")] == ["unproven"]
     rotated = list(make_hooks(secret="a newer one").listed("acme/site"))
     assert (rotated[1].standing, rotated[1].problems) == ("wrong", ("secret",))

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 from harness import NOBODY, SECRET, WEBHOOK, headers, push, sign
-from scratch import Upstream
+from scratch import Upstream, git
 from webtest import TestApp, TestRequest
 
 from gitops_hook.journal.writer import Journal
@@ -227,6 +227,63 @@ def test_a_malformed_commit_is_no_hint(host: Host, guid: str) -> None:
     answer = host.deliver(push("acme/site", "--output=/etc/passwd", before="1" * 39), guid=guid)
     assert answer.status_int == 202
     assert host.journal.deliveries(guid)[0][5:7] == ("", "")
+
+
+def test_the_branch_distinguishes_the_environments_of_a_repository(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    git("clone", "--quiet", tmp_path / "forge/acme/site.git", host.root / "acme/site@staging", cwd=tmp_path)
+    git("config", "gitops.branch", "next", cwd=host.root / "acme/site@staging")
+    git("clone", "--quiet", tmp_path / "forge/acme/site.git", host.root / "acme/site@preview", cwd=tmp_path)
+    for ref, names in (
+        ("refs/heads/main", ["acme/site", "acme/site@preview"]),
+        ("refs/heads/next", ["acme/site@staging"]),
+        ("refs/heads/other", []),
+    ):
+        guid = str(uuid.uuid4())
+        host.woken.clear()
+        answer = host.deliver(push("acme/site", ref=ref), guid=guid)
+        assert answer.json["status"] == ("queued" if names else "ignored")
+        assert sorted(delivery.repository for delivery in host.journal.deliveries(guid)) == names
+        assert sorted(host.woken) == names
+    assert "`main`, `next`" in answer.json["reason"]
+    host.journal.close()
+
+
+RENAMES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "renamed": ("renamed", {"repository": {"name": {"from": "site"}}}, "acme/new"),
+    "transferred by a user": ("transferred", {"owner": {"from": {"user": {"login": "acme"}}}}, "other/site"),
+    "by an organization": ("transferred", {"owner": {"from": {"organization": {"login": "Acme"}}}}, "other/site"),
+}
+
+
+@pytest.mark.parametrize(("action", "changes", "new"), RENAMES.values(), ids=RENAMES)
+def test_a_new_name_asks_for_a_run_that_reports_it(host: Host, guid: str, action, changes, new) -> None:
+    host.woken.clear()
+    answer = host.deliver({"action": action, "changes": changes, "repository": {"full_name": new}}, "repository", guid)
+    assert (answer.status_int, answer.json["status"]) == (202, "queued")
+    (delivery,) = host.journal.deliveries(guid)
+    assert (delivery.event, delivery.repository.lower(), delivery.pending) == ("renamed", "acme/site", True)
+    assert host.woken == [delivery.repository]
+    claim = host.journal.start("acme/site", "push")
+    assert claim and claim.renamed == new
+    host.journal.finish(claim.run._replace(ended=1.0, outcome="unchanged"), settled=True)
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        ({"action": "renamed", "changes": {"repository": {"name": {"from": "none"}}}}, "no checkout"),
+        ({"action": "renamed", "changes": {"repository": {"name": {"from": "../site"}}}}, "not one of a checkout"),
+        ({"action": "renamed", "changes": {"repository": {"name": {"from": "new"}}}}, "is the same"),
+        ({"action": "renamed", "changes": []}, "is the same"),
+        ({"action": "archived"}, "starts no run"),
+    ],
+)
+def test_another_change_of_a_repository_is_ignored(host: Host, guid: str, payload: dict[str, Any], kind: str) -> None:
+    answer = host.deliver({**payload, "repository": {"full_name": "acme/new"}}, "repository", guid)
+    assert (answer.status_int, answer.json["status"]) == (200, "ignored")
+    assert kind in answer.json["reason"]
+    assert host.journal.deliveries(guid) == []
 
 
 @pytest.mark.parametrize("name", ["ada/flat", "flatter/flat"])

@@ -566,6 +566,18 @@ def test_system_hooks_of_gitlab_are_accepted(host: Host) -> None:
         assert (answer.status_int, answer.json["reason"]) == (200, "the event `System Hook` starts no run")
 
 
+@pytest.mark.parametrize("event", ["project_rename", "project_transfer"])
+def test_system_hooks_of_gitlab_report_a_new_name(host: Host, guid: str, event: str) -> None:
+    paths = {"old_path_with_namespace": "x/acme/nested", "path_with_namespace": "x/world/nested"}
+    answer = host.deliver("GitLab", {"event_name": event, **paths}, "System Hook", guid)
+    assert (answer.status_int, answer.json["repository"]) == (202, "acme/nested")
+    claim = host.journal.start("acme/nested", "push")
+    assert claim and claim.renamed == "world/nested" and claim.newest and claim.newest.event == "renamed"
+    host.journal.finish(claim.run._replace(ended=1.0, outcome="unchanged"), settled=True)
+    foreign = {**paths, "old_path_with_namespace": "y/acme/nested"}
+    assert host.deliver("GitLab", {"event_name": event, **foreign}, "System Hook").json["status"] == "ignored"
+
+
 # -- Bitbucket ------------------------------------------------------------------------------------------------------
 
 
@@ -596,6 +608,15 @@ def test_an_unknown_branch_is_left_to_the_script(host: Host, guid: str) -> None:
         == 202
     )
     assert host.journal.deliveries(guid)[0].ref == "refs/heads/any"
+
+
+def test_a_new_name_at_bitbucket_is_reported(host: Host, guid: str) -> None:
+    changes = {"full_name": {"old": "acme/site", "new": "acme/renamed"}}
+    answer = host.deliver("Bitbucket", {"changes": changes}, "repo:updated", guid)
+    assert (answer.status_int, answer.json["repository"]) == (202, "acme/site")
+    assert host.journal.deliveries(guid)[0].event == "renamed"
+    other = {"changes": {"description": {"old": "", "new": "x"}}, "repository": {"full_name": "acme/site"}}
+    assert host.deliver("Bitbucket", other, "repo:updated").json["status"] == "ignored"
 
 
 def test_a_push_that_moved_nothing_is_ignored(host: Host) -> None:
