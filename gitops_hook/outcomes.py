@@ -27,8 +27,8 @@ STATES = {
     "never synced": REST,
     "in sync": GOOD,
 }
-#: Why a run ended that did not end by itself, or why a person must act after one that did, with the sentence that people
-#: read. Code compares the key.
+#: Why a run ended that did not end by itself, or why a person must act after one that did, with the sentence that
+#: people read. Code compares the key.
 CAUSES = {
     "shutdown": "The daemon's shutdown ended this run. The next start repeats it.",
     "killed": "The process that did this run was killed. Its deliveries are pending again.",

@@ -26,6 +26,7 @@ from typing import Any, TypeVar, Union, cast
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.database import Database
 from gitops_hook.journal.reader import RUN_COLUMNS, JournalReader, is_damage, select_deliveries
+from gitops_hook.journal.renames import new_name
 from gitops_hook.log import log
 from gitops_hook.model import Claim, Commit, CommitStatus, Delivery, HookPing, NoticeState, Run
 from gitops_hook.outcomes import CAUSES, RETRIED, outcome_of
@@ -84,16 +85,6 @@ class Journal(JournalReader):
         """Store accepted deliveries as pending, all in one commit."""
         self._submit(deliveries).result()
 
-    def record_rename(self, name: str, *deliveries: Delivery) -> None:
-        """Store that the repository of these deliveries' checkouts is called `name` now, and the deliveries as pending."""
-
-        def change(connection: sqlite3.Connection) -> None:
-            renames = [(delivery.repository, name) for delivery in deliveries]
-            connection.executemany("INSERT OR REPLACE INTO renames (repository, name) VALUES (?, ?)", renames)
-            _insert(connection, list(deliveries))
-
-        self._call(change)
-
     def start(self, repository: str, trigger: str, *, if_pending: bool = False) -> Claim | None:
         """Start a run that claims every pending delivery of `repository`.
 
@@ -116,9 +107,7 @@ class Journal(JournalReader):
             assert run is not None
             self._database.newest_run = run
             connection.execute(f"UPDATE deliveries SET run = ? WHERE {claimable}", (run, repository))
-            sql = "SELECT name FROM renames WHERE repository = ?"
-            ((renamed,),) = connection.execute(sql, (repository,)).fetchall() or [("",)]
-            return Claim(Run(run, repository, trigger, started), tuple(served), renamed)
+            return Claim(Run(run, repository, trigger, started), tuple(served), new_name(connection, repository))
 
         return self._call(change)
 
@@ -163,7 +152,8 @@ class Journal(JournalReader):
 
     def settle_claimed(self, repository: str) -> None:
         """Settle the deliveries of `repository` that a run has claimed, because a person cancelled its retries."""
-        newest = f"id = (SELECT max(id) FROM runs WHERE repository = ?) AND outcome IN ({', '.join('?' * len(RETRIED))})"
+        retried = ", ".join("?" * len(RETRIED))
+        newest = f"id = (SELECT max(id) FROM runs WHERE repository = ?) AND outcome IN ({retried})"
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute(f"UPDATE runs SET cause = 'cancelled' WHERE {newest}", (repository, *RETRIED))

@@ -212,7 +212,9 @@ class Notifier:
         newest = {past.newest.repository.lower(): past.newest for past in self._journal.histories(length=1)}
         for key in sent.keys() - newest.keys():
             self._journal.forget_notice(key)
-        return [run.repository for key, run in newest.items() if reason_to_notify(run.outcome, run.cause) or key in sent]
+        return [
+            run.repository for key, run in newest.items() if reason_to_notify(run.outcome, run.cause) or key in sent
+        ]
 
     def _send(self, notice: Notice) -> bool:
         """Run the command and record the notice; return True if the command succeeded."""

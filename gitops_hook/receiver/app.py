@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from gitops_hook.config import WEBHOOK
 from gitops_hook.errors import HTTPError, JournalError
+from gitops_hook.journal.renames import record_rename
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Delivery, HookPing
@@ -269,7 +270,8 @@ class WebhookApp:
             reason = "this host has no checkout of the repository"
             return Response(200, "ignored", event.repository, guid, reason, result=("ignored", "checkout"))
         deliveries = [Delivery(guid or "", "renamed", self._now(), name, "") for name in names]
-        self._journal.record_rename(event.name, *deliveries)
+        self._journal.write(lambda connection: record_rename(connection, names, event.name))
+        self._journal.record(*deliveries)
         for name in names:
             self._notify(name)
         return Response(202, "queued", event.repository, guid, result=("accepted", "rename"))
