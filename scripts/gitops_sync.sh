@@ -87,7 +87,7 @@ before=''                         # HEAD's commit when the run began
 # The remote's answer.
 answer=''                         # standard output of the last command that talked to the remote
 remote_messages='' remote_error='' # its error output, and the line of it that gives the reason
-remote_seconds=0                  # the time that such commands have taken
+remote_limit=0 remote_seconds=0   # the time that such commands may take in this run, and have taken
 renamed=${GITOPS_RENAMED:-}       # owner/name, if the forge calls the repository so now
 remote_default=''                 # the default branch that the remote named
 declare -A remote_tip=()          # the commit of each branch that the remote named

@@ -71,7 +71,7 @@ is_unborn() {
 }
 
 # Return true if the trees of HEAD's commit are readable and their files exist. git checks contents when it reads them.
-is_complete() { git rev-list --objects --no-walk --exclude-promisor-objects HEAD >/dev/null 2>&1; }
+is_complete() { git rev-list --quiet --objects --no-walk --exclude-promisor-objects HEAD 2>/dev/null; }
 
 # Return true if the repository is damaged: HEAD, the index or a ref cannot be read, an object that a ref needs is
 # missing, or one that HEAD or the target needs cannot be read. `git fsck` is not asked, because it also complains about

@@ -15,22 +15,23 @@ forbid_prompts() {
     PRIVATE_VARIABLES+=(GIT_SSH_COMMAND)
 }
 
-# The seconds that all commands of this run may talk to the remote: half of the run's limit, so that a remote that does
-# not answer is reported as such, and the rest is left for the deploy.
-# Needs: GITOPS_TIMEOUT (the limit that the daemon enforces) or setting.
-remote_limit() {
-    local limit=${setting[timeout]}
-    if [[ ${GITOPS_TIMEOUT:-} =~ ^[1-9][0-9]{0,5}$ ]]; then limit=$GITOPS_TIMEOUT; fi
-    printf '%s' $(((limit + 1) / 2))
+# Limit the seconds that all commands of this run may talk to the remote to half of the run's limit, so that a remote
+# that does not answer is reported as such, and the rest is left for the deploy.
+# Needs: GITOPS_TIMEOUT (the limit that the daemon enforces) or setting. Sets: remote_limit.
+limit_remote() {
+    remote_limit=${setting[timeout]}
+    if [[ ${GITOPS_TIMEOUT:-} =~ ^[1-9][0-9]{0,5}$ ]]; then remote_limit=$GITOPS_TIMEOUT; fi
+    remote_limit=$(((remote_limit + 1) / 2))
 }
 
 # remote_git ARGUMENT...: run a git command that talks to the remote, within `remote_limit`. Its messages are requested
 # in English, because they are parsed, and `remote_error` becomes part of ours.
-# Needs: GIT_DIR, dry_run. Sets: answer, remote_seconds, remote_messages; after a failure remote_error.
+# Needs: GIT_DIR, dry_run. Sets: answer, remote_limit, remote_seconds, remote_messages; after a failure remote_error.
 # Returns git's status, or TIMED_OUT.
 remote_git() {
     local limit errors='' descriptor status=0 start=$SECONDS
-    limit=$(($(remote_limit) - remote_seconds))
+    limit_remote
+    limit=$((remote_limit - remote_seconds))
     if ((limit < 1)); then limit=1; fi
     # Errors go to a file, not to a pipe: a background ssh (ControlPersist) keeps standard error open.
     if [[ ! -t 2 || $1 == ls-remote ]]; then
@@ -68,7 +69,7 @@ read_remote_error() {
         lines[i]=$indent${lines[i]//[[:cntrl:]]/}
     done
     if (($2 == TIMED_OUT)); then
-        lines+=("no complete answer within $(remote_limit) s")
+        lines+=("no complete answer within $remote_limit s")
         last=${#lines[@]}
     fi
     remote_messages=$(printf '%s\n' "${lines[@]}")

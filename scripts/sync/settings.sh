@@ -12,9 +12,10 @@ declare -A config setting setting_file # see gitops_sync.sh
 # Needs: GIT_DIR. Sets: config, setting, setting_file, paths. Returns 1 if git cannot read the configuration.
 read_settings() {
     local fields scope key value i
-    # The status is the last field, because bash may lose that of a process substitution.
-    mapfile -d '' -t fields < <(git config --show-scope --show-origin --null --list 2>/dev/null; printf '%s\0' "$?")
-    [[ ${fields[-1]} == 0 ]] || return 1
+    mapfile -d '' -t fields < <(exec_git config --show-scope --show-origin --null --list 2>/dev/null)
+    # bash may lose the status of a process substitution. The options of our own command line (GIT) come last, so they
+    # show that git has read every file.
+    ((${#fields[@]} > 2)) && [[ ${fields[-3]} == command ]] || return 1
     paths=()
     for ((i = 0; i + 2 < ${#fields[@]}; i += 3)); do # scope, origin, key and value; a key without "=" means true
         scope=${fields[i]} key=${fields[i + 2]%%$'\n'*} value=true
