@@ -16,6 +16,8 @@ import json
 import logging
 import os
 import re
+import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 
 from gitops_hook.text import escape, redact, rfc3339
@@ -24,6 +26,8 @@ from gitops_hook.text import escape, redact, rfc3339
 _PRIORITIES = {"error": 3, "warning": 4, "info": 6}
 #: A value that needs no quotes: printable ASCII without spaces, quotes and backslashes.
 _BARE = re.compile(r"[!#-\[\]-~]+")
+# No line names a thread or a process ("Logging HOWTO", Optimization).
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class Log:
@@ -31,24 +35,28 @@ class Log:
 
     def __init__(self) -> None:
         self._logger = logging.getLogger("gitops_hook")
-        self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
 
     def info(self, sentence: str, /, **fields: object) -> None:
         """Log an event that an operator may look up later."""
-        self._logger.info(sentence, extra={"fields": fields})
+        self._log(logging.INFO, sentence, fields)
 
     def warning(self, sentence: str, /, **fields: object) -> None:
         """Log a problem that the daemon handles by itself."""
-        self._logger.warning(sentence, extra={"fields": fields})
+        self._log(logging.WARNING, sentence, fields)
 
     def error(self, sentence: str, /, **fields: object) -> None:
         """Log a problem that needs a person."""
-        self._logger.error(sentence, extra={"fields": fields})
+        self._log(logging.ERROR, sentence, fields)
 
     def exception(self, sentence: str, /, **fields: object) -> None:
         """Log an internal error, with the traceback of the current exception as the last field."""
-        self._logger.error(sentence, extra={"fields": fields}, exc_info=True)
+        self._log(logging.ERROR, sentence, {**fields, "traceback": traceback.format_exc().rstrip("\n")})
+
+    def _log(self, level: int, sentence: str, fields: Mapping[str, object]) -> None:
+        """Log a record without the place of the call, which takes longer to find than a line takes to format."""
+        record = {"levelno": level, "levelname": logging.getLevelName(level), "msg": sentence, "fields": fields}
+        self._logger.handle(logging.makeLogRecord(record))
 
     def use(self, formatter: logging.Formatter) -> None:
         """Write all further lines with `formatter`."""
@@ -64,6 +72,10 @@ class Log:
 
 class _StandardError(logging.Handler):
     """Write each line to descriptor 2 in one system call. If nobody reads it, continue without."""
+
+    def createLock(self) -> None:
+        """Use no lock, because write(2) needs none."""
+        self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
@@ -82,7 +94,7 @@ class TextFormatter(logging.Formatter):
         """Return the line of a record."""
         level = record.levelname.lower()
         prefix = f"<{_PRIORITIES[level]}>" if self._under_systemd else f"{rfc3339(record.created)} {level} "
-        fields = (f"{key}={_quote(str(value))}" for key, value in _fields(self, record).items())
+        fields = [f"{key}={_quote(redact(str(value)))}" for key, value in _fields(record)]
         return prefix + " ".join([escape(redact(record.msg)), *fields])
 
 
@@ -92,7 +104,7 @@ class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         head = {"time": rfc3339(record.created), "level": record.levelname.lower(), "message": redact(record.msg)}
-        return json.dumps({**head, **_fields(self, record)})
+        return json.dumps({**head, **{key: _plain(value) for key, value in _fields(record)}})
 
 
 def setup(log_format: str, *, under_systemd: bool) -> None:
@@ -105,16 +117,14 @@ def mute() -> None:
     log.mute()
 
 
-def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, object]:
-    """Return the fields of a record that have a value: numbers as they are, all else as text without credentials."""
-    fields = dict(getattr(record, "fields", {}))
-    if record.exc_info:
-        fields["traceback"] = formatter.formatException(record.exc_info)
-    return {
-        key: value if isinstance(value, (int, float)) else redact(str(value))
-        for key, value in fields.items()
-        if value is not None
-    }
+def _fields(record: logging.LogRecord) -> list[tuple[str, object]]:
+    fields: Mapping[str, object] = getattr(record, "fields", {})
+    return [field for field in fields.items() if field[1] is not None]
+
+
+def _plain(value: object) -> object:
+    """Return numbers unchanged, and all else as text without credentials."""
+    return value if isinstance(value, (int, float)) else redact(str(value))
 
 
 def _quote(value: str) -> str:

@@ -69,7 +69,7 @@ class Checkouts:
         is needed and cannot be started.
         """
         cached = self._cache.get(repository)
-        if cached and all(Stamp.of(stamp.path) == stamp for stamp in cached.stamps):
+        if cached and all(stamp.is_current() for stamp in cached.stamps):
             return cached.checkout
         if not is_valid_checkout(repository):  # checked here too, because an invalid name could lead out of the root
             return None
@@ -108,7 +108,7 @@ class Checkouts:
         """Return the environments that have a directory, sorted. Cached while the parent directories are unchanged."""
         key = repository.lower()
         cached = self._cached_environments.get(key)
-        if cached and all(Stamp.of(stamp.path) == stamp for stamp in cached[1]):
+        if cached and all(stamp.is_current() for stamp in cached[1]):
             return cached[0]
         owner, _, name = key.rpartition("/")
         began = time.time_ns()

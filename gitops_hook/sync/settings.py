@@ -128,6 +128,14 @@ class Stamp(NamedTuple):
             return cls(str(path))
         return cls(str(path), stat.st_ino, stat.st_size, stat.st_ctime_ns)
 
+    def is_current(self) -> bool:
+        """Return True if the file has not changed since. Every delivery asks, so this builds no other stamp."""
+        try:
+            stat = os.stat(self.path)  # noqa: PTH116 - see `of`
+        except OSError:
+            return not self.inode
+        return (stat.st_ino, stat.st_size, stat.st_ctime_ns) == self[1:]
+
 
 def is_settled(stamp: Stamp, began: int) -> bool:
     """Return True if any change to a file after `began`, in nanoseconds since the epoch, changes its stamp."""
