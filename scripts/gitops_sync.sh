@@ -18,18 +18,19 @@ shopt -s extglob nullglob dotglob globstar globasciiranges
 
 usage() {
     cat <<'END'
-usage: gitops_sync.sh [--dry-run] [--force] NAME
+usage: gitops_sync.sh [--dry-run] [--again] [--force] NAME
 
 Update the checkout NAME under $GITOPS_ROOT (/srv/gitops) from its remote, and deploy it.
 NAME is a repository, and with @ENVIRONMENT one of its other checkouts: site, acme/site, acme/site@staging.
 
   --dry-run  report what a run would move, deploy or refuse; change nothing except fetched objects
-  --force    deploy even if no deploy is pending, and even a commit whose health check failed before;
+  --again    deploy even if no deploy is pending
+  --force    the same, and deploy even a commit whose health check failed before;
              it overrides neither gitops.paused nor gitops.verify nor a person's work
   --help     print this text
 
 The settings are in the checkout's git config, for example: git config gitops.branch production
-  branch  deploy  health  healthTimeout  paths  verify  submodules  paused  approved  timeout
+  branch  deploy  health  healthTimeout  paths  verify  submodules  paused  pin  approved  timeout
   diverged = refuse | reset     dirty = refuse | stash
 
 exit  0 updated, unchanged, cloned, paused, held   64 usage           65 diverged, dirty, unverified
@@ -48,7 +49,8 @@ declare -A EXIT=(
 # The settings of a checkout (`git config gitops.<name>`) and their defaults. Names are in lower case, as git reports them.
 declare -A setting=(
     [branch]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
-    [submodules]=false [paused]=false [pausedby]='' [verify]=false [approved]='' [timeout]=600
+    [submodules]=false [paused]=false [pausedby]='' [verify]=false [pin]='' [pinnedby]=''
+    [pintip]='' [approved]='' [timeout]=600
 )
 
 # ------------------------------------------------------------------------------------------------- global variables
@@ -57,7 +59,7 @@ declare -A setting=(
 script=${BASH_SOURCE[0]}                # the real path of this file; a repair starts it again
 if [[ $script != /* || -L $script ]]; then script=$(readlink -f -- "$script"); fi
 arguments=("$@")                        # the command line, for that second start
-dry_run='' force=''                     # "yes" if the option was given
+dry_run='' again='' force=''            # "yes" if the option was given
 name='' repository=''                   # "site" or "site@staging", and "acme/site" if the owner is known
 announced_branch='' announced_commit='' # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
 
@@ -81,7 +83,7 @@ declare -A local_branch=()        # the commit of each local branch
 declare -A tracking=()            # the commit of refs/remotes/origin/<branch>, for the branches that matter
 branch=''                         # the tracked branch
 target='' previous_tip=''         # its commit at the remote, now and when the remote was last asked
-held=''                           # "yes" if a roll-out has approved an earlier commit, which is the target instead
+held=''                           # why an earlier commit is the target instead: a pin, or a roll-out
 before=''                         # HEAD's commit when the run began
 
 # The remote's answer.
@@ -163,8 +165,8 @@ main() {
     undo_unfinished_move
     locate_upstream
     record_step fetched
-    hold_at_approved
-    if [[ -s $move_note || $deployed != "$head" || $force ]]; then deploy_pending=yes; fi
+    hold_target
+    if [[ -s $move_note || $deployed != "$head" || $again ]]; then deploy_pending=yes; fi
 
     if is_known_bad; then
         keep_last_good
@@ -203,14 +205,15 @@ end_updated() {
     conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
 }
 
-# conclude OUTCOME MESSAGE [FIX]: end a run that is at the remote's commit. If the remote does not show the announced
-# commit, the webhook was faster than the remote's replica, or a force push has replaced the commit: the daemon retries.
+# conclude OUTCOME MESSAGE [FIX]: end a run that is at its target. If the remote does not show the announced commit, the
+# webhook was faster than the remote's replica, or a force push has replaced the commit: the daemon retries. For a held
+# checkout, that matters only if the announced commit releases its pin.
 # Sets: cause.
 conclude() {
-    if [[ $held ]]; then finish held "$2; the remote is at ${previous_tip:0:10}, which no roll-out has approved here"; fi
-    if is_early; then
+    if is_early && [[ ! $held || ${setting[pintip]} ]]; then
         finish early "$2; ${announced_commit:0:10} was announced and is not at $origin yet; tried again later"
     fi
+    if [[ $held ]] && ((EXIT[$1] == 0)); then set -- held "$2; the remote is at ${previous_tip:0:10}, $held"; fi
     if is_renamed; then
         cause=renamed
         finish "$1" "$2; the forge calls the repository $renamed now" "$(rename_fix)"

@@ -52,6 +52,7 @@ _COMMAND = re.compile(r"(?s)[^\0]+")
 _SWITCH = re.compile("(?i)" + "|".join(_BOOLEAN))
 #: The time at which a pause ends, in UTC (RFC 3339).
 _PAUSE = re.compile(_SWITCH.pattern + "|[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z")
+_COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 #: git check-ref-format(1), without its process; the script has the same rule.
 _BRANCH = re.compile(
     r"(?![-/.])(?!.*(\.\.|//|@\{|/\.))(?!.*(/|\.|\.lock)\Z)[^\x00-\x20\x7f~^:?*\\\[]+"  # no control character, no glob
@@ -69,9 +70,12 @@ SETTINGS = {
         Setting("submodules", _SWITCH, "true or false", "false", "default"),
         Setting("paused", _PAUSE, "true, false or a time such as 2026-01-31T12:00:00Z", "false", "default"),
         Setting("pausedBy", _COMMAND, "USER TIME REASON", None, "no pause, or not by `gitops-hook pause`"),
+        Setting("pin", _COMMIT, "a full commit id", None, "the checkout follows its branch"),
+        Setting("pinnedBy", _COMMAND, "USER TIME REASON", None, "no pin, or not by `gitops-hook deploy` or `rollback`"),
+        Setting("pinTip", _COMMIT, "a full commit id", None, "a pin ends with `gitops-hook deploy` only"),
         Setting(
             "approved",
-            re.compile("hold|[0-9a-f]{40}|[0-9a-f]{64}"),
+            re.compile(f"hold|{_COMMIT.pattern}"),
             "a commit id or hold",
             None,
             "no roll-out holds the checkout",

@@ -1,12 +1,13 @@
 #!/bin/bash
 # Which checkout: names, its directory below the root, its repository, its owner, its remote.
 
-# Sets: dry_run, force, name, repository. Ends with `usage` if an argument is not valid.
+# Sets: dry_run, again, force, name, repository. Ends with `usage` if an argument is not valid.
 read_arguments() {
     while [[ ${1:-} == --* ]]; do
         case $1 in
             --dry-run) dry_run=yes ;;
-            --force) force=yes ;;
+            --again) again=yes ;;
+            --force) force=yes again=yes ;;
             --help) usage && exit 0 ;;
             *) finish usage "unknown option $1" "$(quote_command "$script" --help)" ;;
         esac

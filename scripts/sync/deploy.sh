@@ -39,7 +39,7 @@ deploy_if_pending() {
 
 # Return true if a file in gitops.paths changed since the last successful deploy, or if that is not certain.
 affects_deploy() {
-    [[ ${paths[*]} && $deployed && $deployed != "$head" && ! $deploy_started && ! $force ]] || return 0
+    [[ ${paths[*]} && $deployed && $deployed != "$head" && ! $deploy_started && ! $again ]] || return 0
     ! git diff --quiet --ignore-submodules=none "$deployed" "$head" -- "${paths[@]}" 2>/dev/null
 }
 
@@ -109,15 +109,17 @@ restore_last_good() {
     deploy || finish deploy-failed "$reason at $from; $to was restored, but there $failure"
     clear_note
     conclude rolled-back "$reason at $from, so $to was restored and deployed; push a better commit, or deploy it anyway" \
-        "$(force_fix)"
+        "$(deploy_fix)"
 }
 
 # The remote is still at the commit whose health check failed: keep the last good one. Does not return.
 # Needs: bad, head, deployed, deploy_pending.
 keep_last_good() {
+    local place='the remote'
     failure='gitops.health did not succeed'
+    if [[ ${setting[pin]} ]]; then place=gitops.pin; fi
     # A roll-back that was killed is completed.
     [[ ($head == "$deployed" && ! $deploy_pending) || $dry_run ]] || restore_last_good
-    conclude rolled-back "the remote is still at ${bad:0:10}, whose health check failed, so ${deployed:0:10} stays; push a \
-better commit, or deploy it anyway" "$(force_fix)"
+    conclude rolled-back "$place is still at ${bad:0:10}, whose health check failed, so ${deployed:0:10} stays; push a \
+better commit, or deploy it anyway" "$(deploy_fix)"
 }

@@ -47,7 +47,10 @@ hook_fix() {
     type -P gitops-hook >/dev/null && as_root gitops-hook "$@" "${repository:+${repository%/*}/}$name"
 }
 
-# Deploy a commit again although its health check failed. Needs: script, name, repository, GITOPS_ROOT.
+# Deploy the target although its health check failed. Needs: setting.
+deploy_fix() { hook_fix deploy --force ${setting[pin]:+--commit "${setting[pin]}"} || force_fix; }
+
+# The same on a host without gitops-hook. Needs: script, name, repository, GITOPS_ROOT.
 force_fix() {
     as_owner env GITOPS_ROOT="$GITOPS_ROOT" ${repository:+"GITOPS_REPOSITORY=$repository"} "$script" --force "$name"
 }

@@ -44,6 +44,9 @@ check_settings() {
     [[ ${setting[dirty]} == @(refuse|stash) ]] || reject_setting dirty 'refuse or stash'
     [[ ${setting[timeout]} =~ ^[1-9][0-9]{0,5}$ ]] || reject_setting timeout 'a number of seconds'
     [[ ${setting[healthtimeout]} =~ ^(0|[1-9][0-9]{0,5})$ ]] || reject_setting healthTimeout 'a number of seconds'
+    for key in pin pinTip; do
+        [[ ${setting[${key,,}]} =~ ^(|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting "$key" 'a full commit id'
+    done
     [[ ${setting[approved]} =~ ^(|hold|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting approved 'a commit id or hold'
     [[ ! ${setting[branch]} ]] || is_branch "${setting[branch]}" || reject_setting branch 'the name of a branch'
 }
@@ -91,14 +94,37 @@ remove_settings() {
     for name; do git config --local --unset-all "gitops.$name"; done
 }
 
-# Replace the target by the commit that a roll-out has approved (gitops.approved). `hold` permits no move and no deploy.
+# Replace the target by the commit at which an operator holds the checkout (gitops.pin), else by the one that a roll-out
+# has approved (gitops.approved). `hold` permits no move and no deploy.
 # Needs: setting, branch, target. Sets: target, previous_tip, held.
-hold_at_approved() {
-    local approved=${setting[approved]}
-    [[ $approved && $approved != "$target" ]] || return 0
-    [[ $approved != hold ]] ||
+hold_target() {
+    local commit
+    release_pin
+    commit=${setting[pin]:-${setting[approved]}}
+    [[ $commit && $commit != "$target" ]] || return 0
+    [[ $commit != hold ]] ||
         finish held "a roll-out holds the checkout; $branch is at ${target:0:10} at the remote"
-    git merge-base --is-ancestor "$approved" "$target" 2>/dev/null ||
-        finish early "the approved commit ${approved:0:10} is not in $branch at the remote; tried again later"
-    previous_tip=$target target=$approved held=yes # the remote has what lies between, so it is no person's work
+    if [[ ${setting[pin]} ]]; then
+        is_in_upstream "$commit" ||
+            finish usage "gitops.pin is ${commit:0:10}, which is not in $branch at the remote; nothing was moved" "$(unpin_fix)"
+        held="and gitops.pin is set$(describe_hold "${setting[pinnedby]}")"
+    else
+        is_in_upstream "$commit" ||
+            finish early "the approved commit ${commit:0:10} is not in $branch at the remote; tried again later"
+        held='which no roll-out has approved here'
+    fi
+    previous_tip=$target target=$commit # the remote has what lies between, so it is no person's work
 }
+
+is_in_upstream() { git merge-base --is-ancestor "$1" "$target" 2>/dev/null; }
+
+# Remove a pin that ends with the next push: the remote's commit is no longer the one that gitops.pinTip names.
+# Needs: setting, target, dry_run. Sets: setting, notes.
+release_pin() {
+    [[ ${setting[pin]} && ${setting[pintip]} && ${setting[pintip]} != "$target" ]] || return 0
+    notes+="; the pin at ${setting[pin]:0:10} has ended, because the remote has a new commit"
+    setting[pin]=''
+    [[ $dry_run ]] || remove_settings pin pinTip pinnedBy
+}
+
+unpin_fix() { hook_fix deploy || unset_fix pin; }
