@@ -13,6 +13,8 @@ _gitops_hook() {
         [logs]="$settings --follow"
         [sync]="$settings --json --all --audit --cancel"
         [config]="$settings --json --unset"
+        [deploy]="$settings --json --commit --force --reason --until-push"
+        [rollback]="$settings --json --reason --until-push"
         [pause]="$settings --reason --for"
         [resume]=$settings
         [add]="$settings --branch --deploy --url"
@@ -42,7 +44,7 @@ _gitops_hook() {
         mapfile -t COMPREPLY < <(compgen -W "${!flags[*]} --help --version" -- "$current")
     elif [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "${flags[$command]} --help" -- "$current")
-    elif [[ $command == @(status|runs|logs|sync|config|pause|resume|rename|remove|send|register|unregister|hooks|audit) ]]; then
+    elif [[ $command == @(status|runs|logs|sync|deploy|rollback|config|pause|resume|rename|remove|send|register|unregister|hooks|audit) ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(_gitops_hook_repositories)" -- "$current")
     fi
 }

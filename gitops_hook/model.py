@@ -32,7 +32,7 @@ class Delivery(NamedTuple):
     run: int = 0
     #: True until a run settles it.
     pending: bool = True
-    #: Whether a person asked to deploy even a commit that is deployed already or was rolled back.
+    #: Whether a person asked to deploy even a commit that was rolled back.
     force: bool = False
 
 

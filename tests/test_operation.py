@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +69,86 @@ def test_a_push_waits_for_the_end_of_a_pause(upstream, hook, start_daemon, paste
     assert daemon.query("SELECT pending, run FROM deliveries WHERE guid = 'waits'") == [(0, 2)]
     assert head(checkout) == after
     assert (status(hook)["state"], status(hook)["hold"]) == ("in sync", None)
+
+
+def test_a_bad_commit_is_rolled_back_and_deployed_on_request(upstream, hook, start_daemon, paste, tmp_path):
+    tools = f"{tmp_path}/tools:{os.environ['PATH']}"
+    daemon = start_daemon(PATH=tools)
+    checkout = upstream.checkout(
+        daemon.root, health=f"[[ ! -e sick || -e {tmp_path}/well ]]", healthTimeout="0", deploy="echo . >> deploys"
+    )
+    hook("sync", "acme/site")
+    good, bad = upstream.head(), upstream.commit({"sick": "1"})
+    daemon.deliver(push("acme/site", bad))
+    until(lambda: status(hook)["state"] == "rolled back")
+    assert head(checkout) == good
+    hook("deploy", "acme/site", status=71)  # without --force, a bad commit stays bad
+    hook("deploy", "acme/site", "--commit", bad[:8], status=71)
+    fix = status(hook)["fix"]
+    assert f"gitops-hook deploy --force --commit {bad} acme/site" in fix
+    (tmp_path / "well").touch()
+    paste(fix.replace("sudo ", ""))
+    assert head(checkout) == bad
+    count = (checkout / "deploys").read_text()
+    hook("deploy", "acme/site")
+    assert (checkout / "deploys").read_text() == count + ".\n"
+    assert (status(hook)["state"], status(hook)["hold"]) == ("in sync", None)
+    assert daemon.query("SELECT pusher FROM deliveries WHERE event = 'deploy'") == [(getpass.getuser(),)] * 4
+
+
+def test_a_rollback_holds_the_last_good_commit_until_deploy(upstream, hook, start_daemon, paste):
+    (commands,) = code_blocks("docs/operations.md", "Rolling back", "sh")
+    rollback, release = commands.splitlines()
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root)
+    commits = [upstream.head()]
+    hook("sync", "acme/site")
+    for text in "12":
+        commits.append(upstream.commit({"page": text}))
+        hook("sync", "acme/site")
+    said = paste(rollback)
+    assert f"acme/site is pinned at {commits[1][:10]} by {getpass.getuser()}: the cart is broken" in said
+    assert head(checkout) == commits[1]
+    hook("rollback", "acme/site")  # further back, not forth again
+    assert head(checkout) == commits[0]
+    hook("rollback", "acme/site", "--reason", "twice", status=66)  # nothing was deployed before
+    newest = upstream.commit({"page": "3"})
+    daemon.deliver(push("acme/site", newest))
+    assert daemon.wait_for_run("trigger=push")[1] == "held"
+    found = status(hook)
+    assert (found["state"], found["hold"]["commit"], found["pending"]) == ("held", commits[0], 0)
+    assert re.search(r"is pinned at .* To release: gitops-hook deploy acme/site", hook("status").stdout)
+    paste(release)
+    assert head(checkout) == newest
+    assert (status(hook)["state"], status(hook)["hold"]) == ("in sync", None)
+
+
+def test_a_push_ends_a_rollback_until_the_next_push(upstream, hook, start_daemon):
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root)
+    first = upstream.head()
+    upstream.commit({"page": "1"})
+    hook("sync", "acme/site")
+    assert "until the next push" in hook("rollback", "acme/site", first, "--until-push").stdout
+    daemon.deliver(push("acme/site", upstream.head()))  # an old webhook, delivered again
+    assert daemon.wait_for_run("trigger=push")[1] == "held"
+    assert (head(checkout), status(hook)["hold"]["until_push"]) == (first, True)
+    newest = upstream.commit({"page": "2"})
+    daemon.deliver(push("acme/site", newest))
+    assert daemon.wait_for_run("trigger=push")[1] == "updated"
+    assert (head(checkout), status(hook)["hold"]) == (newest, None)
+
+
+def test_a_commit_outside_the_branch_is_not_deployed(upstream, hook, start_daemon):
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root)
+    hook("sync", "acme/site")
+    git("commit", "--quiet", "--allow-empty", "--message", "local", cwd=checkout)
+    for name in ("HEAD", "f" * 40, "--upload-pack=x", "a..b"):
+        reason = "not in the branch" if name == "HEAD" else "has no commit"
+        assert reason in hook("deploy", "acme/site", f"--commit={name}", status=66).stderr
+    assert "belong to --commit" in hook("deploy", "acme/site", "--until-push", status=64).stderr
+    assert "gitops.pin" not in git("config", "--local", "--list", cwd=checkout)
 
 
 def test_a_pause_ends_by_itself(upstream, hook, start_daemon):

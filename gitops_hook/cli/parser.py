@@ -157,6 +157,19 @@ def _add_runs(commands: _Commands) -> None:
     resume = commands.add("resume", "run_commands.resume", "end a pause, and sync", settings=_FOLDERS)
     resume.add_argument("repository", nargs="+", metavar="REPO")
 
+    text = "deploy the newest commit again, or hold a checkout at --commit; without it, a pin is released"
+    deploy = commands.add("deploy", "run_commands.deploy", text, settings=_FOLDERS, json=True)
+    deploy.add_argument("repository", metavar="REPO")
+    deploy.add_argument("--commit", default="", metavar="COMMIT", help="a commit of the branch, to deploy and hold")
+    deploy.add_argument("--force", action="store_true", help="deploy even a commit whose health check failed")
+    text = "hold a checkout at the commit that was deployed before, or at COMMIT, until deploy"
+    rollback = commands.add("rollback", "run_commands.rollback", text, settings=_FOLDERS, json=True)
+    rollback.add_argument("repository", metavar="REPO")
+    rollback.add_argument("commit", nargs="?", default="", metavar="COMMIT", help="a commit of the branch")
+    for parser in (deploy, rollback):
+        parser.add_argument("--reason", default="", metavar="TEXT", help="the reason, for the status")
+        parser.add_argument("--until-push", action="store_true", help="release the checkout when the branch changes")
+
     text = "deliver a signed test push to the local daemon, and wait for its run"
     send = commands.add("send", "run_commands.send", text, settings=_FOLDERS, json=True)
     send.add_argument("repository", metavar="REPO")

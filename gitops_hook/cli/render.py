@@ -92,13 +92,14 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
 
 def describe_hold(repository: str, hold: Hold, waiting: int = 0) -> str:
     """Describe in one line who holds a checkout, since when, until when and why, and how to end that."""
-    text = f"{repository} is {hold.state}"
+    text = f"{repository} is {hold.state}" + (f" at {hold.commit[:10]}" if hold.commit else "")
     text += f" by {hold.by}" if hold.by else ""
     text += f" since {local(hold.since)}" if hold.since else ""
-    text += f" until {local(hold.until)}" if hold.until else ""
+    text += f" until {local(hold.until)}" if hold.until else " until the next push" if hold.until_push else ""
     text += f": {hold.reason}" if hold.reason else ""
     text += f"; waiting pushes: {waiting}" if waiting else ""
-    return escape(f"{text}. To resume: gitops-hook resume {repository}")
+    command = "To release: gitops-hook deploy" if hold.commit else "To resume: gitops-hook resume"
+    return escape(f"{text}. {command} {repository}")
 
 
 def print_runs(runs: Sequence[Run], *, as_json: bool) -> None:

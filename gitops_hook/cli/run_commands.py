@@ -1,4 +1,4 @@
-"""The commands that request runs and follow them: sync, resume, send."""
+"""The commands that request runs and follow them: sync, deploy, rollback, resume, send."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid_checkout, may_clone
 from gitops_hook.outcomes import outcome_of
 from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.holds import Hold
 from gitops_hook.text import escape
 
 
@@ -60,6 +61,38 @@ def _cancel(settings: Settings, names: Sequence[str], user: str) -> int:
     if not ended:
         print("no run was in progress; pending deliveries were settled")
     return 0
+
+
+def deploy(given: Arguments) -> int:
+    """Deploy again, and release the pin; with --commit, deploy that commit and hold the checkout there."""
+    if not given.commit and (given.reason or given.until_push):
+        raise GitopsError(EX_USAGE, "--reason and --until-push belong to --commit")
+    return _deploy(given, "/deploy", force=given.force)
+
+
+def rollback(given: Arguments) -> int:
+    """Deploy the last good commit, or a named one, and hold the checkout there."""
+    return _deploy(given, "/rollback", force=False)
+
+
+def _deploy(given: Arguments, path: str, *, force: bool) -> int:
+    settings, user = load_settings(given), requesting_user()
+    find_checkout(settings, given.repository)
+    body = {
+        "checkout": given.repository,
+        "commit": given.commit,
+        "force": force,
+        "reason": given.reason,
+        "until_push": given.until_push,
+        "by": user,
+    }
+    with requests_to_daemon(settings, f"gitops-hook {given.command}") as post:
+        answer = post(path, body)
+        status = follow(settings, post, answer, as_json=given.json)
+    if "pinned" in answer and not given.json:
+        hold = Hold("pinned", user, reason=given.reason, commit=answer["pinned"], until_push=given.until_push)
+        print(f"\n{render.describe_hold(given.repository, hold)}")
+    return status
 
 
 def resume(given: Arguments) -> int:

@@ -12,6 +12,8 @@ Rules:
 path               request                                                          response
 =================  ===============================================================  ============================
 ``/runs``          ``checkouts`` or ``all``, ``trigger``, ``force``, ``commit``     202 ``requests``
+``/deploy``        ``checkout``, ``force``, ``commit``, ``reason``, ``until_push``  202 ``requests``, ``pinned``
+``/rollback``      ``checkout``, ``commit``, ``reason``, ``until_push``             202 ``requests``, ``pinned``
 ``/resume``        ``checkouts``                                                    202 ``requests``
 ``/cancel``        ``checkouts``                                                    200 ``runs`` that were ended
 ``/pause``         ``checkouts``, ``reason``, ``until`` (a time, or null)           200
@@ -22,7 +24,8 @@ path               request                                                      
 ``/forget-ping``   ``target``, ``url``                                              200
 =================  ===============================================================  ============================
 
-Every request also has ``by``, the name of the user.
+Every request also has ``by``, the name of the user. ``/deploy`` with a commit, and ``/rollback``, hold the checkout at
+that commit, ``pinned``; ``/deploy`` without one releases it.
 """
 
 from __future__ import annotations
@@ -46,13 +49,14 @@ from gitops_hook.log import log
 from gitops_hook.model import Delivery
 from gitops_hook.names import is_valid_checkout, may_clone
 from gitops_hook.sync import holds, moves
-from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.sync.checkouts import Checkout, Checkouts, position
 from gitops_hook.sync.dispatcher import Dispatcher
+from gitops_hook.sync.releases import find_commit, last_good_commit
 from gitops_hook.sync.settings import write_setting
 from gitops_hook.text import printable
 
 #: The reasons for a run that a command can give.
-TRIGGERS = ("manual", "sweep", "add", "resume", "deploy")
+TRIGGERS = ("manual", "sweep", "add", "resume", "deploy", "rollback")
 #: The longest request, in bytes: the names of some ten thousand checkouts.
 _MAX_LENGTH = 1 << 20
 _COMMIT = re.compile("|[0-9a-f]{40}|[0-9a-f]{64}")
@@ -81,6 +85,8 @@ class ControlApp:
         self._now = now
         self._routes: dict[str, Callable[[_Body], _Answer]] = {
             "/runs": self._start_runs,
+            "/deploy": self._deploy,
+            "/rollback": self._roll_back,
             "/resume": self._resume,
             "/cancel": self._cancel,
             "/pause": self._pause,
@@ -132,6 +138,41 @@ class ControlApp:
         names = list(self._checkouts) if body.get("all") is True else self._names(body)
         return self._accept(names, trigger, body, commit=commit, force=body.get("force") is True)
 
+    def _deploy(self, body: _Body) -> _Answer:
+        checkout = self._one(body)
+        commit = _text(body, "commit")
+        if commit:
+            return self._pin(checkout, "deploy", body, lambda: find_commit(checkout, commit))
+        _apply(holds.unpin, checkout.path)
+        return self._accept([checkout.repository], "deploy", body, force=body.get("force") is True)
+
+    def _roll_back(self, body: _Body) -> _Answer:
+        checkout = self._one(body)
+        commit = _text(body, "commit")
+        return self._pin(
+            checkout,
+            "rollback",
+            body,
+            lambda: find_commit(checkout, commit) if commit else last_good_commit(self._journal, checkout),
+        )
+
+    def _pin(self, checkout: Checkout, trigger: str, body: _Body, find: Callable[[], str]) -> _Answer:
+        """Hold a checkout at the commit that `find` returns, and request the run that deploys it."""
+        description = self._description(body)
+        tip = position(checkout).upstream if body.get("until_push") is True else None
+        try:
+            commit = find()
+        except ValueError as error:
+            raise HTTPError(404, str(error)) from None
+        except (OSError, subprocess.SubprocessError) as error:
+            raise HTTPError(503, f"git failed in {checkout.path}: {error}") from None
+        _apply(holds.pin, checkout.path, description, commit, tip)
+        self._log("checkout pinned", checkout, body, commit=commit)
+        status, answer = self._accept(
+            [checkout.repository], trigger, body, commit=commit, force=body.get("force") is True
+        )
+        return status, {**answer, "pinned": commit}
+
     def _resume(self, body: _Body) -> _Answer:
         checkouts = self._existing(body)
         for checkout in checkouts:
@@ -142,23 +183,23 @@ class ControlApp:
         return 200, {"runs": [run for name in self._names(body) for run in self._dispatcher.cancel(name)]}
 
     def _pause(self, body: _Body) -> _Answer:
-        by, reason, until, now = _text(body, "by"), _text(body, "reason"), body.get("until"), self._now()
-        if until is not None and not (isinstance(until, (int, float)) and until > now):
+        description, until = self._description(body), body.get("until")
+        if until is not None and not (isinstance(until, (int, float)) and until > self._now()):
             raise HTTPError(400, "`until` is not a time in the future, in seconds since the epoch")
         for checkout in self._existing(body):
-            _apply(holds.pause, checkout.path, by, reason, now, until)
-            log.info("checkout paused", repository=checkout.repository, by=by or None, reason=printable(reason) or None)
+            _apply(holds.pause, checkout.path, description, until)
+            self._log("checkout paused", checkout, body)
         return 200, {}
 
     def _configure(self, body: _Body) -> _Answer:
         value = body.get("value")
         if value is not None and not isinstance(value, str):
             raise HTTPError(400, "`value` is neither a text nor null")
-        (checkout,) = self._existing({"checkouts": [_text(body, "checkout")]})
+        checkout = self._one(body)
         name = _text(body, "name")
         _apply(write_setting, checkout.path, name, value)
         if name.lower() in holds.DESCRIPTIONS:
-            own = None if value is None else holds.description(_text(body, "by"), "", self._now())
+            own = None if value is None else self._description(body)
             _apply(write_setting, checkout.path, holds.DESCRIPTIONS[name.lower()], own)
         return 200, {}
 
@@ -240,6 +281,13 @@ class ControlApp:
             "requests": [{"checkout": delivery.repository, "delivery": delivery.guid} for delivery in deliveries]
         }
 
+    def _log(self, message: str, checkout: Checkout, body: _Body, commit: str | None = None) -> None:
+        by, reason = _text(body, "by") or None, printable(_text(body, "reason")) or None
+        log.info(message, repository=checkout.repository, by=by, reason=reason, commit=commit)
+
+    def _description(self, body: _Body) -> str:
+        return holds.description(_text(body, "by"), _text(body, "reason"), self._now())
+
     def _names(self, body: _Body) -> list[str]:
         """Return the canonical names in ``checkouts``: each has a checkout, or may be cloned."""
         given = body.get("checkouts")
@@ -256,6 +304,9 @@ class ControlApp:
             except OSError as error:
                 raise HTTPError(503, f"git cannot be started: {error.strerror}") from None
         return list(names)
+
+    def _one(self, body: _Body) -> Checkout:
+        return self._existing({"checkouts": [_text(body, "checkout")]})[0]
 
     def _existing(self, body: _Body) -> list[Checkout]:
         found = [(name, self._checkouts.find(name)) for name in self._names(body)]

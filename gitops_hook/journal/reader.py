@@ -108,6 +108,19 @@ class JournalReader:
             return self._runs("id < ? ORDER BY id DESC LIMIT ?", bound, limit)
         return self._runs("repository = ? AND id < ? ORDER BY id DESC LIMIT ?", repository, bound, limit)
 
+    def good_commits(self, repository: str, live: str, limit: int = 100) -> list[str]:
+        """Return the commits that were deployed with success before `live` first was, newest first.
+
+        If `live` never was, return all of them. A held run counts if it deployed.
+        """
+        good = f"repository = ? AND (outcome IN ({_quoted(CONFIRMING)}) OR (outcome = 'held' AND deployed IS NOT NULL))"
+        first = f"SELECT min(id) FROM runs WHERE {good} AND after = ?"
+        sql = (
+            f"SELECT after FROM runs WHERE {good} AND after NOT IN ('', ?) AND id < coalesce(({first}), {_MAX_ID})"
+            " GROUP BY after ORDER BY max(id) DESC LIMIT ?"
+        )
+        return [after for (after,) in self._query(sql, repository, live, repository, live, limit)]
+
     def running(self) -> list[Run]:
         """Return the runs without a recorded end."""
         return self._runs("outcome IS NULL")

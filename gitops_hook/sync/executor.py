@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from gitops_hook.errors import JournalError
@@ -168,7 +169,8 @@ class Executor:
         self._cancelled.discard(claim.run.id)
         early = _count_early(claim, result, early)
         if result.outcome == "early" and RETRIES["early"].is_exhausted(early.runs):
-            result = result._replace(outcome="unchanged", exit=0, message=_never_shown(claim))
+            outcome = "held" if self._is_held(claim.run.repository) else "unchanged"
+            result = result._replace(outcome=outcome, exit=0, message=_never_shown(claim))
         run = claim.run._replace(ended=self._journal.now(), **result._asdict())
         loop = self._loops.count(run, claim)
         if loop:
@@ -204,6 +206,13 @@ class Executor:
 
     def _time_limit(self, checkout: Checkout | None) -> int:
         return time_limit(checkout.settings if checkout else {}, self._sync_timeout)
+
+    def _is_held(self, repository: str) -> bool:
+        """Return True if a pin or a roll-out keeps the checkout from following its branch."""
+        with suppress(OSError):
+            checkout = self._checkouts.find(repository)
+            return checkout is not None and bool(checkout.settings.get("pin") or checkout.settings.get("approved"))
+        return False
 
     def _record(self, ended: Ended) -> None:
         """Record the end of a run as soon as the journal can be written."""
@@ -255,6 +264,7 @@ def _task(claim: Claim) -> Task:
         newest.event,
         newest.guid,
         deliveries=claim.deliveries,
+        again=any(delivery.event == "deploy" for delivery in claim.served),
         force=any(delivery.force for delivery in claim.served),
         renamed=claim.renamed,
     )

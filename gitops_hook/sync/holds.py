@@ -2,8 +2,8 @@
 
 Rules:
 
-1. ``gitops.paused`` decides, here and in scripts/sync/settings.sh alike. ``gitops.pausedBy`` only describes the
-   decision: ``USER TIME REASON``.
+1. ``gitops.paused`` and ``gitops.pin`` decide, here and in scripts/sync/settings.sh alike. ``gitops.pausedBy`` and
+   ``gitops.pinnedBy`` only describe the decision: ``USER TIME REASON``.
 2. The description is written before the decision and removed after it, so that every decision has one.
 3. Times are in UTC by RFC 3339, in seconds. They are compared as text, as in the script.
 """
@@ -20,7 +20,7 @@ from gitops_hook.sync.settings import is_true, write_setting
 from gitops_hook.text import printable, rfc3339
 
 #: The setting that describes each setting that decides.
-DESCRIPTIONS = {"paused": "pausedBy"}
+DESCRIPTIONS = {"paused": "pausedBy", "pin": "pinnedBy"}
 #: The longest reason, in characters.
 _MAX_REASON = 500
 
@@ -28,14 +28,17 @@ _MAX_REASON = 500
 class Hold(NamedTuple):
     """A hold in force. Every time is in seconds since the epoch."""
 
-    #: ``paused``.
+    #: ``paused`` or ``pinned``.
     state: str
     #: The user who decided it, or "" if git set it without a command.
     by: str = ""
     since: float | None = None
     reason: str = ""
-    #: When it ends by itself, or None.
+    #: When a pause ends by itself, or None.
     until: float | None = None
+    #: The commit of a pin, and whether a new commit at the remote ends it.
+    commit: str | None = None
+    until_push: bool = False
 
 
 def is_paused(settings: Mapping[str, str], now: float) -> bool:
@@ -45,21 +48,47 @@ def is_paused(settings: Mapping[str, str], now: float) -> bool:
 
 
 def hold_in_force(settings: Mapping[str, str], now: float) -> Hold | None:
-    """Return the hold that `settings` describe at the time `now`, or None."""
+    """Return the hold that `settings` describe at the time `now`, or None. A pause comes before a pin."""
     if is_paused(settings, now):
         return Hold("paused", *_parse_description(settings.get("pausedby", "")), _moment(settings["paused"]))
+    if settings.get("pin"):
+        return Hold(
+            "pinned",
+            *_parse_description(settings.get("pinnedby", "")),
+            commit=settings["pin"],
+            until_push="pintip" in settings,
+        )
     return None
 
 
-def pause(checkout: Path, by: str, reason: str, now: float, until: float | None) -> None:
-    """Pause a checkout until `until`, or until `resume`. Raises ValueError and OSError like `write_setting`."""
-    write_setting(checkout, "pausedBy", description(by, reason, now))
+def pause(checkout: Path, describe: str, until: float | None) -> None:
+    """Pause a checkout until `until`, or until `resume`; `describe` is a `description`.
+
+    Raises ValueError and OSError like `write_setting`.
+    """
+    write_setting(checkout, "pausedBy", describe)
     write_setting(checkout, "paused", "true" if until is None else rfc3339(until, "seconds"))
 
 
 def resume(checkout: Path) -> None:
     """End the pause of a checkout. Raises ValueError and OSError like `write_setting`."""
     for name in ("paused", "pausedBy"):
+        write_setting(checkout, name, None)
+
+
+def pin(checkout: Path, describe: str, commit: str, tip: str | None) -> None:
+    """Hold a checkout at a commit until `unpin`, or until the remote has another commit than `tip`.
+
+    Raises ValueError and OSError like `write_setting`.
+    """
+    write_setting(checkout, "pinnedBy", describe)
+    write_setting(checkout, "pinTip", tip)
+    write_setting(checkout, "pin", commit)
+
+
+def unpin(checkout: Path) -> None:
+    """Let a checkout follow its branch again. Raises ValueError and OSError like `write_setting`."""
+    for name in ("pin", "pinTip", "pinnedBy"):
         write_setting(checkout, name, None)
 
 

@@ -71,7 +71,8 @@ class Task(NamedTuple):
     #: The number of deliveries that the run claimed; the hints above are those of the newest.
     deliveries: int = 0
     clone_url: str = ""
-    #: Whether to deploy even a commit that is deployed already or was rolled back.
+    #: Whether to deploy even if no deploy is pending, and even a commit that was rolled back.
+    again: bool = False
     force: bool = False
     #: The repository's new name, if it was renamed.
     renamed: str = ""
@@ -112,7 +113,7 @@ class Runner:
         Raises OSError if it cannot be started, for want of descriptors, processes or disk space.
         """
         result_file = log_path.with_suffix(".result")
-        command = [str(self._script), *(["--force"] if task.force else []), task.repository.rpartition("/")[2]]
+        command = [str(self._script), *_options(task), task.repository.rpartition("/")[2]]
         environment = {**self._environment, **_contract(task, result_file, limit)}
         began, started = time.time(), time.monotonic()
         with self._registered(task.run):
@@ -150,6 +151,10 @@ class Runner:
         finally:
             with self._lock:
                 del self._threads[thread]
+
+
+def _options(task: Task) -> list[str]:
+    return ["--force"] if task.force else ["--again"] if task.again else []
 
 
 def run_limited(
