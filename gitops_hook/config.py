@@ -116,10 +116,6 @@ def _address(text: str) -> Address:
     return Address(str(ip_address(host)), int(port))
 
 
-def _optional_address(text: str) -> Address | None:
-    return _address(text) if text else None
-
-
 def _number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
@@ -140,10 +136,6 @@ def _socket_path(text: str) -> Path:
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         raise ValueError(f"it is longer than {SOCKET_PATH_BYTES} bytes, the limit of the kernel")
     return path
-
-
-def _optional_path(text: str) -> Path | None:
-    return _path(text) if text else None
 
 
 def _program(text: str) -> Path:
@@ -188,16 +180,18 @@ def _command(text: str) -> tuple[str, ...]:
     return words
 
 
-def _log_format(text: str) -> str:
-    if text not in ("text", "json"):
-        raise ValueError("it is neither `text` nor `json`")
-    return text
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"it is neither {' nor '.join(f'`{word}`' if word else 'empty' for word in allowed)}")
+        return text
+
+    return parse
 
 
-def _report(text: str) -> str:
-    if text not in ("", "status", "deployment"):
-        raise ValueError("it is neither empty nor `status` nor `deployment`")
-    return text
+def _optional(parse: Callable[[str], Any], none: str | None = None) -> Callable[[str], Any]:
+    """Return a parser that returns `none` for an empty text."""
+    return lambda text: parse(text) if text else none
 
 
 def _credential(name: str) -> Callable[[Mapping[str, str]], str]:
@@ -255,7 +249,9 @@ def _fixed(env: str, parse: Callable[[str], Any], text: str, help: str) -> Optio
 
 
 def _file(env: str, credential: str, help: str) -> Option:
-    return Option(env, _optional_path, _credential(credential), f"`$CREDENTIALS_DIRECTORY/{credential}` if there", help)
+    return Option(
+        env, _optional(_path), _credential(credential), f"`$CREDENTIALS_DIRECTORY/{credential}` if there", help
+    )
 
 
 OPTIONS = (
@@ -300,7 +296,7 @@ OPTIONS = (
     ),
     _fixed(
         "GITOPS_DASHBOARD_LISTEN",
-        _optional_address,
+        _optional(_address),
         "127.0.0.1:8788",
         "address and port of the read-only status page and its JSON API; empty disables them",
     ),
@@ -333,12 +329,15 @@ OPTIONS = (
     ),
     _fixed(
         "GITOPS_REPORT",
-        _report,
+        _choice("", "status", "deployment"),
         "",
         "`status` or `deployment`: how to report the outcome of each run to GitHub, on the commit",
     ),
     _fixed(
-        "GITOPS_PUBLIC_URL", parsers.optional_base_url, "", "URL of the status page, for links from GitHub to its runs"
+        "GITOPS_PUBLIC_URL",
+        _optional(parsers.base_url, ""),
+        "",
+        "URL of the status page, for links from GitHub to its runs",
     ),
     _fixed(
         "GITOPS_NOTIFY",
@@ -346,8 +345,10 @@ OPTIONS = (
         "",
         "command to run when a repository starts to fail, daily while it fails, and when it works again",
     ),
-    _fixed("GITOPS_LOG_FORMAT", _log_format, "text", "format of the log on standard error: `text` or `json`"),
-    _fixed("GITOPS_FLEET", parsers.fleet_or_none, "", "name of the host's fleet; empty for a host on its own"),
+    _fixed(
+        "GITOPS_LOG_FORMAT", _choice("text", "json"), "text", "format of the log on standard error: `text` or `json`"
+    ),
+    _fixed("GITOPS_FLEET", _optional(parsers.name, ""), "", "name of the host's fleet; empty for a host on its own"),
     _fixed("GITOPS_ETCD", parsers.endpoints, "http://127.0.0.1:2379", "URLs of the fleet's etcd, separated by commas"),
     _file("GITOPS_ETCD_CA_FILE", "etcd-ca", "file of the certificate authority that signed the members' certificates"),
     _file("GITOPS_ETCD_CERT_FILE", "etcd-cert", "file of this host's certificate for etcd"),

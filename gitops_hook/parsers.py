@@ -27,16 +27,6 @@ def base_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def optional_base_url(text: str) -> str:
-    """Return a plain URL, or "". Raises ValueError."""
-    return base_url(text) if text else ""
-
-
-def fleet_or_none(text: str) -> str:
-    """Return the name of a fleet, or "" for a host on its own."""
-    return name(text) if text else ""
-
-
 def name(text: str) -> str:
     """Return a name in a fleet. Raises ValueError."""
     if not _NAME.fullmatch(text):

@@ -72,10 +72,14 @@ def _is_complete(target: Path, files: Mapping[str, bytes]) -> bool:
 
 
 def _replace(target: Path, files: Mapping[str, bytes]) -> None:
-    """Create `target` with `files` under a temporary name and rename it."""
+    """Create `target` with `files` in a directory that no other user can enter, and rename it."""
     new = Path(tempfile.mkdtemp(prefix=".scripts-", dir=target.parent))
     try:
-        _write(new, files)
+        for name, content in files.items():
+            (new / name).parent.mkdir(mode=0o755, exist_ok=True)
+            (new / name).write_bytes(content)
+            (new / name).chmod(0o755)
+        new.chmod(0o755)
         with suppress(FileNotFoundError):
             if not stat.S_ISDIR(target.lstat().st_mode):
                 target.unlink()
@@ -88,21 +92,3 @@ def _replace(target: Path, files: Mapping[str, bytes]) -> None:
     finally:
         shutil.rmtree(target / "replaced", ignore_errors=True)
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _write(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` below `directory`, which this process has just created, through its descriptor."""
-    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if os.fstat(root).st_uid != os.geteuid():
-            raise OSError(0, "another process changes it")
-        os.fchmod(root, 0o755)
-        for name in sorted({str(Path(name).parent) for name in files} - {"."}):
-            os.mkdir(name, 0o755, dir_fd=root)
-        for name, content in files.items():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(name, flags, 0o755, dir_fd=root), "wb") as file:
-                file.write(content)
-                os.fchmod(file.fileno(), 0o755)
-    finally:
-        os.close(root)
