@@ -22,6 +22,7 @@ from gitops_hook.journal.writer import KEEP_SECONDS, Journal
 from gitops_hook.model import Delivery, Run
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher
+from gitops_hook.sync.executor import Executor
 from gitops_hook.sync.runner import Runner
 from gitops_hook.sync.worker import Worker
 
@@ -189,14 +190,10 @@ class DispatcherMachine(OnDisk):
 
     def turn_on(self) -> None:
         """Start a dispatcher without its scheduler; everything pending is in line or delayed at once."""
+        checkouts, runner = Checkouts(self.root), Runner(self.script, self.root, os.environ)
+        executor = Executor(self.journal, checkouts, runner, sync_timeout=60, clock=self.clock)
         self.dispatcher = Dispatcher(
-            self.journal,
-            Checkouts(self.root),
-            Runner(self.script, self.root, os.environ),
-            max_syncs=2,
-            sync_timeout=60,
-            clock=self.clock,
-            jitter=lambda: 0.5,
+            self.journal, checkouts, executor, max_syncs=2, clock=self.clock, jitter=lambda: 0.5
         )
         self.dispatcher.recover()
         self.dispatcher.sweep()

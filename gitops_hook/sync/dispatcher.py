@@ -51,32 +51,19 @@ class Dispatcher:
         self,
         journal: Journal,
         checkouts: Checkouts,
-        runner: Runner,
+        executor: Executor,
         *,
         max_syncs: int,
-        sync_timeout: int,
-        clone: Sequence[str] = (),
-        clone_url: str = "",
-        observers: Sequence[RunObserver] = (),
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`max_syncs` bounds the runs at the same time; `clock` returns seconds from any origin.
+        """`max_syncs` bounds the runs at the same time; `clock` returns seconds from any origin, as the executor's.
 
-        The other arguments are those of `Executor` and `Backoff.delay`.
+        `jitter` is that of `Backoff.delay`.
         """
         self._journal = journal
         self._checkouts = checkouts
-        self._executor = Executor(
-            journal,
-            checkouts,
-            runner,
-            sync_timeout=sync_timeout,
-            clone=clone,
-            clone_url=clone_url,
-            observers=observers,
-            clock=clock,
-        )
+        self._executor = executor
         self._max_syncs = max_syncs
         self._clock = clock
         self._jitter = jitter
@@ -102,16 +89,17 @@ class Dispatcher:
         observers: Sequence[RunObserver] = (),
     ) -> Dispatcher:
         """Return a dispatcher with `settings`, whose scripts inherit the permitted part of `environ`."""
-        return cls(
+        runner = Runner(settings.sync_script, settings.root, environ)
+        executor = Executor(
             journal,
             checkouts,
-            Runner(settings.sync_script, settings.root, environ),
-            max_syncs=settings.max_syncs,
+            runner,
             sync_timeout=settings.sync_timeout,
             clone=settings.clone,
             clone_url=settings.clone_url,
             observers=observers,
         )
+        return cls(journal, checkouts, executor, max_syncs=settings.max_syncs)
 
     # -- what asks for runs -----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from harness import until
@@ -41,17 +42,18 @@ class Stage:
         self.journal = Journal(folder / "state")
         self.dispatchers: list[Dispatcher] = []
 
-    def dispatcher(self, script: str, max_syncs: int = 4, *, scheduled: bool = True, **more: object) -> Dispatcher:
-        self.write(script)
-        made = Dispatcher(
-            self.journal,
-            Checkouts(self.root),
-            Runner(self.script, self.root, os.environ),
-            max_syncs=max_syncs,
-            sync_timeout=60,
-            jitter=lambda: 0.5,
-            **more,  # type: ignore[arg-type]
-        )
+    def dispatcher(
+        self,
+        script: str,
+        max_syncs: int = 4,
+        *,
+        scheduled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        **more: object,
+    ) -> Dispatcher:
+        executor = self.executor(script, clock=clock, **more)
+        checkouts = Checkouts(self.root)
+        made = Dispatcher(self.journal, checkouts, executor, max_syncs=max_syncs, clock=clock, jitter=lambda: 0.5)
         self.dispatchers.append(made)
         if scheduled:
             made.start_scheduler()
