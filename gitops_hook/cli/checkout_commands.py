@@ -10,6 +10,7 @@ from pathlib import Path
 from gitops_hook.cli import clone, forge_commands, render
 from gitops_hook.cli.doctor.finding import quote
 from gitops_hook.cli.follow import follow
+from gitops_hook.cli.forge_pages import webhook_page
 from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, suggest
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings, open_reader
@@ -19,17 +20,24 @@ from gitops_hook.errors import GitopsError
 from gitops_hook.github.client import ApiError
 from gitops_hook.model import History
 from gitops_hook.names import is_valid_checkout, repository_of
-from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.text import redact
 
 
 def add(given: Arguments) -> int:
-    """Clone repositories or adopt their checkouts, sync them, and print the settings of the webhook."""
+    """Clone repositories or adopt their checkouts, sync them, and print the next step at the forge."""
     settings, user = load_settings(given), requesting_user()
     own = {name: value for name, value in (("branch", given.branch), ("deploy", given.deploy)) if value is not None}
     clone.check(given.repository, own)
+    url = given.url or settings.clone_url
     with requests_to_daemon(settings, "gitops-hook add") as post:
-        for name in given.repository:
-            path = clone.create(settings.root, name, given.url or settings.clone_url, own)
+        sources = {name: clone.Source(url.replace("{repository}", repository_of(name))) for name in given.repository}
+        for name, source in sources.items():
+            if not Checkouts(settings.root).find(name):
+                clone.check_place(settings.root, name)
+                clone.check_remote(name, source, given.branch)
+        for name, source in sources.items():
+            path = clone.create(settings.root, name, source, own)
             if not path:
                 path = find_checkout(settings, name).path
                 for setting, value in own.items():
@@ -37,19 +45,30 @@ def add(given: Arguments) -> int:
             print(f"{name} is at {path}")
         answer = post("/runs", {"checkouts": given.repository, "trigger": "add", "by": user})
         status = follow(settings, post, answer, as_json=False)
-    _print_webhook(settings, given.repository)
+    _print_next_step(settings, given.repository)
     return status
 
 
-def _print_webhook(settings: Settings, repositories: Sequence[str]) -> None:
+def _print_next_step(settings: Settings, names: Sequence[str]) -> None:
+    """Print how to create the webhook of each repository, and how to test it."""
+    checkouts = Checkouts(settings.root)
+    pages = {repository_of(name): _webhook_page(checkouts.find(name)) for name in names}
+    secret = settings.webhook_secret_file
     print(
-        "\nAt GitHub, once per repository or organisation: Settings, Webhooks, Add webhook\n"
-        f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy forwards to {settings.listen}\n"
-        "  Content type  application/json\n"
-        "  Secret        the first line of the secrets file\n"
-        "  Events        pushes, and repositories (to notice a new name)\n"
-        f"Or, with a token: gitops-hook register {' '.join(repositories)} --url https://<this host>"
+        "\nNext, create the webhook, once per repository or organisation:",
+        *(f"  Page          {page}" for page in pages.values()),
+        f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy forwards to {settings.listen}",
+        "  Content type  application/json",
+        f"  Secret        {f'the first line of {secret}' if secret else 'the value of GITHUB_WEBHOOK_SECRET'}",
+        "  Events        pushes, and repositories (to notice a new name)",
+        f"Or, at GitHub and with a token: gitops-hook register {' '.join(pages)} --url https://<this host>",
+        f"To test this host without the forge: gitops-hook send {names[0]}",
+        sep="\n",
     )
+
+
+def _webhook_page(checkout: Checkout | None) -> str:
+    return webhook_page(redact(checkout.settings.get("origin", "")) if checkout else "")
 
 
 def rename(given: Arguments) -> int:

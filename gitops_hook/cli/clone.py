@@ -6,55 +6,90 @@ Rules:
 2. The temporary directory has a name that no repository can have, so nothing lists it.
 3. The checkout's lock is held during the rename, so no run can use the checkout before it is in place.
 4. git cannot prompt, and its messages never reach the terminal unescaped.
+5. An impossible request is rejected before the clone: a name in use, a branch that the remote lacks, a wrong URL.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from gitops_hook.cli.messages import EX_NOPERM, EX_TEMPFAIL, EX_USAGE
+from gitops_hook.cli.messages import EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL, EX_USAGE, suggest
 from gitops_hook.errors import GitopsError
-from gitops_hook.names import is_valid
-from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.names import is_in_url, is_valid_checkout, repository_of
+from gitops_hook.sync.checkouts import Checkouts, is_checkout
+from gitops_hook.sync.moves import KEPT_GIT, checkout_lock
 from gitops_hook.sync.settings import check_setting
 
 #: The number of lines of git's messages in an error.
 _MESSAGE_LINES = 5
 
 
-def check(repositories: Iterable[str], settings: Mapping[str, str]) -> None:
+class Source(NamedTuple):
+    """Where a checkout comes from: the URL, and the git configuration that gives access, as ``name=value``."""
+
+    url: str
+    config: Sequence[str] = ()
+
+
+def check(names: Iterable[str], settings: Mapping[str, str]) -> None:
     """Raise `GitopsError` if a name or a setting is invalid."""
-    for repository in repositories:
-        if not is_valid(repository) or "/" not in repository:
-            raise GitopsError(EX_USAGE, f"`{repository}` is not OWNER/NAME")
-    for name, value in settings.items():
+    for name in names:
+        if not is_valid_checkout(name) or "/" not in name:
+            raise GitopsError(EX_USAGE, f"`{name}` is not OWNER/NAME or OWNER/NAME@ENVIRONMENT")
+    for setting, value in settings.items():
         try:
-            check_setting(name, value)
+            check_setting(setting, value)
         except ValueError as error:
             raise GitopsError(EX_USAGE, str(error)) from None
 
 
-def create(root: Path, repository: str, url: str, settings: Mapping[str, str]) -> Path | None:
-    """Clone a repository from `url`, which may contain ``{repository}``, with ``gitops.*`` settings.
+def check_place(root: Path, name: str) -> None:
+    """Raise `GitopsError` if something that is no checkout occupies the place of the checkout `name`."""
+    path = root / name
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if os.path.lexists(path / KEPT_GIT):
+        fix = f"mv {path / KEPT_GIT} {path / '.git'}"
+        raise GitopsError(EX_DATAERR, f"{path} was removed with --keep-files; to adopt it again: {fix}")
+    if os.path.lexists(path):
+        raise GitopsError(EX_DATAERR, f"{path} exists and is no checkout; move it away and repeat")
+    if path.parent != root and is_checkout(path.parent):
+        raise GitopsError(EX_DATAERR, f"{path.parent} is itself a checkout; move it away and repeat")
+
+
+def check_remote(name: str, source: Source, branch: str | None) -> None:
+    """Raise `GitopsError` if the remote is another repository, does not answer, or lacks `branch`."""
+    url, repository = source.url, repository_of(name)
+    if not is_in_url(repository, url):
+        raise GitopsError(EX_USAGE, f"the URL {url} does not end in {repository}")
+    answer = git(f"{url} cannot be read", *_options(source), "ls-remote", "--heads", "--", url)
+    branches = [line.partition("\trefs/heads/")[2] for line in answer.splitlines()]
+    if branch and branch not in branches:
+        hint = suggest(branch, branches)
+        raise GitopsError(EX_NOINPUT, f"the branch {branch} does not exist at {url}{hint}")
+
+
+def create(root: Path, name: str, source: Source, settings: Mapping[str, str]) -> Path | None:
+    """Clone a repository to the place of the checkout `name`, with ``gitops.*`` settings.
 
     Returns the path of the checkout, or None if there is one already. Raises `GitopsError` if git fails.
     """
-    if Checkouts(root).find(repository):
+    if Checkouts(root).find(name):
         return None
-    url = url.replace("{repository}", repository)
-    path = root / repository
+    path = root / name
     temporary = path.with_name(f"{path.name}~clone-{os.getpid()}")  # no repository's name contains ~
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        branch = ["--branch", settings["branch"]] if "branch" in settings else []
-        _git(f"{url} cannot be cloned to {path}", "clone", "--quiet", *branch, "--", url, str(temporary))
-        for name, value in settings.items():
-            _git(f"gitops.{name} cannot be set", "-C", str(temporary), "config", f"gitops.{name}", value)
+        options = ["--branch", settings["branch"]] if "branch" in settings else []
+        options += [word for entry in source.config for word in ("--config", entry)]
+        git(f"{source.url} cannot be cloned to {path}", "clone", "--quiet", *options, "--", source.url, str(temporary))
+        for setting, value in settings.items():
+            git(f"gitops.{setting} cannot be set", "-C", str(temporary), "config", f"gitops.{setting}", value)
         return path if _rename(temporary, path) else None
     except OSError as error:
         raise GitopsError(EX_NOPERM, f"{error.filename}: {error.strerror}") from None
@@ -62,33 +97,47 @@ def create(root: Path, repository: str, url: str, settings: Mapping[str, str]) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def configure(path: Path, source: Source) -> None:
+    """Give the existing checkout at `path` the URL and the configuration of `source`. Raises `GitopsError`."""
+    with checkout_lock(path):
+        git("the origin cannot be set", "-C", str(path), "remote", "set-url", "origin", source.url)
+        for name in dict.fromkeys(entry.partition("=")[0] for entry in source.config):
+            values = [entry.partition("=")[2] for entry in source.config if entry.startswith(f"{name}=")]
+            git(f"{name} cannot be set", "-C", str(path), "config", "--replace-all", name, values[0])
+            for value in values[1:]:
+                git(f"{name} cannot be set", "-C", str(path), "config", "--add", name, value)
+
+
+def _options(source: Source) -> list[str]:
+    return [word for entry in source.config for word in ("-c", entry)]
+
+
 def _rename(temporary: Path, path: Path) -> bool:
     """Rename the clone into place; return False if another process has created the checkout meanwhile."""
-    # scripts/sync/lock.sh has the same file.
-    lock = os.open(temporary / ".git/gitops.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        temporary.rename(path)  # replaces an empty directory, and fails for any other
-    except OSError:
-        if (path / ".git").exists():
-            return False
-        raise
-    finally:
-        os.close(lock)
+    with checkout_lock(temporary):
+        try:
+            temporary.rename(path)  # replaces an empty directory, and fails for any other
+        except OSError:
+            if (path / ".git").exists():
+                return False
+            raise
     return True
 
 
-def _git(problem: str, *arguments: str) -> None:
-    """Run git without a terminal. Raises `GitopsError` with the last lines of its messages if it fails."""
+def git(problem: str, *arguments: str) -> str:
+    """Run git without a terminal, and return its output.
+
+    Raises `GitopsError` with the last lines of its messages if it fails.
+    """
     done = subprocess.run(
         ["git", *arguments],
         env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         start_new_session=True,  # ssh would prompt on the controlling terminal
         check=False,
     )
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().split("\n")[-_MESSAGE_LINES:]
         raise GitopsError(EX_TEMPFAIL, f"{problem}: {' / '.join(line.strip() for line in lines)}")
+    return done.stdout.decode("utf-8", "replace")

@@ -18,6 +18,7 @@ from gitops_hook.config import WEBHOOK, Address, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Run
+from gitops_hook.names import repository_of
 from gitops_hook.secrets import read_secrets
 
 #: Seconds between two queries of the journal.
@@ -39,8 +40,9 @@ def newest_secret(settings: Settings) -> bytes:
     return next(iter(secrets.values()))
 
 
-def send_push(listen: Address, secret: bytes, repository: str, branch: str) -> tuple[str, int, str]:
+def send_push(listen: Address, secret: bytes, checkout: str, branch: str) -> tuple[str, int, str]:
     """Deliver a push of `branch` to the daemon at `listen`; return the GUID, the HTTP status and the answer."""
+    repository = repository_of(checkout)
     payload = {
         "ref": f"refs/heads/{branch}",
         "repository": {"name": repository.rpartition("/")[2], "full_name": repository, "default_branch": branch},
@@ -74,13 +76,13 @@ def send_event(listen: Address, secret: bytes, event: str, payload: object) -> t
             raise GitopsError(EX_UNAVAILABLE, f"the server at {listen} is not gitops-hook") from None
 
 
-def wait_for_run(journal: JournalReader, guid: str, timeout: float) -> Run | None:
-    """Return the run that served a delivery after it has ended, or None if none has within `timeout` seconds."""
+def wait_for_run(journal: JournalReader, guid: str, checkout: str, timeout: float) -> Run | None:
+    """Return the run of a checkout that served a delivery after it has ended; None after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         for delivery in journal.deliveries(guid):
             run = journal.run(delivery.run) if delivery.run else None
-            if run and run.outcome:
+            if run and run.outcome and run.repository.lower() == checkout.lower():
                 return run
         time.sleep(_POLL)
     return None

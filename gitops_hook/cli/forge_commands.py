@@ -158,7 +158,7 @@ def _find_missed(
     def is_kept(name: str) -> bool:
         if wanted and name.lower() not in wanted:
             return False
-        return checkouts.find(name) is not None or may_clone(name, settings.clone)
+        return bool(checkouts.find_all(name)) or may_clone(name, settings.clone)
 
     for hook in at_forge.known():
         if wanted and "/" in hook.target and hook.target.lower() not in wanted:
@@ -238,7 +238,8 @@ def _checkouts_at_forge(settings: Settings) -> tuple[list[str], list[str]]:
         origin = checkout.settings.get("origin", "") if checkout else ""
         forge_name = (name_in_url(origin) or "") if is_at(settings.api_url, origin) else ""
         if "/" in forge_name:
-            found.append(forge_name)
+            if forge_name not in found:  # its environments have the same webhook
+                found.append(forge_name)
         else:
             others.append(name)
     return found, others

@@ -180,7 +180,7 @@ def _add_runs(commands: _Commands) -> None:
 def _add_checkouts(commands: _Commands) -> None:
     text = "clone or adopt checkouts, sync them, and print the settings of the webhook"
     add = commands.add("add", "checkout_commands.add", text, settings=_FOLDERS)
-    add.add_argument("repository", nargs="+", metavar="OWNER/NAME")
+    add.add_argument("repository", nargs="+", metavar="OWNER/NAME[@ENVIRONMENT]")
     add.add_argument("--branch", help="the branch to track [the remote's default branch]")
     add.add_argument("--deploy", metavar="COMMAND", help="the command to run in the checkout after an update")
     add.add_argument("--url", help="the URL to clone from [GITOPS_CLONE_URL]")

@@ -115,7 +115,7 @@ def send(given: Arguments) -> int:
     print(escape(f"{status} {answer}"))
     if status != 202:
         return EX_UNAVAILABLE
-    run = deliver.wait_for_run(open_reader(settings), guid, given.timeout)
+    run = deliver.wait_for_run(open_reader(settings), guid, name, given.timeout)
     if not run:
         problem = f"no run of it has ended within {given.timeout} s; gitops-hook runs --delivery {guid}"
         raise GitopsError(EX_TEMPFAIL, problem)

@@ -177,7 +177,8 @@ class CommitStatusSender:
         return name if "/" in name else ""
 
     def _send_status(self, client: Client, repository: str, status: CommitStatus) -> None:
-        body = {"state": status.state, "description": status.description, "context": f"gitops/{self._host}"}
+        context = f"gitops/{_place(self._host, status.repository)}"
+        body = {"state": status.state, "description": status.description, "context": context}
         if self._settings.public_url:
             body["target_url"] = self._run_url(status)
         client.call("POST", f"/repos/{repository}/statuses/{status.commit}", body)
@@ -185,7 +186,9 @@ class CommitStatusSender:
     def _send_deployment(
         self, client: Client, repository: str, status: CommitStatus, checkout: Checkout | None
     ) -> None:
-        environment = (checkout.settings.get("environment") if checkout else "") or self._host
+        environment = (checkout.settings.get("environment") if checkout else "") or _place(
+            self._host, status.repository
+        )
         path, deployment = f"/repos/{repository}/deployments", status.deployment
         if not deployment:
             request = {
@@ -207,3 +210,9 @@ class CommitStatusSender:
 
     def _run_url(self, status: CommitStatus) -> str:
         return f"{self._settings.public_url}/runs/{status.run}"
+
+
+def _place(host: str, checkout: str) -> str:
+    """Return the place that a commit was deployed to: the host, and the environment of the checkout if it has one."""
+    environment = checkout.partition("@")[2]
+    return f"{host}/{environment}" if environment else host

@@ -24,6 +24,7 @@ def rename_checkout(journal: Journal, old: str, new: str) -> None:
     def work(connection: sqlite3.Connection) -> None:
         for table, column in _COLUMNS:
             connection.execute(f"UPDATE OR REPLACE {table} SET {column} = ? WHERE {column} = ?", (new, old))
+        connection.execute("DELETE FROM renames WHERE repository = ? AND name = ?", (new, repository_of(new)))
         # The forge's webhook belongs to the repository, which keeps it under its new name.
         connection.execute("UPDATE pings SET target = ? WHERE target = ?", (repository_of(new), old))
 

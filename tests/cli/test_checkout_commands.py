@@ -1,17 +1,20 @@
-"""Rename and remove checkouts, with and without a daemon."""
+"""Add environments, rename and remove checkouts, with and without a daemon."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import re
 from contextlib import closing
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from harness import push, until
 from scratch import Upstream, git
 
+from gitops_hook.cli.forge_pages import deploy_key_page, webhook_page
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import NoticeState
@@ -23,6 +26,123 @@ def names_in(directory: Path) -> list[str]:
 
 def statuses(hook) -> dict[str, str]:
     return {row["repository"]: row["state"] for row in map(json.loads, hook("status", "--json").stdout.splitlines())}
+
+
+# -- add -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def branches(upstream: Upstream) -> Upstream:
+    """An upstream with the branches main and staging, which is the current one."""
+    git("checkout", "--quiet", "-b", "staging", cwd=upstream.work)
+    upstream.commit({"stage": "1"})
+    return upstream
+
+
+def test_a_push_updates_each_checkout_whose_branch_moved(branches, hook, start_daemon):
+    daemon = start_daemon()
+    hook("add", "acme/site", "--branch", "main")
+    hook("add", "acme/site@staging", "--branch", "staging", "--deploy", "touch .git/deployed")
+    main, staging = daemon.root / "acme/site", daemon.root / "acme/site@staging"
+    assert (staging / "stage").read_text() == "1"
+    assert not (main / "stage").exists()
+    daemon.deliver(push("acme/site", branches.commit({"stage": "2"}), ref="refs/heads/staging"), guid="to-staging")
+    until(lambda: daemon.query("SELECT 1 FROM runs WHERE trigger = 'push' AND outcome = 'updated'"))
+    assert daemon.query("SELECT repository, pending FROM deliveries WHERE guid = 'to-staging'") == [
+        ("acme/site@staging", 0)
+    ]
+    assert (staging / "stage").read_text() == "2"
+    git("config", "gitops.branch", "staging", cwd=main)
+    daemon.deliver(push("acme/site", branches.commit({"stage": "3"}), ref="refs/heads/staging"), guid="to-both")
+    until(lambda: (main / "stage").exists() and (staging / "stage").read_text() == "3")
+    names = daemon.query("SELECT repository FROM deliveries WHERE guid = 'to-both' ORDER BY repository")
+    assert names == [("acme/site",), ("acme/site@staging",)]
+    assert (staging / ".git/deployed").exists()
+    assert not (main / ".git/deployed").exists()
+
+
+def test_an_environment_has_its_own_runs_page_and_commands(tmp_path, branches, hook, start_daemon):
+    daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
+    port = daemon.wait_for(r"listening for the dashboard.*address=\S*:(\d+)")
+    hook("add", "acme/site")
+    hook("add", "acme/site@staging", "--branch", "staging")
+    listen = {"GITOPS_LISTEN": f"127.0.0.1:{daemon.port}"}
+    (row,) = map(json.loads, hook("send", "acme/site@staging", "--json", **listen).stdout.splitlines()[1:])
+    assert (row["repository"], row["outcome"]) == ("acme/site@staging", "unchanged")
+    hook("sync", "acme/site@staging")
+    hook("pause", "acme/site@staging")
+    assert statuses(hook) == {"acme/site": "in sync", "acme/site@staging": "paused"}
+    hook("resume", "acme/site@staging")
+    hook("rename", "acme/site@staging", "acme/site@test")
+    assert {row["repository"] for row in map(json.loads, hook("runs", "--json").stdout.splitlines())} == {
+        "acme/site",
+        "acme/site@test",
+    }
+    with urlopen(f"http://127.0.0.1:{port[1]}/repositories/acme/site%40test") as page:
+        assert "site@test</h1>" in re.sub("<wbr>", "", page.read().decode())
+    hook("remove", "acme/site@test")
+    assert statuses(hook) == {"acme/site": "in sync"}
+
+
+def test_rename_of_a_repository_renames_its_environments(tmp_path, branches, hook):
+    hook("add", "acme/site")
+    hook("add", "acme/site@staging", "--branch", "staging")
+    branches.bare.rename(branches.bare.with_name("shop.git"))
+    hook("rename", "acme/site", "acme/shop")
+    assert names_in(tmp_path / "root/acme") == ["shop", "shop@staging"]
+    assert statuses(hook) == {"acme/shop": "in sync", "acme/shop@staging": "in sync"}
+
+
+def test_add_rejects_an_impossible_request_before_it_clones(tmp_path, branches, hook):
+    message = hook("add", "acme/site@staging", "--branch", "stagin", status=66).stderr
+    assert "the branch stagin does not exist at" in message
+    assert "did you mean staging?" in message
+    assert "does not end in acme/site" in hook("add", "acme/site", "--url", "/srv/acme/blog.git", status=64).stderr
+    assert "OWNER/NAME@ENVIRONMENT" in hook("add", "acme/site@", status=64).stderr
+    assert names_in(tmp_path / "root") == []
+    (tmp_path / "root/acme/site").mkdir(parents=True)
+    (tmp_path / "root/acme/site/mine").touch()
+    assert "exists and is no checkout; move it away" in hook("add", "acme/site", status=65).stderr
+    (tmp_path / "root/acme/site/mine").unlink()
+    hook("add", "acme/site")
+    hook("remove", "--keep-files", "acme/site")
+    assert "to adopt it again: mv " in hook("add", "acme/site", status=65).stderr
+
+
+def test_add_of_several_repositories_clones_none_if_one_is_impossible(tmp_path, upstream, hook):
+    hook("add", "acme/site", "acme/none", status=75)
+    assert names_in(tmp_path / "root") == []
+
+
+def test_add_names_the_page_of_the_forge_the_secret_and_the_next_step(tmp_path, upstream, hook):
+    (tmp_path / "secret").write_text("a-secret-of-sufficient-length\n")
+    said = hook("add", "acme/site", GITHUB_WEBHOOK_SECRET="", GITHUB_WEBHOOK_SECRET_FILE=f"{tmp_path}/secret").stdout
+    assert f"Secret        the first line of {tmp_path}/secret\n" in said
+    assert "gitops-hook send acme/site\n" in said
+
+
+def test_add_shows_the_last_lines_of_a_failed_deploy_and_the_command_for_all_of_them(upstream, hook):
+    said = hook("add", "acme/site", "--deploy", "echo broken; exit 1", status=70).stdout
+    assert "    broken\n" in said
+    assert "All output: gitops-hook logs 1\n" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "webhooks", "deploy_keys"),
+    [
+        ("https://github.com/acme/site.git", "https://github.com/acme/site/settings/hooks/new", "keys/new"),
+        ("git@github.com:acme/site.git", "https://github.com/acme/site/settings/hooks/new", "keys/new"),
+        ("ssh://git@ssh.github.com:443/acme/site", "https://github.com/acme/site/settings/hooks/new", "keys/new"),
+        ("https://gitlab.com/acme/web/site.git", "https://gitlab.com/acme/web/site/-/hooks", "-/settings/repository"),
+        ("https://gitea.example:3000/acme/site", "https://gitea.example:3000/acme/site/settings/hooks", "keys"),
+        ("ssh://git@codeberg.org/acme/site.git", "https://codeberg.org/acme/site/settings/hooks", "keys"),
+        ("https://git.example/acme/site", "https://git.example/acme/site: Settings, Webhooks", "Settings, Deploy keys"),
+        ("/srv/acme/site", "/srv/acme/site: Settings, Webhooks", "Deploy keys"),
+    ],
+)
+def test_the_pages_of_a_forge(url, webhooks, deploy_keys):
+    assert webhook_page(url) == webhooks
+    assert deploy_key_page(url).endswith(deploy_keys)
 
 
 # -- a checkout that was deleted manually --------------------------------------------------------------------------

@@ -49,8 +49,9 @@ def test_add_adopts_an_existing_checkout(tmp_path, upstream, hook):
 def test_add_reports_what_it_cannot_clone(upstream, hook):
     assert "is not OWNER/NAME" in hook("add", "site", status=64).stderr
     assert "is not OWNER/NAME" in hook("add", "../site", status=64).stderr
-    assert "cannot be cloned" in hook("add", "acme/none", status=75).stderr
-    assert "cannot be cloned" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=75).stderr
+    assert "cannot be read" in hook("add", "acme/none", status=75).stderr
+    assert "does not end in acme/site" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=64).stderr
+    assert "cannot be read" in hook("add", "acme/site", "--url=--upload-pack=touch x;/acme/site", status=75).stderr
 
 
 def test_no_error_contains_a_password_of_a_url(upstream, hook):

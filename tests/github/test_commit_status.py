@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,22 @@ def report(commit: str = A, state: str = "pending", description: str = "d", **mo
 
 def statuses(forge: Forge) -> list[tuple[str, str, str]]:
     return [(sha, body["state"], body["description"]) for _, sha, body in forge.statuses]
+
+
+@pytest.mark.parametrize("kind", ["status", "deployment"])
+def test_an_environment_is_distinguished_from_the_main_checkout(forge, journal, checkout, make_sender, kind):
+    commit = fetched_commit(checkout, "work")
+    sender = make_sender(kind)
+    shutil.copytree(checkout, f"{checkout}@staging")
+    for name in ("acme/site", "acme/site@staging"):
+        journal.save_statuses(report(commit)._replace(repository=name))
+    sender.run_once()
+    if kind == "status":
+        places = {body["context"] for _, _, body in forge.statuses}
+        assert places == {f"gitops/{HOST}", f"gitops/{HOST}/staging"}
+    else:
+        places = {body["environment"] for body in forge.deployments}
+        assert places == {HOST, f"{HOST}/staging"}
 
 
 # -- which statuses a run stores ---------------------------------------------------------------------------------------

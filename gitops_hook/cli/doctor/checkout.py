@@ -8,7 +8,7 @@ import subprocess
 
 from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote, skipped, warning
 from gitops_hook.config import Settings
-from gitops_hook.names import name_in_url
+from gitops_hook.names import name_in_url, repository_of
 from gitops_hook.sync.checkouts import Checkout
 from gitops_hook.sync.runner import inherited
 
@@ -36,7 +36,8 @@ def ownership(settings: Settings, checkout: Checkout) -> Results:
 
 def origin(settings: Settings, checkout: Checkout) -> Results:
     """Check that the remote ``origin`` is the repository that the directory is named after."""
-    url = settings.clone_url.replace("{repository}", checkout.repository)
+    repository = repository_of(checkout.repository)
+    url = settings.clone_url.replace("{repository}", repository)
     remote = checkout.settings.get("origin", "")
     if not remote:
         yield failure("there is no remote origin", f"{_git(checkout)} remote add origin {quote(url)}")
@@ -44,11 +45,11 @@ def origin(settings: Settings, checkout: Checkout) -> Results:
     rewritten = output_of("git", "-C", checkout.path, "ls-remote", "--get-url", "origin") or ""
     for candidate in (remote, rewritten):
         name = (name_in_url(candidate) or "").lower()
-        if checkout.repository.lower() in (name, name.rpartition("/")[2]):
+        if repository.lower() in (name, name.rpartition("/")[2]):
             yield passed("origin has the name of the directory")
             return
     fix = f"{_git(checkout)} remote set-url origin {quote(url)}"
-    yield failure(f"origin is {name_in_url(remote) or 'no repository'}, not {checkout.repository}", fix)
+    yield failure(f"origin is {name_in_url(remote) or 'no repository'}, not {repository}", fix)
 
 
 def branch(settings: Settings, checkout: Checkout) -> Results:
