@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import fork_server
 import hypothesis
 import pytest
+from fork_server import Program
 from harness import MEASURED, SECRET, SOURCE, Daemon
 from scratch import GIT_ENV, Upstream
 
@@ -40,7 +42,12 @@ def restore_the_log() -> Iterator[None]:
 def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons over folders in `tmp_path`, and ends whichever still runs."""
     with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(Daemon(tmp_path, **options))
+
+        def start(**options: Any) -> Daemon:
+            spawn = None if {"launcher", "program"} & options.keys() else Program
+            return stack.enter_context(Daemon(tmp_path, spawn=spawn, **options))
+
+        yield start
 
 
 @pytest.fixture
@@ -78,19 +85,10 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def hook(environ: dict[str, str]) -> Command:
-    """Types a command; `status` is what it must end with."""
+    """Runs a command, which must exit with `status`; `python` starts it from another interpreter."""
 
-    def run(
-        *words: str, status: int = 0, python: str = sys.executable, **more: str
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [python, "-m", "gitops_hook", *words],
-            env={**environ, **more},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+    def run(*words: str, status: int = 0, python: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        done = fork_server.run(list(words), {**environ, **more}, python)
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert SECRET not in done.stdout + done.stderr

@@ -125,7 +125,7 @@ class Daemon:
     """``gitops-hook serve`` on a free port, with access to its log lines and its journal.
 
     The root and the state directory are ``root`` and ``state`` below `folder`; `settings` replace the defaults.
-    `launcher` starts the program instead of this Python.
+    `launcher` starts the program instead of this Python. `spawn` starts ``gitops-hook`` instead of Popen.
     """
 
     def __init__(
@@ -135,12 +135,15 @@ class Daemon:
         program: list[str] | None = None,
         keep_open: list[int] | None = None,
         launcher: list[str] | None = None,
+        spawn: Callable[..., Any] | None = None,
         **settings: str,
     ) -> None:
         self.root = folder / "root"
         self.state = folder / "state"
         self.root.mkdir(parents=True, exist_ok=True)
-        self._command = [*(launcher or [sys.executable]), *(program or ["-m", "gitops_hook"]), "serve"]
+        interpreter = [] if spawn else [*(launcher or [sys.executable]), *(program or ["-m", "gitops_hook"])]
+        self._command = [*interpreter, "serve"]
+        self._spawn = spawn or subprocess.Popen
         self._env = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -164,7 +167,7 @@ class Daemon:
     def start(self) -> None:
         """Start or restart the daemon, and wait until it listens."""
         self._position = len(self.lines)
-        self.process = subprocess.Popen(
+        self.process = self._spawn(
             self._command,
             env=self._env,
             stdin=subprocess.DEVNULL,
