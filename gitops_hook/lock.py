@@ -67,7 +67,7 @@ class StateLock:
     """The lock of one state directory, held until `release`."""
 
     def __init__(self, state: Path, what: str) -> None:
-        """`what` describes the holder."""
+        """Create a lock that is not held. `what` describes the holder."""
         self._state = state
         self._what = what
         self._descriptor = -1

@@ -188,7 +188,7 @@ main() {
     end_updated
 }
 
-# The remote's commit failed its health check before, and there is a good commit to keep instead.
+# Return true if the target failed its health check before and there is a good commit to keep instead.
 is_known_bad() { [[ $target == "$bad" && $deployed && ! $force ]]; }
 
 is_at_target() { [[ $head == "$target" && $head_branch == "$branch" ]]; }

@@ -113,7 +113,7 @@ def hooks(given: Arguments) -> int:
 
 
 def audit(given: Arguments) -> int:
-    """Print the pushes that GitHub could not deliver; exits with 1 if one was neither repaired nor redelivered."""
+    """Print the pushes that GitHub could not deliver. Return 1 if one was neither repaired nor redelivered."""
     settings, at_forge = open_hooks(given, needs_url=False)
     for name in given.repository:
         if "/" not in name:  # the deliveries of an organisation's webhook contain full names only

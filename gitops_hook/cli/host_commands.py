@@ -24,7 +24,7 @@ def serve(given: Arguments) -> int:
 
 
 def doctor(given: Arguments) -> int:
-    """Check the host and print the findings; the exit status is that of the worst level."""
+    """Check the host, print the findings, and return the exit status of the worst level."""
     environ = {**unit_environment(), **os.environ}
     try:
         settings = load(environ, given_flags(given))
@@ -48,7 +48,7 @@ def _check_host(settings: Settings) -> list[checks.Finding]:
 
 
 def migrate(given: Arguments) -> int:
-    """Adopt the checkouts that timers poll, or undo that, or delete the units; exits with 65 if a timer remains."""
+    """Adopt the checkouts that timers poll, or undo that, or delete the units. Return 65 if a timer remains."""
     settings = load_settings(given)
     record = migration.Record(settings.state)
     if given.undo:

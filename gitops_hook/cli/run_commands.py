@@ -21,7 +21,7 @@ from gitops_hook.text import escape
 
 
 def sync(given: Arguments) -> int:
-    """Sync repositories, or all; returns the exit status of the worst outcome. With --cancel, end their runs."""
+    """Sync repositories, or all, and return the exit status of the worst outcome. With --cancel, end their runs."""
     if bool(given.repository) == given.all:
         raise GitopsError(EX_USAGE, "give repositories, or --all")
     settings, user = load_settings(given), requesting_user()

@@ -77,7 +77,10 @@ class ControlApp:
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`clone` holds the patterns of repositories that a run may clone; `now` returns seconds since the epoch."""
+        """Create the application.
+
+        `clone` holds the patterns of repositories that a run may clone. `now` returns seconds since the epoch.
+        """
         self._journal = journal
         self._checkouts = checkouts
         self._dispatcher = dispatcher

@@ -33,7 +33,7 @@ class Rejected(NamedTuple):
 
 
 class Rejections:
-    """The counters. Any thread may use them."""
+    """Counts rejected requests by reason and peer. Any thread may call any method."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         """Create the counters. `now` returns the time in seconds since the epoch."""

@@ -83,7 +83,7 @@ class Deployer:
         label: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`label` is the host's label `stage`, or ""."""
+        """Start with no roll-out. `label` is the host's label `stage`, or ""."""
         self._etcd = etcd
         self._keys = keys
         self._host = host

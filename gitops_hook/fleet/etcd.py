@@ -91,7 +91,10 @@ class Etcd:
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`attempt` is in seconds; `credentials` is called for each authentication, so a password file may change."""
+        """Create a client without a connection.
+
+        `attempt` is in seconds. `credentials` is called for each authentication, so a password file may change.
+        """
         self.endpoints = list(endpoints)
         self.attempt = attempt
         self._tls = tls

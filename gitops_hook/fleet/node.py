@@ -124,7 +124,7 @@ class FleetNode(Listener):
             self._sweep()
 
     def changed(self, checkouts: set[str]) -> None:
-        """Have the roll-outs of these checkouts evaluated."""
+        """Schedule the evaluation of the roll-outs of these checkouts."""
         self.deployer.changed(checkouts)
 
     # -- runs ---------------------------------------------------------------------------------------------------------

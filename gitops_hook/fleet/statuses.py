@@ -44,7 +44,7 @@ class Statuses:
         journal: JournalReader,
         revisions: Mapping[str, int],
     ) -> None:
-        """`revisions` has the revision of the newest push by repository, as it was last followed."""
+        """Start without statuses. `revisions` has the revision of each repository's newest push that was followed."""
         self._etcd = etcd
         self._keys = keys
         self._host = host

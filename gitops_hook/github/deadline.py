@@ -18,7 +18,7 @@ from urllib.request import HTTPHandler, HTTPSHandler, Request
 
 
 class Deadline:
-    """Closes the connections of a call when its time is over, whatever the peer sends. A context manager."""
+    """Closes the connections of a call when its time is over, even while the peer sends. A context manager."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds

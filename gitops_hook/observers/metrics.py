@@ -67,7 +67,7 @@ class Metrics:
         results: Iterable[tuple[str, str]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`results` are all pairs of a result and a reason that `answered` may receive."""
+        """Start every counter at 0. `results` are all pairs of a result and a reason that `answered` may receive."""
         self.journal = journal
         self.checkouts = checkouts
         self.deliveries = Counter(("result", "reason"), results)

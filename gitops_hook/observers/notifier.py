@@ -128,7 +128,10 @@ class Notifier:
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`environment` has the variables of the command besides the facts; `clock` returns seconds since the epoch."""
+        """Create a notifier that is not started.
+
+        `environment` has the variables of the command besides the facts. `clock` returns seconds since the epoch.
+        """
         self._journal = journal
         self._checkouts = checkouts
         self._command = command

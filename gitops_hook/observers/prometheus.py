@@ -33,7 +33,7 @@ class Counter:
     """The number of events of each kind. Threads may share it."""
 
     def __init__(self, labels: Sequence[str], kinds: Iterable[Sequence[str]]) -> None:
-        """`kinds` are the values of `labels` for every possible kind of event."""
+        """Start every count at 0. `kinds` are the values of `labels` for every possible kind of event."""
         self._labels = labels
         # Guards _counts. `add` and `samples` take it.
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class Histogram:
     """The distribution of durations. Threads may share it."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """`bounds` are the upper bounds of the buckets in ascending order. A last bucket has no bound."""
+        """Start with empty buckets. `bounds` are their upper bounds in ascending order; a last bucket has none."""
         self._bounds = bounds
         # Guards _counts and _sum. `observe` and `samples` take it.
         self._lock = threading.Lock()

@@ -57,8 +57,9 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`max_syncs` bounds the runs at the same time; `clock` returns seconds from any origin, as the executor's.
+        """Create a dispatcher that is not started.
 
+        `max_syncs` bounds the runs at the same time. `clock` returns seconds from any origin, as the executor's.
         `jitter` is that of `Backoff.delay`.
         """
         self._journal = journal
@@ -246,7 +247,7 @@ class Dispatcher:
 
     @property
     def failure(self) -> Run | None:
-        """The last run since the start that did not end well."""
+        """Return the last run since the start that did not end well."""
         return self._executor.failure
 
     @property
@@ -256,12 +257,12 @@ class Dispatcher:
 
     @property
     def workers(self) -> int:
-        """The number of checkouts that run or wait for a slot."""
+        """Return the number of checkouts that run or wait for a slot."""
         return len(self._line) + len(self._active)
 
     @property
     def running(self) -> int:
-        """The number of scripts that are running."""
+        """Return the number of scripts that are running."""
         return len(self._executor.running)
 
     def overdue(self) -> list[int]:

@@ -79,7 +79,10 @@ class Executor:
         observers: Sequence[RunObserver] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`sync_timeout` is the default time limit in seconds; `clock` returns seconds from any origin."""
+        """Create an executor.
+
+        `sync_timeout` is the default time limit in seconds. `clock` returns seconds from any origin.
+        """
         self._journal = journal
         self._checkouts = checkouts
         self._runner = runner
@@ -115,12 +118,12 @@ class Executor:
 
     @property
     def running(self) -> list[int]:
-        """The ids of the runs whose scripts are running."""
+        """Return the ids of the runs whose scripts are running."""
         return list(self._deadlines.copy())
 
     @property
     def overdue(self) -> list[int]:
-        """The ids of the runs that exceeded their time limit although nothing lets a script live so long."""
+        """Return the ids of the runs that exceeded their time limit, although their scripts were killed."""
         now = self._clock()
         return [run for run, deadline in self._deadlines.copy().items() if deadline < now]
 

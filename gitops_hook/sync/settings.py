@@ -133,7 +133,7 @@ class Stamp(NamedTuple):
         return cls(str(path), stat.st_ino, stat.st_size, stat.st_ctime_ns)
 
     def is_current(self) -> bool:
-        """Return True if the file has not changed since. Every delivery asks, so this builds no other stamp."""
+        """Return True if the file has not changed. This runs for every delivery, so it builds no other stamp."""
         try:
             stat = os.stat(self.path)  # noqa: PTH116 - see `of`
         except OSError:

@@ -42,7 +42,10 @@ class Worker:
         released: Callable[[Worker], None],
         ended: Callable[[Worker], None],
     ) -> None:
-        """`released` is called when a run gives back its slot, `ended` when the worker has finished with it."""
+        """Create a worker without a thread.
+
+        `released` is called when a run gives back its slot, `ended` when the worker has finished with it.
+        """
         self.repository = repository
         self.queue: queue.Queue[WakeUp] = queue.Queue()
         self.thread: threading.Thread | None = None

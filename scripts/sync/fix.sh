@@ -31,7 +31,7 @@ as_owner() {
     fi
 }
 
-# The name of the user who runs this script, or the number of a user without an entry in the passwd database.
+# Print the name of the user who runs this script, or the number of a user without an entry in the passwd database.
 user_name() { id -un 2>/dev/null; }
 
 give_to_user() { as_root chown -R "$(user_name)" "$checkout"; }
@@ -72,7 +72,7 @@ url_fix() {
     [[ $url =~ ^[^/]*://[^/]*:[^/]*@ ]] || git_fix remote set-url origin "$url"
 }
 
-# host_key_fix: the command with which the owner can compare and accept the host key of the remote, or nothing.
+# host_key_fix: print the command with which the owner can compare and accept the host key of the remote, or nothing.
 # Needs: config, remote_messages.
 host_key_fix() {
     local url=${config[remote.origin.url]:-} host port=''

@@ -22,7 +22,7 @@ PRIVATE_VARIABLES=(
 # Descriptor 9 is the lock. Children do not inherit it, because a child that outlives the run would keep the lock.
 git() { command "${GIT[@]}" "$@" 9<&-; }
 
-# The same for the only command of a subshell, which it replaces.
+# Replace a subshell by git, with the same options.
 exec_git() { exec "${GIT[@]}" "$@" 9<&-; }
 
 # Return true for a valid branch name, by the rules of git-check-ref-format(1), without starting git.

@@ -43,5 +43,5 @@ record_step() {
     steps+=("$1" "$now")
 }
 
-# The current time as part of a name: 20261123T140509Z.
+# Print the current time as part of a name: 20261123T140509Z.
 timestamp() { TZ=UTC0 printf '%(%Y%m%dT%H%M%SZ)T' -1; }

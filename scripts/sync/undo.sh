@@ -100,7 +100,7 @@ is_restored() {
     done
 }
 
-# The content of a file or link, here and as a checkout of a commit would write it.
+# Print the content of a file or link, here and as a checkout of a commit would write it.
 file_content() { if [[ -L $1 ]]; then readlink --no-newline -- "$1"; else cat -- "$1"; fi; }
 committed_content() { git cat-file --filters "$2:$1" 2>/dev/null; }
 

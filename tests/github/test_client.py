@@ -217,13 +217,13 @@ def test_a_missing_scope_is_named_for_both_kinds_of_token_with_the_page(forge, c
     assert f"a fine-grained token needs the {permission}, set at {web}/settings/personal-access-tokens" in str(error)
     assert f"a classic one needs the scope {scope}, set at {web}/settings/tokens" in str(error)
     forge.faults.append(Fault("", status, {"X-Accepted-GitHub-Permissions": "repository_hooks=write"}))
-    assert "(repository_hooks=write), set at" in (told := str(refused(client, path=path)))
-    assert "classic" not in told
+    assert "(repository_hooks=write), set at" in (message := str(refused(client, path=path)))
+    assert "classic" not in message
     forge.scopes = "repo:invite, gist"
     forge.faults.append(Fault("", status, {"X-Accepted-OAuth-Scopes": "admin:x, repo"}))
-    assert f"{scope} (or any of: admin:x, repo), set at" in (told := str(refused(client, path=path)))
-    assert told.endswith("this one has repo:invite, gist.")
-    assert "fine-grained" not in told
+    assert f"{scope} (or any of: admin:x, repo), set at" in (message := str(refused(client, path=path)))
+    assert message.endswith("this one has repo:invite, gist.")
+    assert "fine-grained" not in message
 
 
 def test_an_invalid_token_and_a_token_without_sso_authorization(forge, client, clock):

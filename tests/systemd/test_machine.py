@@ -305,7 +305,7 @@ def test_a_deploy_may_not_restart_a_unit_unless_it_was_granted(machine, upstream
     after = push(machine, upstream, secret)
     wait_for(lambda: outcomes(machine, after) == ["deploy-failed"], "it was not refused")
     assert machine.show("ExecMainStartTimestampMonotonic") == started
-    wait_for(lambda: "acme/site, deploy-failed" in machine.show("StatusText"), "the status does not tell")
+    wait_for(lambda: "acme/site, deploy-failed" in machine.show("StatusText"), "the status does not name the failure")
 
 
 def test_a_deploy_that_restarts_the_daemon_ends_recorded_and_does_not_loop(machine, upstream, secret):
