@@ -171,7 +171,7 @@ class Executor:
             result = result._replace(outcome="interrupted", message=CAUSES["cancelled"], cause="cancelled")
         self._cancelled.discard(claim.run.id)
         early = _count_early(claim, result, early)
-        if result.outcome == "early" and RETRIES["early"].is_exhausted(early.runs):
+        if result.outcome == "early" and RETRIES[outcome_of("early").retry].is_exhausted(early.runs):
             outcome = "held" if self._is_held(claim.run.repository) else "unchanged"
             result = result._replace(outcome=outcome, exit=0, message=_never_shown(claim))
         run = claim.run._replace(ended=self._journal.now(), **result._asdict())
