@@ -108,7 +108,7 @@ def test_no_secret_is_compared_with_equals() -> None:
         f"{WEBHOOK}%00",
     ],
 )
-def test_no_path_of_a_request_is_one_on_the_disk(start_daemon: Any, path: str) -> None:
+def test_no_request_path_reads_a_file(start_daemon: Any, path: str) -> None:
     daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
     dashboard = int(daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1])
     assert daemon.request("GET", path)[0] == 404
@@ -198,7 +198,7 @@ def test_the_files_of_the_daemon_are_private(tmp_path: Path, start_daemon: Any, 
     assert set(modes.values()) == {0o600}, modes
 
 
-def test_no_page_answers_to_a_name_that_points_here(start_daemon: Any) -> None:
+def test_a_page_rejects_an_unknown_host_name(start_daemon: Any) -> None:
     daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0")
     dashboard = int(daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1])
     for host, status in ((f"127.0.0.1:{dashboard}", 200), ("evil.example", 421), ("127.0.0.1.evil.example", 421)):

@@ -77,7 +77,7 @@ class TestSources:
         assert all(option.help and option.shown and option.metavar for option in OPTIONS)
 
     @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.env)
-    def test_each_comes_from_the_environment_and_from_its_flag_which_wins(self, option, environ, tmp_path: Path):
+    def test_a_flag_has_precedence_over_the_environment(self, option, environ, tmp_path: Path):
         text, value = (in_place(given, tmp_path) for given in GOOD[option.env])
         value = Path(value) if isinstance(value, str) and value.startswith("/") else value
         assert getattr(load({**environ, option.env: text}, {}), option.field) == value
@@ -120,7 +120,7 @@ class TestSources:
             "fleet_labels": {},
         }
 
-    def test_systemds_folders_are_the_defaults_where_it_gives_them(self, environ: dict[str, str], tmp_path: Path):
+    def test_the_directories_of_systemd_are_defaults(self, environ: dict[str, str], tmp_path: Path):
         (tmp_path / "webhook-secret").touch()
         (tmp_path / "github-token").touch()
         environ.update(CREDENTIALS_DIRECTORY=str(tmp_path), STATE_DIRECTORY="/var/lib/gitops-hook:/var/lib/other")
@@ -252,7 +252,7 @@ def file(tmp_path: Path) -> Path:
 
 
 class TestSecrets:
-    def test_no_secret_at_all_is_refused(self):
+    def test_a_start_without_a_secret_is_rejected(self):
         with pytest.raises(ConfigError, match=r"there is no secret\. Set GITHUB_WEBHOOK_SECRET_FILE or"):
             SecretSource("", None)
 
@@ -261,7 +261,7 @@ class TestSecrets:
         assert match(source, SECRET.encode()) == "environment"
         assert match(source, b"other") is None
 
-    def test_bytes_that_are_no_utf_8_are_taken_as_they_are(self):
+    def test_bytes_that_are_not_utf_8_stay_unchanged(self):
         assert match(SecretSource(os.fsdecode(b"caf\xe9"), None), b"caf\xe9") == "environment"
 
     def test_secrets_of_a_file_are_named_by_line(self, file: Path):

@@ -241,7 +241,7 @@ def test_alerts_and_dashboard_use_existing_metrics(host: Host):  # noqa: F811 - 
         assert set(re.findall(r"(\w+)[=!]", matchers)) <= labels[metric], f"{metric} has no such label: {matchers}"
 
 
-def test_the_dashboard_is_whole():
+def test_the_panels_of_the_dashboard_are_complete():
     numbers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(numbers)) == len(numbers)
     assert DASHBOARD["uid"] and DASHBOARD["schemaVersion"] >= 36

@@ -104,13 +104,13 @@ def test_a_state_directory_that_cannot_be_created_is_reported_in_one_line(tmp_pa
     assert (done.returncode, done.stderr.count("\n")) == (69, 1)
 
 
-def test_it_runs_from_the_source_tree_by_its_own_name(tmp_path, start_daemon):
+def test_the_program_runs_from_the_source_tree(tmp_path, start_daemon):
     daemon = start_daemon(program=[str(SOURCE / "scripts/gitops-hook")], PYTHONPATH="")
     assert daemon.request("GET", "/healthz") == (200, {"status": "ok"})
     assert daemon.stop() == 0
 
 
-def test_it_listens_on_ipv6(start_daemon):
+def test_the_daemon_listens_on_ipv6(start_daemon):
     daemon = start_daemon(GITOPS_LISTEN="[::1]:0")
     with socket.create_connection(("::1", daemon.port), timeout=10) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -224,7 +224,7 @@ def test_systemd_passes_the_socket_and_receives_the_state(tmp_path, start_daemon
             assert early.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_no_signal_is_missed_between_a_look_and_a_sleep():
+def test_no_signal_is_lost_before_the_wait():
     hammer = (
         "import os, signal, threading, time\n"
         "from gitops_hook.daemon import SignalPipe\n"

@@ -83,7 +83,7 @@ def test_the_design_shows_the_table_of_the_layers():
     assert shown == LAYER_OF
 
 
-def test_every_make_target_that_the_readme_names_is_there():
+def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([a-z-]+):", (SOURCE / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)$", README, re.MULTILINE))
     assert len(named) > 3
@@ -137,7 +137,7 @@ def test_the_diagnostic_commands_are_documented():
     assert documented == {path.name for path in (SOURCE / "contrib/notify").iterdir()}
 
 
-def test_the_table_of_forges_is_the_codes():
+def test_the_documented_forges_match_the_code():
     rows = re.findall(
         r"^\| ([\w ]+) \| `([\w-]+): (.*) \| `(.*)` \| (.*) \|$", (SOURCE / "docs/forges.md").read_text(), re.M
     )

@@ -47,7 +47,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 #: `service_actions` is socketserver's name.
-EMPTY_WORDS = re.compile(
+GENERIC_WORDS = re.compile(
     r"(manager|utils?|helpers?|(?<!_)services?(?!_actions|_user)|processors?)(?![a-z])", re.IGNORECASE
 )
 
@@ -142,7 +142,7 @@ def test_everything_public_has_a_docstring():
     assert missing == []
 
 
-def test_no_name_is_empty():
+def test_no_name_is_generic():
     named = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     names = {node.name for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, named)}
-    assert [name for name in names | set(MODULES) if EMPTY_WORDS.search(name)] == []
+    assert [name for name in names | set(MODULES) if GENERIC_WORDS.search(name)] == []

@@ -91,7 +91,7 @@ def test_an_installed_tree_runs_without_the_source_and_uninstalls(tmp_path, sour
     assert files_below(staging) == {"opt/hook/bin/neighbour"}
 
 
-def test_the_single_file_has_its_script_with_it(tmp_path, source, start_daemon):
+def test_the_single_file_contains_its_script(tmp_path, source, start_daemon):
     make(source, "dist")
     program = shutil.copy(source / "dist/gitops-hook.pyz", tmp_path / "gitops-hook")
     daemon = serves_a_push(tmp_path, start_daemon, program=[str(program)])
@@ -119,7 +119,7 @@ def test_a_wheel_in_a_virtual_environment_deploys_a_push(tmp_path, source, start
     serves_a_push(tmp_path, start_daemon, launcher=[str(python)], program=[str(tmp_path / "venv/bin/gitops-hook")])
 
 
-def test_a_single_file_that_cannot_unpack_its_script_says_so(tmp_path, source):
+def test_a_single_file_that_cannot_unpack_its_script_reports_it(tmp_path, source):
     make(source, "dist")
     (tmp_path / "state").write_text("no folder")
     done = subprocess.run(
@@ -132,7 +132,7 @@ def test_a_single_file_that_cannot_unpack_its_script_says_so(tmp_path, source):
     assert f"from the default is invalid: the scripts cannot be unpacked to {tmp_path}/state/scripts-" in done.stderr
 
 
-def test_exit_statuses_come_through_the_single_file(source):
+def test_the_single_file_returns_the_exit_statuses(source):
     make(source, "dist")
     assert subprocess.run([source / "dist/gitops-hook.pyz", "nonsense"], capture_output=True).returncode == 64
 
@@ -162,7 +162,7 @@ def test_the_tarball_is_the_source_and_builds_itself(tmp_path, source):
 
 
 @pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not here")
-def test_the_package_holds_every_unit_and_treats_settings_as_its_operator_s(tmp_path, source):
+def test_the_package_has_every_unit_and_keeps_changed_settings(tmp_path, source):
     make(source, "deb")
     package = source / f"dist/gitops-hook_{__version__}_all.deb"
     subprocess.run(["dpkg-deb", "--raw-extract", package, tmp_path / "package"], check=True)
@@ -186,7 +186,7 @@ def test_lintian_finds_no_error_in_the_package(source):
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 @pytest.mark.parametrize("name", ["gitops-hook.service", "gitops-hook-sweep.service"])
-def test_the_services_are_as_confined_as_is_claimed(name):
+def test_the_exposure_of_the_services_is_low(name):
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", "--no-pager", SOURCE / name], capture_output=True, text=True
     )
@@ -204,7 +204,7 @@ def test_the_stop_timeout_is_longer_than_the_drain():
     assert int(stop[1]) > REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 2 + NOTICE_DEADLINE
 
 
-def test_the_sweep_is_confined_as_the_daemon_is():
+def test_the_sweep_has_the_sandbox_of_the_daemon():
     def confinement(name: str) -> set[str]:
         lines = (SOURCE / name).read_text().splitlines()
         return {line for line in lines if re.match("Protect|Private|Restrict[ARN]|System|Lock|NoNew|Cap|Mem|Tasks|OOM|Limit", line)}  # fmt: skip

@@ -13,7 +13,7 @@ from torture.kills import kill_at_random_moments
 from torture.power import cut_the_power
 
 
-def test_a_burst_is_answered_collapsed_and_never_run_twice_at_a_time(tmp_path, start_daemon, script):
+def test_a_burst_shares_runs_that_never_overlap(tmp_path, start_daemon, script):
     # A folder can be made once only: it detects two simultaneous runs of one repository. What is appended in one
     # short write stands whole, so the trace is in the order in which runs began and ended.
     traced = script(

@@ -93,7 +93,7 @@ def test_parsed_events_contain_no_control_characters(data: st.DataObject, forge:
 
 
 @given(forge=ROWS, body=st.binary(), event=TEXT, media_type=st.sampled_from(["application/json", FORM]) | TEXT)
-def test_any_bytes_are_an_event_or_refused(forge: Forge, body: bytes, event: str, media_type: str) -> None:
+def test_any_bytes_give_an_event_or_an_error(forge: Forge, body: bytes, event: str, media_type: str) -> None:
     try:
         parse_event(forge, environ(forge, event, media_type), body)
     except HTTPError as refused:
@@ -184,7 +184,7 @@ VALUE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_ca
 
 @settings(max_examples=300)
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([b"\r\n", b"Host: a", b"GET / HTTP/1.1", b"X: y", b":"])))
-def test_any_head_is_a_request_or_refused(pieces: list[bytes]) -> None:
+def test_any_head_gives_a_request_or_an_error(pieces: list[bytes]) -> None:
     try:
         request = framing.parse_head(b"".join(pieces))
     except framing.HTTPError as refused:
@@ -297,7 +297,7 @@ def test_a_name_is_found_in_every_form_of_a_url(name: str) -> None:
 
 
 @given(st.text(st.sampled_from("./:@a-g\n ") | st.characters(), max_size=30))
-def test_no_url_has_a_bad_name(url: str) -> None:
+def test_no_url_gives_an_invalid_name(url: str) -> None:
     name = name_in_url(url)
     assert name is None or is_valid(name)
 
@@ -313,7 +313,7 @@ ENVIRONMENT = st.binary(max_size=30).map(lambda raw: os.fsdecode(raw.replace(b"\
     values=st.dictionaries(st.sampled_from([option.env for option in config.OPTIONS]), ENVIRONMENT, max_size=3),
     unknown=st.dictionaries(ENVIRONMENT.map(lambda name: "GITOPS_" + name), ENVIRONMENT, max_size=1),
 )
-def test_any_environment_gives_settings_or_one_line_that_says_why(
+def test_any_environment_gives_settings_or_one_line_with_the_reason(
     values: dict[str, str], unknown: dict[str, str]
 ) -> None:
     hidden = "hunter2-the-secret"

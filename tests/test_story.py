@@ -27,7 +27,7 @@ def grep(daemon: Daemon, guid: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in daemon.lines if guid in line]
 
 
-def test_from_a_guid_grep_gives_the_whole_story(tmp_path, fifos, start_daemon, script):
+def test_the_log_lines_of_a_guid_describe_its_delivery(tmp_path, fifos, start_daemon, script):
     daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(GATED), GITOPS_LOG_FORMAT="json")
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     for guid in ("first", "second", "third"):
@@ -53,7 +53,7 @@ def test_from_a_guid_grep_gives_the_whole_story(tmp_path, fifos, start_daemon, s
         assert isinstance(ended["ms"], (int, float))
 
 
-def test_the_story_goes_on_after_the_daemon_was_killed(fifos, start_daemon, script):
+def test_the_log_of_a_delivery_continues_after_a_kill(fifos, start_daemon, script):
     daemon = start_daemon(GITOPS_SYNC_SCRIPT=script(GATED), GITOPS_LOG_FORMAT="json")
     (daemon.root / "acme/site/.git").mkdir(parents=True)
     daemon.deliver(push("acme/site"), guid="the-guid")

@@ -130,7 +130,7 @@ def test_without_descriptors_nothing_is_sent_and_nothing_fails(supervisor):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_an_abstract_socket_is_found(tmp_path):
+def test_an_abstract_socket_receives_messages(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other_end:
         other_end.bind(f"\0{tmp_path}")
         notify({"NOTIFY_SOCKET": f"@{tmp_path}"}, "READY=1", "STATUS=x")
@@ -182,7 +182,7 @@ def test_a_hanging_accept_loop_stops_the_watchdog_messages_and_the_traceback_sho
     assert "in process_request" in daemon.log or "in hang" in daemon.log
 
 
-def test_a_journal_that_hangs_ends_the_feed(supervisor, start_hanging):
+def test_a_hanging_journal_stops_the_watchdog_messages(supervisor, start_hanging):
     daemon = start_hanging(
         "commit = journal.Journal._commit\n"
         "journal.Journal._commit = lambda self, works: hang() if isinstance(works[0][0], tuple) else commit(self, works)"

@@ -16,9 +16,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
-#: Operations in one transaction (etcd's ``--max-txn-ops``).
-MAX_OPERATIONS = 128
-
 #: The codes of gRPC that matter here. https://grpc.io/docs/guides/status-codes/
 INVALID_ARGUMENT = 3
 NOT_FOUND = 5
@@ -137,11 +134,6 @@ def delete_prefix(prefix: str) -> Operation:
 def get(key: str) -> Operation:
     """Return the operation that reads one key."""
     return {"request_range": {"key": encode(key)}}
-
-
-def get_prefix(prefix: str) -> Operation:
-    """Return the operation that reads every key below `prefix`."""
-    return {"request_range": key_range(prefix)}
 
 
 def nested(compare: Sequence[Comparison], then: Sequence[Operation], otherwise: Sequence[Operation] = ()) -> Operation:
