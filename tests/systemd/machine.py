@@ -24,6 +24,8 @@ import pytest
 from harness import HERE, SOURCE
 from scratch import GIT_ENV, Upstream
 
+from gitops_hook import __version__
+
 SUITE = os.environ.get("DEBIAN_SUITE", "bookworm")
 #: A server's minimum, what the package depends on, and what an operator has at hand who follows the README.
 PACKAGES = "apt,ca-certificates,curl,dbus,git,libpam-systemd,make,openssl,polkitd,procps,python3,systemd,systemd-sysv"
@@ -68,6 +70,17 @@ def boot(folder: Path) -> Machine:
         return Machine(folder)
     except AssertionError as error:
         pytest.skip(f"the tests under systemd: {error}")
+
+
+def package(folder: Path, version: str = __version__) -> Path:
+    """Build the package of this tree, with another version number."""
+    tree = shutil.copytree(
+        SOURCE, folder / "tree", ignore=shutil.ignore_patterns(".git", ".venv*", ".cache", "build", "dist", "var")
+    )
+    init = tree / "gitops_hook/__init__.py"
+    init.write_text(init.read_text().replace(f'"{__version__}"', f'"{version}"'))
+    subprocess.run(["make", "--silent", "deb", f"PYTHON={sys.executable}"], cwd=tree, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    return tree / f"dist/gitops-hook_{version}_all.deb"
 
 
 class Machine:

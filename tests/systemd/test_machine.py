@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +15,8 @@ from pathlib import Path
 
 import pytest
 from documents import code_blocks
-from harness import SOURCE
-from machine import Machine, boot, wait_for
+from machine import Machine, boot, package, wait_for
 from scratch import Upstream
-
-from gitops_hook import __version__
 
 pytestmark = pytest.mark.systemd
 
@@ -48,17 +43,6 @@ def upstream(machine: Machine) -> Upstream:
 @pytest.fixture(scope="module")
 def secret(machine: Machine) -> str:
     return (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
-
-
-def package(folder: Path, version: str = __version__) -> Path:
-    """Build the package of this tree, with another version number."""
-    tree = shutil.copytree(
-        SOURCE, folder / "tree", ignore=shutil.ignore_patterns(".git", ".venv*", ".cache", "build", "dist", "var")
-    )
-    init = tree / "gitops_hook/__init__.py"
-    init.write_text(init.read_text().replace(f'"{__version__}"', f'"{version}"'))
-    subprocess.run(["make", "--silent", "deb", f"PYTHON={sys.executable}"], cwd=tree, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
-    return tree / f"dist/gitops-hook_{version}_all.deb"
 
 
 def head(machine: Machine, checkout: str = CHECKOUT) -> str:
@@ -437,8 +421,6 @@ def test_the_documented_commands_install_and_uninstall_the_tarball(machine, upst
     secret = (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
     after = push(machine, upstream, secret, "from the tarball")
     wait_for(lambda: serves(machine, after), "it does not serve")
-    machine.run(
-        "systemctl disable --now gitops-hook.socket gitops-hook-dashboard.socket gitops-hook.service gitops-hook-sweep.timer"
-    )
-    machine.run("make uninstall", cwd="/root/source")
+    (commands,) = code_blocks("docs/operations.md", "Uninstalling", "sh")
+    machine.run("set -e\n" + commands, cwd="/root/source")
     assert machine.run("find /usr/local -iname '*gitops*'") == ""
