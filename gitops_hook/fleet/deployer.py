@@ -14,7 +14,9 @@ Rules:
    permission before any run starts, and enters the line again.
 2. One thread acts, the member's. Other threads only note what has changed.
 3. After a transaction of its own, the thread waits until the view shows it. An older view may still show the turn.
-4. A run that could not reach the forge is no verdict on the commit: the host leaves the line and enters it later.
+4. A cluster that was wiped has no plans. The hosts restore them from their journals before they evaluate anything, so
+   a checkout never moves past its plan. Only a plan that an operator deleted releases its checkouts.
+5. A run that could not reach the forge is no verdict on the commit: the host leaves the line and enters it later.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ from gitops_hook.fleet.rollout import (
     next_step,
     pass_stage,
     passing,
+    remember,
+    restoration,
     take_turn,
 )
 from gitops_hook.fleet.statuses import Statuses
@@ -62,6 +66,8 @@ _LOOK = 15.0
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 900.0
 #: Reads in one transaction, of the 128 operations that etcd takes.
 _READS = 100
+#: Plans in one transaction: each has up to two writes.
+_RESTORED = 60
 #: Attempts to end a turn while others change the halt.
 _ATTEMPTS = 5
 _GIT_LIMIT = 10
@@ -118,6 +124,18 @@ class Deployer:
             if held.commit:
                 self._hold(name)
                 self._keep(held._replace(commit="", guid=""))
+
+    def restore_plans(self) -> None:
+        """Write the plans again that a wiped cluster lost. Any thread may call it. Raises EtcdError, JournalError."""
+        held = self._journal.held()
+        operations = {name: restoration(self._keys, name, entry.plan) for name, entry in sorted(held.items())}
+        wanted = [(name, operation) for name, operation in operations.items() if operation]
+        for start in range(0, len(wanted), _RESTORED):
+            chunk = wanted[start : start + _RESTORED]
+            answer = self._etcd.transact([], [operation for _, operation in chunk])
+            for (name, _), result in zip(chunk, answer.results):
+                if result.succeeded:
+                    log.warning("plan restored: the fleet's etcd was wiped", repository=name)
 
     # -- other threads ------------------------------------------------------------------------------------------------
 
@@ -299,7 +317,7 @@ class Deployer:
 
     def _adopt(self, name: str, rollout: Rollout, checkout: Checkout) -> None:
         """Hold a checkout at the commit that it has, when it gets a plan."""
-        plan = rollout.plan.dump()
+        plan = remember(rollout)
         held = self._held.get(name)
         if not held:
             _approve(checkout, position(checkout).deployed or HOLD)

@@ -7,8 +7,9 @@ Rules:
 2. Deliveries and the cursor are one commit of the journal. A crash in between repeats the reading, not a run.
 3. While it catches up, only the newest push of a repository is stored, and perhaps of another branch. So it notifies
    regardless of the ref. A live event is filtered by the tracked branch, as a webhook is.
-4. A cluster that was wiped and rebuilt cannot be recognised by its ids. It has another ``w/life``; then everything is
-   read from the start and every checkout is synced once.
+4. A cluster that was wiped and rebuilt cannot be recognised by its ids. It has another ``w/life``. Then the listener
+   restores what its host remembers before the cursor names the new life, everything is read from the start, and every
+   checkout is synced once.
 5. Without etcd the host works on alone: webhooks, sweeps and runs do not need it.
 """
 
@@ -46,6 +47,10 @@ class Listener:
 
     def notify(self, checkout: str) -> None:
         """Run what the journal has pending for a checkout."""
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        """Write the keys again that only this host remembers: the cluster was wiped. Raises EtcdError, JournalError."""
         raise NotImplementedError
 
     def connected(self, *, is_new_life: bool) -> None:
@@ -125,6 +130,8 @@ class Follower:
         cursor = self._journal.cursor()
         life = self._life()
         start = cursor.revision if cursor.life == life else 0
+        if cursor.life not in ("", life):
+            self._listener.restore()
         wants = self._etcd.read(self._keys.wants, min_mod_revision=start + 1)
         if wants.revision < start:  # a cluster that was restored from a backup
             start = 0

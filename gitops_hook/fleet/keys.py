@@ -5,7 +5,7 @@
 | ``w/life`` | a random id; a cluster that was wiped has another one | the first daemon |
 | ``w/want/<owner/name>`` | `Want`: the newest push of the repository | receivers |
 | ``w/host/<host>`` | `Host`; exists while the host's lease does | the host |
-| ``w/plan/<checkout>`` | the stages of a roll-out (`rollout.Plan`) | an operator |
+| ``w/plan/<checkout>`` | the stages of a roll-out (`rollout.Plan`); none if the plan was deleted | an operator |
 | ``w/passed/<checkout>/<stage>`` | `Decision`: the commit that the stage proved | the stage's hosts, an operator |
 | ``w/halt/<checkout>`` | `Decision`: the commit that must not proceed | hosts, an operator |
 | ``w/turn/<checkout>/<stage>/<host>`` | the commit; a place in the stage's line, on the host's lease | the host |

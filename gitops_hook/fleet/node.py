@@ -115,6 +115,10 @@ class FleetNode(Listener):
         """Run what is pending."""
         self._notify(checkout)
 
+    def restore(self) -> None:
+        """Restore the plans that this host remembers."""
+        self.deployer.restore_plans()
+
     def connected(self, *, is_new_life: bool) -> None:
         """Compare the stored statuses; after a wipe, also sync every checkout."""
         self._needs_resync.set()

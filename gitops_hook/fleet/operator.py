@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gitops_hook.fleet.etcd import Etcd
 from gitops_hook.fleet.keys import EVERY_COMMIT, Decision, Keys, Want, dump, load
 from gitops_hook.fleet.messages import KeyValue, Operation, absent, delete, delete_prefix, put, unchanged
-from gitops_hook.fleet.rollout import REST, Plan, Rollout
+from gitops_hook.fleet.rollout import NO_PLAN, REST, Plan, Rollout
 from gitops_hook.fleet.view import FleetView
 
 
@@ -46,8 +46,11 @@ class Operator:
         self._etcd.transact([absent(key)], [write, *self._forget(checkout)], [write])
 
     def delete_plan(self, checkout: str) -> None:
-        """End the plan of a checkout: its hosts follow their branches again."""
-        self._etcd.transact([], [delete(self._keys.plan(checkout)), *self._forget(checkout)])
+        """End the plan of a checkout: its hosts follow their branches again.
+
+        The key remains without stages, so that no host restores the plan which it remembers.
+        """
+        self._etcd.transact([], [put(self._keys.plan(checkout), NO_PLAN), *self._forget(checkout)])
 
     def promote(self, checkout: str, stage: str, commit: str = "") -> str:
         """Decide that a stage has passed a commit, regardless of what its hosts have; return the commit.

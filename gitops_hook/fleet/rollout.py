@@ -28,10 +28,12 @@ from enum import Enum
 from typing import NamedTuple
 
 from gitops_hook.fleet.keys import EVERY_COMMIT, Decision, Have, Keys, dump
-from gitops_hook.fleet.messages import Comparison, Operation, absent, delete, put, unchanged
+from gitops_hook.fleet.messages import Comparison, Operation, absent, delete, nested, put, unchanged
 
 #: The label of the last stage, which every host without another stage belongs to.
 REST = "rest"
+#: The stored form of a plan that an operator deleted.
+NO_PLAN = b'{"stages":[]}'
 _ALL = "100%"
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _WAIT = re.compile(r"([0-9]{1,6})([smh]?)")
@@ -280,6 +282,31 @@ def passing(rollout: Rollout, stage: Stage, statuses: Mapping[str, Have]) -> Pas
     if passed and passed.decision.commit == commit:
         return Passing(reason="it has passed already")
     return Passing(commit, max(have.ended for have in proving.values()) + stage.wait)
+
+
+# -- the memory of a host ---------------------------------------------------------------------------------------------
+
+
+def remember(rollout: Rollout) -> bytes:
+    """Return what a host stores of a roll-out: the plan, and an operator's halt of every commit.
+
+    A wiped cluster needs nothing else. The stages pass again what their hosts have, and a bad commit fails again at the
+    first stage.
+    """
+    halt = rollout.halt.decision if rollout.halt and rollout.halt.decision.commit == EVERY_COMMIT else None
+    return json.dumps({**json.loads(rollout.plan.dump()), **({"halt": dump(halt).decode()} if halt else {})}).encode()
+
+
+def restoration(keys: Keys, checkout: str, stored: bytes) -> Operation | None:
+    """Return the operation that restores a remembered roll-out unless there is a plan; None if it is unreadable."""
+    plan = Plan.load(stored)
+    if not plan:
+        return None
+    writes = [put(keys.plan(checkout), plan.dump())]
+    halt = json.loads(stored).get("halt")
+    if isinstance(halt, str):
+        writes.append(put(keys.halt(checkout), halt.encode()))
+    return nested([absent(keys.plan(checkout))], writes)
 
 
 # -- transactions -----------------------------------------------------------------------------------------------------

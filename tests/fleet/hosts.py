@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,3 +83,21 @@ class Hosts:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
         self.client.close()
+
+
+def command(hosts: Hosts, *words: str, status: int = 0) -> str:
+    """Run ``gitops-hook fleet`` with the settings of any host; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gitops_hook", "fleet", *words],
+        env={
+            **next(iter(hosts.daemons.values()))._env,
+            "GITOPS_FLEET": FLEET,
+            "GITOPS_ETCD": ",".join(hosts.endpoints),
+            "SUDO_USER": "ada",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if not status else done.stdout + done.stderr

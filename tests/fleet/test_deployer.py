@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import pytest
 from etcd_cluster import Cluster
 from harness import push, until
-from hosts import KEYS, Hosts
+from hosts import KEYS, Hosts, command
 from scratch import Upstream, git
 
 from gitops_hook.fleet.keys import Decision, dump
@@ -76,6 +76,10 @@ class Stages(Hosts):
                 running += 1 if deploy.kind == "begin" else -1
                 most = max(most, running)
         return most
+
+    def remembered(self, name: str) -> str:
+        """Return what a host's journal remembers of its roll-outs."""
+        return str(self.daemons[name].query("SELECT plan FROM fleet_rollouts"))
 
     def passed(self, stage: str) -> str:
         value = self.value(KEYS.passed(SITE, stage))
@@ -196,3 +200,35 @@ def test_a_canary_that_has_just_lost_its_lease_misses_no_push(stages: Stages) ->
         commit = stages.push({"x": str(number)})
         stages.wait_for_commit(commit, timeout=60)
         stages.wait_until_live("c1")
+
+
+def test_a_wiped_cluster_gets_its_plans_and_halts_back(stages: Stages, cluster: Cluster) -> None:
+    stages.start_all()
+    command(stages, "halt", SITE, "maintenance")
+    stages.daemons["w1"].kill()  # it has no part in the restoration, and must not deploy past the plan later
+    for name in set(stages.LABELS) - {"w1"}:
+        until(lambda name=name: "maintenance" in stages.remembered(name), f"{name} does not remember the halt")
+    before = stages.forge.head()
+    cluster.wipe()
+    until(lambda: stages.value(KEYS.plan(SITE)), "nobody restores the plan", 40)
+    assert stages.value(KEYS.plan(SITE))["stages"] == ["canary:1", "web:2", "rest:1"]
+    assert stages.value(KEYS.halt(SITE))["reason"] == "maintenance"
+    commit = stages.push({"x": "1"})
+    stages.daemons["w1"].start()
+    stages.daemons["c1"].wait_for_run("outcome=held", timeout=60)
+    stages.daemons["w1"].wait_for_run("trigger=sweep", timeout=60)
+    assert {stages.commit_of(name) for name in stages.LABELS} == {before}
+    command(stages, "resume", SITE)
+    stages.wait_for_commit(commit, timeout=60)
+    assert stages.peak(commit, "w1", "w2", "w3") <= 2
+
+
+def test_a_plan_that_was_deleted_after_a_wipe_stays_deleted(stages: Stages, cluster: Cluster) -> None:
+    stages.start_all()
+    stages.daemons["w1"].kill()
+    cluster.wipe()
+    until(lambda: stages.value(KEYS.plan(SITE)), "nobody restores the plan", 40)
+    command(stages, "plan", SITE, "--delete")
+    stages.daemons["w1"].start()
+    stages.daemons["w1"].wait_for("checkout follows its branch again", timeout=60)
+    assert stages.value(KEYS.plan(SITE)) == {"stages": []}

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from harness import push, until
-from hosts import FLEET, KEYS, Hosts
+from hosts import KEYS, Hosts, command
 from scratch import Upstream
 from test_deployer import SITE, Stages, stages  # noqa: F401 - a fixture
-
-
-def command(hosts: Hosts, *words: str, status: int = 0) -> str:
-    """Run ``gitops-hook fleet`` with the settings of any host; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "gitops_hook", "fleet", *words],
-        env={
-            **next(iter(hosts.daemons.values()))._env,
-            "GITOPS_FLEET": FLEET,
-            "GITOPS_ETCD": ",".join(hosts.endpoints),
-            "SUDO_USER": "ada",
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout if not status else done.stdout + done.stderr
 
 
 def rows(text: str) -> list[dict]:
