@@ -140,7 +140,12 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             count=_counter(metrics, rejections),
         )
         dashboard = Dashboard(
-            journal, checkouts, settings.sync_timeout, lambda: (CONTENT_TYPE, metrics.exposition()), rejections.last_day
+            journal,
+            checkouts,
+            settings.sync_timeout,
+            lambda: (CONTENT_TYPE, metrics.exposition()),
+            rejections.last_day,
+            fleet=fleet.grid if fleet else None,
         )
         servers = _serve_both(settings, environ, forwarded_middleware(webhook, settings.trusted_proxies), dashboard)
         dispatcher.start()

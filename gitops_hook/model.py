@@ -9,8 +9,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from gitops_hook.outcomes import FLEET_STATES
 
 #: The most commits that one run counts. After a clone or a rewritten history, git would walk the whole history.
 COUNTED = 1000
@@ -166,3 +168,88 @@ class NoticeState(NamedTuple):
     outcome: str
     since: float
     at: float
+
+
+class FleetHost(NamedTuple):
+    """A host of a fleet. `stage` is its label, `seen` its last sign of life."""
+
+    name: str
+    stage: str
+    is_live: bool
+    seen: float
+    version: str
+
+
+class FleetCell(NamedTuple):
+    """A checkout on one host of a fleet. `state` is a key of `outcomes.FLEET_STATES`."""
+
+    host: FleetHost
+    state: str
+    commit: str
+    #: The commit that the host should have; empty if that is not known.
+    expected: str
+    outcome: str
+    message: str
+    #: The end of the first run with this result; 0 without a run.
+    ended: float
+
+
+class FleetStage(NamedTuple):
+    """A stage of a roll-out: `done` of its `hosts`, the live ones with the checkout, are up to date."""
+
+    #: The stage as an operator writes it: ``web:25%,wait=120s``.
+    plan: str
+    hosts: int
+    done: int
+    #: The commit that the stage should have, and the one that it has passed; empty if there is none.
+    target: str
+    passed: str
+
+
+class FleetHalt(NamedTuple):
+    """The end of a roll-out by a failed deploy, or by an operator. `commit` is empty if it stops every commit."""
+
+    commit: str
+    by: str
+    reason: str
+    at: float
+
+
+class FleetRow(NamedTuple):
+    """A checkout on all hosts of a fleet. Without a plan it has no stages."""
+
+    checkout: str
+    #: The commit of the newest push, and when it was received; empty and None if there was none.
+    requested: str
+    received: float | None
+    cells: Sequence[FleetCell]
+    stages: Sequence[FleetStage] = ()
+    halt: FleetHalt | None = None
+
+    @property
+    def state(self) -> str:
+        """Return the state of the live host that needs the most attention; "offline" only if no host is live."""
+        present = {cell.state for cell in self.cells if cell.host.is_live} or {cell.state for cell in self.cells}
+        return next((state for state in FLEET_STATES if state in present), "")
+
+    @property
+    def is_rolling_out(self) -> bool:
+        """Return True while a stage has not passed the commit of the stage before it, or the roll-out is halted."""
+        passed = {stage.passed for stage in self.stages}
+        return bool(self.stages) and (self.halt is not None or passed != {self.stages[0].target})
+
+
+class FleetGrid(NamedTuple):
+    """One page of the checkouts of a fleet, by hosts. `hosts` are all hosts, in the order of the columns."""
+
+    fleet: str
+    revision: int
+    hosts: Sequence[FleetHost]
+    #: The number of checkouts by the state that needs the most attention.
+    counts: Mapping[str, int]
+    #: The number of checkouts that match the query, and those of the page.
+    matching: int
+    rows: Sequence[FleetRow]
+    #: The roll-outs that have not ended, halted ones first, and the number of those that are left out.
+    rollouts: Sequence[FleetRow]
+    more_rollouts: int

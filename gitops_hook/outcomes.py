@@ -27,6 +27,8 @@ STATES = {
     "never synced": REST,
     "in sync": GOOD,
 }
+#: The states of a checkout on one host of a fleet, in the order of attention, with their severities.
+FLEET_STATES = {"failed": BAD, "behind": WAIT, "offline": REST, "paused": REST, "up to date": GOOD}
 #: Why a run ended that did not end by itself, or why a person must act after one that did, with the sentence that
 #: people read. Code compares the key.
 CAUSES = {
@@ -139,7 +141,7 @@ def reason_to_notify(outcome: str | None, cause: str | None) -> str | None:
 
 def severity_of(word: str | None) -> str:
     """Return the severity of a state, or of an outcome; None is the outcome of a run that has not ended."""
-    return STATES.get(word or RUNNING) or outcome_of(word).severity
+    return STATES.get(word or RUNNING) or FLEET_STATES.get(word or "") or outcome_of(word).severity
 
 
 def settles(outcome: str | None) -> bool:

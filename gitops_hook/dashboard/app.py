@@ -16,6 +16,7 @@ docs/api.md explains the JSON API, and docs/openapi.json describes it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from gitops_hook import __version__
 from gitops_hook.dashboard import ansi, details, pages
 from gitops_hook.dashboard.api import commit_object, delivery_object, repository_object, run_object, time_text
 from gitops_hook.dashboard.details import Output, RunWithCommits
+from gitops_hook.dashboard.fleet import Fleet, MakePage, fleet_pages
 from gitops_hook.dashboard.html import POLICY, Page, document
 from gitops_hook.dashboard.pages import Health, Overview, Query
 from gitops_hook.dashboard.query import entity_tags, is_address, limit_field, number_field, query_fields
@@ -89,11 +91,13 @@ class Dashboard:
         sync_timeout: int = 600,
         metrics: Callable[[], tuple[str, str]] = lambda: ("text/plain", ""),
         rejections: Callable[[], list[Rejected]] = list,
+        *,
+        fleet: Fleet | None = None,
     ) -> None:
         """Create the application.
 
         `sync_timeout` is the daemon's time limit of a run in seconds. `metrics` returns the media type and the text for
-        Prometheus. `rejections` returns the rejected webhooks of the last day.
+        Prometheus. `rejections` returns the rejected webhooks of the last day. `fleet` is the source of its pages.
         """
         self._rejections = rejections
         self._host = os.uname().nodename
@@ -121,6 +125,8 @@ class Dashboard:
                 (r"/api/deliveries/(.+)", self._deliveries),
             )
         ]
+        for route, make in fleet_pages(fleet).items() if fleet else ():
+            self._routes.append((re.compile(route), functools.partial(self._made_page, make)))
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Return the response to a request."""
@@ -236,6 +242,9 @@ class Dashboard:
             return json.dumps({"title": page.title, "icon": page.icon, "live": page.live, "after": page.after}) + "\n"
 
         return Content("application/json", parts, tag=tag)
+
+    def _made_page(self, make: MakePage, given: dict[str, str], *names: str) -> Content:
+        return self._page(given, make(given, *names))
 
     def _error(self, environ: dict[str, Any], status: str, reason: str) -> Content:
         """Return an error, as a page for browsers and as JSON for programs."""

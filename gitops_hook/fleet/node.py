@@ -15,8 +15,10 @@ from gitops_hook.errors import JournalError
 from gitops_hook.fleet.deployer import Deployer
 from gitops_hook.fleet.etcd import Etcd
 from gitops_hook.fleet.follow import Follower, Listener
+from gitops_hook.fleet.grid import Grid
 from gitops_hook.fleet.keys import Host, Keys, Want, dump
 from gitops_hook.fleet.messages import EtcdError, Rejected, put
+from gitops_hook.fleet.mirror import Mirror
 from gitops_hook.fleet.outbox import Forwarder
 from gitops_hook.fleet.statuses import Statuses
 from gitops_hook.journal.fleet import FleetJournal
@@ -65,6 +67,8 @@ class FleetNode(Listener):
             label=Host(settings.fleet_labels).stage,
         )
         self.deployer.wake = self._wake_up
+        self.mirror = Mirror(etcd, self._keys)
+        self.grid = Grid(settings.fleet, self.mirror.state)
         self._since = time.time()
         # The lease and its deadline belong to the member's thread.
         self._lease = 0
@@ -95,6 +99,7 @@ class FleetNode(Listener):
         self._stopping.set()
         self._wake.set()
         self.follower.stop(timeout)
+        self.mirror.stop(timeout)
         self.forwarder.stop(timeout)
         self._thread.join(timeout)
         self._etcd.close()
