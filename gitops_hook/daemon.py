@@ -121,14 +121,11 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         checkouts = Checkouts(settings.root)
         metrics, rejections = Metrics(journal, checkouts, RESULTS), Rejections()
         observers: list[RunObserver] = [metrics, Commits(journal, checkouts)]
-        notifier = _make_notifier(settings, environ, journal, checkouts) if settings.notify else None
+        fleet = _make_fleet(settings, journal, checkouts) if settings.fleet else None
+        notifier = _make_notifier(settings, environ, journal, checkouts, fleet) if settings.notify else None
         observers += [notifier] if notifier else []
-        sender = CommitStatusSender(settings, journal, checkouts) if settings.report else None
-        if sender:
-            reporter = CommitStatusReporter(journal, checkouts, sender.notify)
-            reporter.catch_up()
-            observers.append(reporter)
-        fleet = _make_fleet(settings, journal, checkouts, observers) if settings.fleet else None
+        sender = _make_sender(settings, journal, checkouts, observers, fleet) if settings.report else None
+        observers += [fleet] if fleet else []
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
             secrets.current,
@@ -180,19 +177,45 @@ def _log_listening(server: Server, settings: Settings) -> None:
 
 
 def _make_notifier(
-    settings: Settings, environ: MutableMapping[str, str], journal: Journal, checkouts: Checkouts
+    settings: Settings,
+    environ: MutableMapping[str, str],
+    journal: Journal,
+    checkouts: Checkouts,
+    fleet: FleetNode | None,
 ) -> Notifier:
-    return Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
+    environment = inherited(environ, settings.root)
+    records = fleet.notices if fleet else journal
+    notifier = Notifier(records, checkouts, settings.notify, environment, host=settings.fleet)
+    if fleet:
+        fleet.send_notices(notifier.examine)
+    return notifier
 
 
-def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts, observers: list[RunObserver]) -> FleetNode:
-    """Return this host's side of its fleet, as an observer of runs. The package is optional: import it only here."""
+def _make_sender(
+    settings: Settings,
+    journal: Journal,
+    checkouts: Checkouts,
+    observers: list[RunObserver],
+    fleet: FleetNode | None,
+) -> CommitStatusSender:
+    """Return the sender of commit statuses, which come from an observer of this host's runs or from the fleet."""
+    sender = CommitStatusSender(settings, journal, checkouts)
+    if fleet:
+        fleet.send_statuses(lambda status: journal.save_statuses(status, then=sender.notify))
+    else:
+        reporter = CommitStatusReporter(journal, checkouts, sender.notify)
+        reporter.catch_up()
+        observers.append(reporter)
+    return sender
+
+
+def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts) -> FleetNode:
+    """Return this host's side of its fleet, an observer of runs. The package is optional: import it only here."""
     from gitops_hook.fleet.access import open_etcd  # noqa: PLC0415
     from gitops_hook.fleet.node import FleetNode  # noqa: PLC0415
 
     fleet = FleetNode(settings, journal, checkouts, open_etcd(settings))
     fleet.prepare()
-    observers.append(fleet)
     return fleet
 
 

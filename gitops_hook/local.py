@@ -136,7 +136,7 @@ def _perform(
         stack.callback(journal.close)
         checkouts = Checkouts(settings.root)
         observers: list[RunObserver] = [Commits(journal, checkouts)]
-        if settings.report:
+        if settings.report and not settings.fleet:  # a fleet reports the statuses of its hosts
             observers.append(CommitStatusReporter(journal, checkouts))  # the daemon sends what this stores
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         dispatcher.record_killed()

@@ -133,3 +133,11 @@ def _painted(codes: _Codes, parameters: str) -> _Codes:
         else:
             codes.pop(_ENDS.get(code, ""), None)
     return codes
+
+
+def end_of(printed: bytes) -> tuple[bytes, bool]:
+    """Return the end of an output from the start of a line on, and whether that is all of it."""
+    if len(printed) <= _END:
+        return printed, True
+    end = printed[-_END:]
+    return end[end.find(b"\n") + 1 :], False

@@ -50,8 +50,6 @@ _PAGE_ROWS = 50
 _SHOWN_DELIVERIES = 100
 #: Bytes of a log in one response, which has the offset of the next part.
 _LOG_PART = 1 << 20
-#: Bytes of the end of a log that the page of a run shows.
-_LOG_END = 64 << 10
 #: The period in seconds in which a page without the script keeps its ETag although its ages change.
 _AGE_PERIOD = 60
 #: The last lines of a failed run that the first page shows, and the bytes of the log to look for them.
@@ -204,7 +202,7 @@ class Dashboard:
     def _run_page(self, given: dict[str, str], number: str) -> Content:
         run = self._known_run(number)  # read before the log, so that no output is missed
         printed, offset = self._whole_log(run.id)
-        printed, whole = _end_of(printed)
+        printed, whole = ansi.end_of(printed)
         log = ansi.render(printed, more=not run.outcome)
         follow = None if run.outcome else _output_path(run.id, offset - len(printed) + log.size, log.pen)
         served = self._journal.served(run.id, _SHOWN_DELIVERIES)
@@ -384,14 +382,6 @@ def _matches(status: RepositoryStatus, query: Query, rejected: Mapping[int, Comm
     outcome = (run.outcome or "", run.after or "") if run else ()
     text = " ".join((status.repository, *outcome, *(part for commit in commits for part in commit[:3]))).lower()
     return all(word in text for word in query.words.lower().split())
-
-
-def _end_of(printed: bytes) -> tuple[bytes, bool]:
-    """Return the end of an output from the start of a line on, and whether that is all of it."""
-    if len(printed) <= _LOG_END:
-        return printed, True
-    end = printed[-_LOG_END:]
-    return end[end.find(b"\n") + 1 :], False
 
 
 def _body(content: Content) -> bytes:

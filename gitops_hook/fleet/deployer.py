@@ -252,7 +252,7 @@ class Deployer:
             self._hold(name)
             if settles(have.outcome) and severity_of(have.outcome) == BAD:
                 reason = f"{have.outcome}: {have.message}" if have.message else have.outcome
-                halt = Decision(held.commit, self._host, round(self._clock(), 3), reason)
+                halt = Decision(held.commit, self._host, round(self._clock(), 3), reason, have.outcome)
             failures = self._failures[name] = self._failures.get(name, 0) + 1
             self._not_before[name] = self._clock() + min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (failures - 1))
         self._ending[name] = (have, halt)

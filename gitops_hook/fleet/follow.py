@@ -174,8 +174,10 @@ class Follower:
         with self.lock:
             changes = {self.view.apply(event) for event in others}
             self.view.revision = max(self.view.revision, cursor.revision)
-        if changes:
-            self._listener.changed({"" if change.kind == "host" else change.name for change in changes})
+        # A role is no roll-out. The member's thread looks at the roles with each of its steps.
+        names = {"" if change.kind == "host" else change.name for change in changes if change.kind != "role"}
+        if names:
+            self._listener.changed(names)
 
     def _record(self, cursor: Cursor, pairs: Sequence[KeyValue], *, is_live: bool) -> None:
         """Commit the deliveries of pushes together with the cursor, then notify."""

@@ -9,6 +9,8 @@
 | ``w/passed/<checkout>/<stage>`` | `Decision`: the commit that the stage proved | the stage's hosts, an operator |
 | ``w/halt/<checkout>`` | `Decision`: the commit that must not proceed | hosts, an operator |
 | ``w/turn/<checkout>/<stage>/<host>`` | the commit; a place in the stage's line, on the host's lease | the host |
+| ``w/role/<role>`` | the host that reports for the fleet, on its lease (`reporter`) | the first host that can |
+| ``r/<role>/<checkout>`` | `Report`: the last one, which the next holder does not repeat | the host of the role |
 | ``seen/<guid>`` | the repository; makes a second delivery of the same push harmless | receivers |
 | ``s/<host>/host`` | `Host`, with the last sign of life; remains while the host is offline | the host |
 | ``s/<host>/have/<checkout>`` | `Have`: the commit that the host deployed last | the host |
@@ -76,12 +78,25 @@ class Have(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """A decision of a roll-out, and its author: a host, or an operator by name."""
+    """A decision of a roll-out, and its author: a host, or an operator by name.
+
+    `outcome` is that of the run that halted the commit; it is empty for every other decision.
+    """
 
     commit: str = ""
     by: str = ""
     at: float = 0.0
     reason: str = ""
+    outcome: str = ""
+
+
+class Report(NamedTuple):
+    """The last report about a checkout: a notice (`state` is its outcome), or the status of a commit."""
+
+    state: str = ""
+    commit: str = ""
+    since: float = 0.0
+    at: float = 0.0
 
 
 class Keys:
@@ -97,7 +112,7 @@ class Keys:
         self.plans = self.watched + "plan/"
         self.statuses = self.root + "s/"
         #: Everything that a view holds: what is watched, except pushes and the life.
-        self.viewed = [self.watched + kind for kind in ("host/", "plan/", "passed/", "halt/", "turn/")]
+        self.viewed = [self.watched + kind for kind in ("host/", "plan/", "passed/", "halt/", "turn/", "role/")]
 
     def want(self, repository: str) -> str:
         """Return the key of a repository's newest push."""
@@ -127,6 +142,14 @@ class Keys:
         """Return the key of a host's place in the line of a stage."""
         return f"{self.watched}turn/{checkout.lower()}/{stage}/{host}"
 
+    def role(self, role: str) -> str:
+        """Return the key of the host that has a role."""
+        return f"{self.watched}role/{role}"
+
+    def report(self, role: str, checkout: str = "") -> str:
+        """Return the key of the last report about a checkout, or the prefix of all reports of a role."""
+        return f"{self.root}r/{role}/{checkout.lower()}"
+
     def have(self, host: str, checkout: str) -> str:
         """Return the key of a host's status of a checkout."""
         return self.haves(host) + checkout.lower()
@@ -146,10 +169,10 @@ class Keys:
 
 
 #: The kinds of values that `load` reads.
-T = TypeVar("T", Want, Host, Have, Decision)
+T = TypeVar("T", Want, Host, Have, Decision, Report)
 
 
-def dump(value: Want | Host | Have | Decision) -> bytes:
+def dump(value: Want | Host | Have | Decision | Report) -> bytes:
     """Return the stored form of a value: JSON without the fields that have their default."""
     defaults = value._field_defaults
     fields = {name: field for name, field in value._asdict().items() if field != defaults[name]}

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from gitops_hook import __version__
 from gitops_hook.config import Settings
 from gitops_hook.errors import JournalError
+from gitops_hook.fleet.commits import FleetCommits
 from gitops_hook.fleet.deployer import Deployer
 from gitops_hook.fleet.etcd import Etcd
 from gitops_hook.fleet.follow import Follower, Listener
 from gitops_hook.fleet.grid import Grid
 from gitops_hook.fleet.keys import Host, Keys, Want, dump
 from gitops_hook.fleet.messages import EtcdError, Rejected, put
-from gitops_hook.fleet.mirror import Mirror
+from gitops_hook.fleet.mirror import EVERY, Mirror
+from gitops_hook.fleet.notices import FleetNotices
 from gitops_hook.fleet.outbox import Forwarder
+from gitops_hook.fleet.overview import FleetState
+from gitops_hook.fleet.reporter import NOTICES, STATUSES, Reporter, Role, changed_checkouts
 from gitops_hook.fleet.statuses import Statuses
 from gitops_hook.journal.fleet import FleetJournal
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import Claim, Run
+from gitops_hook.model import Claim, CommitStatus, Run
 from gitops_hook.names import may_clone
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.runner import Task
@@ -69,6 +73,9 @@ class FleetNode(Listener):
         self.deployer.wake = self._wake_up
         self.mirror = Mirror(etcd, self._keys)
         self.grid = Grid(settings.fleet, self.mirror.state)
+        self._reporter = Reporter(self.mirror)
+        self._notices = self._role(NOTICES)
+        self.notices = FleetNotices(self._notices, self.mirror, journal.log_path("notice"))
         self._since = time.time()
         # The lease and its deadline belong to the member's thread.
         self._lease = 0
@@ -78,6 +85,26 @@ class FleetNode(Listener):
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet member", daemon=True)
+
+    def _role(self, name: str) -> Role:
+        return Role(self._etcd, self._keys, self.follower, self._name, name)
+
+    def send_notices(self, examine: Callable[[str], None]) -> None:
+        """Offer this host for the notices of the fleet. Call it before `start`, as the next method.
+
+        `examine` is called with each checkout that changed, or with "" for all.
+        """
+
+        def examine_all(state: FleetState, names: Collection[str]) -> None:
+            for name in [EVERY] if EVERY in names else changed_checkouts(state, names):
+                examine(name)
+
+        self._reporter.add(self._notices, examine_all)
+
+    def send_statuses(self, save: Callable[[CommitStatus], None]) -> None:
+        """Offer this host for the commit statuses of the fleet; `save` stores one and has it sent."""
+        role = self._role(STATUSES)
+        self._reporter.add(role, FleetCommits(role, save).examine)
 
     def prepare(self) -> None:
         """Undo what an earlier process left. Call it before any run starts. Raises JournalError."""
@@ -93,12 +120,14 @@ class FleetNode(Listener):
         self.forwarder.start()
         self.follower.start()
         self._thread.start()
+        self._reporter.start()
 
     def stop(self, timeout: float) -> None:
         """Write what is left, give up the lease, and end the threads. Call it after the last run."""
         self._stopping.set()
         self._wake.set()
         self.follower.stop(timeout)
+        self._reporter.stop(timeout)
         self.mirror.stop(timeout)
         self.forwarder.stop(timeout)
         self._thread.join(timeout)
@@ -174,6 +203,8 @@ class FleetNode(Listener):
             self._needs_resync.clear()
         self.statuses.flush()
         self.deployer.tick(self._lease)
+        for role in self._reporter.roles:
+            role.offer(self._lease)
 
     def _note_seen(self) -> None:
         """Keep the labels and the time, for when this host is offline."""

@@ -28,7 +28,7 @@ class FleetState(NamedTuple):
     """The fleet at one revision, read at `moment` (seconds since the epoch).
 
     `statuses` are by checkout and host, `wants` by repository, `rollouts` and `tips` by checkout; names are in lower
-    case. A tip is the commit that hosts without a roll-out should have.
+    case. A tip is the commit that hosts without a roll-out should have. `revisions` are those of the wants.
     """
 
     revision: int
@@ -38,6 +38,7 @@ class FleetState(NamedTuple):
     rollouts: Mapping[str, Rollout]
     statuses: Mapping[str, Mapping[str, Have]]
     tips: Mapping[str, str]
+    revisions: Mapping[str, int]
 
     def expected(self, checkout: str, host: str) -> str:
         """Return the commit that a host should have; "" if that is not known."""
@@ -74,6 +75,7 @@ class Collection:
         self._keys = keys
         self.view = FleetView(keys)
         self.wants: dict[str, Want] = {}
+        self._revisions: dict[str, int] = {}
         self.statuses: dict[str, dict[str, Have]] = {}
         self._remembered: dict[str, Host] = {}
 
@@ -85,11 +87,11 @@ class Collection:
         self.view.revision = max(self.view.revision, event.mod_revision)
         if event.key.startswith(self._keys.wants):
             name = event.key[len(self._keys.wants) :]
-            self.wants[name] = load(Want, event.value) or Want()
+            self.wants[name], self._revisions[name] = load(Want, event.value) or Want(), event.mod_revision
             return name
         if event.key.startswith(self._keys.watched):
             change = self.view.apply(event)
-            return "" if change.kind == "host" else change.name
+            return "" if change.kind == "host" else None if change.kind in ("role", "life") else change.name
         if not event.key.startswith(self._keys.statuses):
             return None
         host, checkout = self._keys.status_of(event.key)
@@ -131,6 +133,7 @@ class Collection:
             rollouts,
             statuses,
             {name: self._tip(name, by_host, rollouts.get(name)) for name, by_host in statuses.items()},
+            dict(self._revisions),
         )
 
     def _tip(self, checkout: str, statuses: Mapping[str, Have], rollout: Rollout | None) -> str:

@@ -29,6 +29,8 @@ class FleetView:
         self.revision = 0
         #: The live hosts by name.
         self.hosts: dict[str, Host] = {}
+        #: The hosts that report for the fleet, by role.
+        self.roles: dict[str, str] = {}
         self._plans: dict[str, Plan] = {}
         self._passed: dict[str, dict[str, Stored]] = {}
         self._halts: dict[str, Stored] = {}
@@ -48,6 +50,8 @@ class FleetView:
         if kind == "host":
             host = load(Host, event.value)
             _set(self.hosts, name, None if event.is_deleted else host)
+        elif kind == "role":
+            _set(self.roles, name, None if event.is_deleted else event.value.decode("utf-8", "replace"))
         elif kind == "plan":
             _set(self._plans, name, None if event.is_deleted else Plan.load(event.value))
         elif kind == "halt":

@@ -54,7 +54,8 @@ class CommitStatusSender:
         self._checkouts = checkouts
         self._clock = clock
         self._jitter = jitter
-        self._host = socket.gethostname()
+        #: The name in the statuses: a fleet reports as one.
+        self._host = settings.fleet or socket.gethostname()
         self._client: tuple[str, Client] | None = None
         #: The time before which the rate limit permits no request.
         self._ready = 0.0
@@ -130,7 +131,8 @@ class CommitStatusSender:
             if not repository:
                 return self._journal.status_sent(status, final=True)
             if self._settings.report == "deployment":
-                if not status.deployment and not is_at_remote(checkout, status.commit):
+                # The hosts of a fleet have fetched the commit (rule 3), and this host may have no checkout.
+                if not self._settings.fleet and not status.deployment and not is_at_remote(checkout, status.commit):
                     return self._skip_deployment(status)
                 self._send_deployment(client, repository, status, checkout)
             else:
@@ -209,7 +211,8 @@ class CommitStatusSender:
         client.call("POST", f"{path}/{deployment}/statuses", {**body, "environment": environment})
 
     def _run_url(self, status: CommitStatus) -> str:
-        return f"{self._settings.public_url}/runs/{status.run}"
+        page = f"runs/{status.run}" if status.run else f"fleet/{status.repository}"
+        return f"{self._settings.public_url}/{page}"
 
 
 def _place(host: str, checkout: str) -> str:

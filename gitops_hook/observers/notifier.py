@@ -22,12 +22,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from gitops_hook.errors import JournalError
-from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
-from gitops_hook.model import Claim, NoticeState, Run, Streak
+from gitops_hook.model import Claim, History, NoticeState, Run, Streak
 from gitops_hook.outcomes import OUTCOMES, REST, WAIT, reason_to_notify
 from gitops_hook.sync.backoff import Backoff
 from gitops_hook.sync.checkouts import Checkouts
@@ -108,11 +108,35 @@ def facts_of(notice: Notice, host: str, output: str) -> dict[str, object]:
         "outcome": notice.outcome,
         "previous": notice.previous,
         "since": rfc3339(notice.since, "seconds"),
-        "run": notice.run.id,
+        "run": notice.run.id or None,
         "commit": notice.run.after or None,
         "message": notice.run.message or None,
         "output": output or None,
     }
+
+
+class NoticeRecords(Protocol):
+    """The records that notices derive from: those of this host's journal, or those of a fleet."""
+
+    def notices(self) -> dict[str, NoticeState]:
+        """Return the last notice of each repository with one, by name in lower case."""
+
+    def histories(self, repository: str | None = None, length: int = 30) -> list[History]:
+        """Return the newest runs of each repository."""
+
+    def streak(
+        self, repository: str, waiting: Sequence[str], resting: Sequence[str], unrelated: Sequence[str]
+    ) -> Streak | None:
+        """Return the streak of a repository's newest runs, or None."""
+
+    def record_notice(self, notice: NoticeState) -> None:
+        """Record a notice that was sent."""
+
+    def forget_notice(self, repository: str) -> None:
+        """Forget the notice of a repository."""
+
+    def log_path(self, run: int | str) -> Path:
+        """Return the file with the output of a run, or of the last notice (``notice``)."""
 
 
 class Notifier:
@@ -120,18 +144,21 @@ class Notifier:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: NoticeRecords,
         checkouts: Checkouts,
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
+        host: str = "",
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Create a notifier that is not started.
 
         `environment` has the variables of the command besides the facts. `clock` returns seconds since the epoch.
+        `host` is the name in the notices: that of the fleet, or by default this host's.
         """
+        self._host = host or socket.gethostname()
         self._journal = journal
         self._checkouts = checkouts
         self._command = command
@@ -156,6 +183,10 @@ class Notifier:
         """Examine the repository of a run, unless it worked before and after."""
         if reason_to_notify(run.outcome, run.cause) or run.repository.lower() in self._failing:
             self._requests.put(run.repository)
+
+    def examine(self, repository: str) -> None:
+        """Examine one repository, or all if the name is empty."""
+        self._requests.put(repository)
 
     def look(self) -> None:
         """Examine every repository: for the runs of commands, failed notices, and failures that continue."""
@@ -199,7 +230,7 @@ class Notifier:
             notice = find_notice(streak, sent.get(name.lower()), self._clock())
             if self._stopping.is_set():
                 return
-            if not notice or (notice.kind == "still" and not self._checkouts.find(name)):
+            if not notice or (notice.kind == "still" and notice.run.id and not self._checkouts.find(name)):
                 continue
             if not self._send(notice):
                 self._last_failure[name.lower()] = self._clock()
@@ -246,7 +277,7 @@ class Notifier:
     def _run_command(self, notice: Notice) -> str:
         """Run the command with the facts of a notice; return why it failed, or an empty string."""
         output = "" if notice.kind == "well" else last_lines(self._journal.log_path(notice.run.id))
-        facts = facts_of(notice, socket.gethostname(), output)
+        facts = facts_of(notice, self._host, output)
         variables = {f"GITOPS_{name.upper()}": str(value) for name, value in facts.items() if value is not None}
         log_path = self._journal.log_path("notice")
         try:
