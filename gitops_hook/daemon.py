@@ -125,7 +125,9 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         notifier = _make_notifier(settings, environ, journal, checkouts, fleet) if settings.notify else None
         observers += [notifier] if notifier else []
         sender = _make_sender(settings, journal, checkouts, observers, fleet) if settings.report else None
-        observers += [fleet] if fleet else []
+        if fleet:
+            observers.append(fleet)
+            metrics.read_fleet = fleet.metrics
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
             secrets.current,

@@ -51,6 +51,12 @@ class Grid:
             max(0, len(rollouts) - _ROLLOUTS),
         )
 
+    def counts(self) -> dict[str, int]:
+        """Return the number of checkouts by their state; nothing if there is no state of the fleet now."""
+        found = self._read(0.0)
+        numbers = Counter(row.state for row in self._rows(found)[1]) if found else Counter[str]()
+        return {state: numbers[state] for state in FLEET_STATES} if found else {}
+
     def row(self, checkout: str, patience: float) -> FleetRow | None:
         """Return one checkout, or None as `grid` does. Raises KeyError if no host has it."""
         found = self._read(patience)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 from gitops_hook import __version__
 from gitops_hook.config import Settings
@@ -54,7 +55,7 @@ class FleetNode(Listener):
         self._etcd = etcd
         self._notify: Callable[[str], None] = lambda checkout: None
         self._sweep: Callable[[], None] = lambda: None
-        fleet_journal = FleetJournal(journal)
+        self._fleet_journal = fleet_journal = FleetJournal(journal)
         self.forwarder = Forwarder(etcd, self._keys, fleet_journal, self._name)
         self.follower = Follower(etcd, self._keys, fleet_journal, self)
         self.statuses = Statuses(
@@ -132,6 +133,21 @@ class FleetNode(Listener):
         self.forwarder.stop(timeout)
         self._thread.join(timeout)
         self._etcd.close()
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the values of the fleet's metrics by label, "" without one. Their number does not grow with the fleet."""
+        with self.follower.lock:
+            view = self.follower.view
+            hosts, planned, halted = len(view.hosts), len(view.planned), len(view.halted)
+        found = {"connected": {"": float(self.follower.is_connected)}}
+        if self.follower.is_connected:
+            found |= {"hosts": {"": hosts}, "rollouts": {"": planned}, "halted": {"": halted}}
+        with suppress(JournalError):
+            found["outbox"] = {"": self._fleet_journal.outbox_size()}
+        roles = {role.name: float(role.is_ours) for role in self._reporter.roles}
+        if any(roles.values()):
+            found["checkouts"] = {state: float(number) for state, number in self.grid.counts().items()}
+        return {**found, "role": roles}
 
     # -- what the follower shows --------------------------------------------------------------------------------------
 

@@ -71,6 +71,11 @@ class FleetView:
         """Return the checkouts that have a plan."""
         return sorted(self._plans)
 
+    @property
+    def halted(self) -> list[str]:
+        """Return the checkouts with a plan and a halt."""
+        return sorted(self._plans.keys() & self._halts.keys())
+
     def rollout(self, checkout: str) -> Rollout | None:
         """Return the roll-out of a checkout, or None if it has no plan."""
         name = checkout.lower()

@@ -76,6 +76,11 @@ class FleetJournal:
         )
         return self._journal.write(lambda connection: [Outgoing(*row) for row in connection.execute(sql, (limit,))])
 
+    def outbox_size(self) -> int:
+        """Return the number of pushes to forward."""
+        sql = "SELECT count(*) FROM fleet_outbox"
+        return int(self._journal.write(lambda connection: connection.execute(sql).fetchone()[0]))
+
     def forwarded(self, rows: Collection[int]) -> None:
         """Remove rows that the fleet has."""
 

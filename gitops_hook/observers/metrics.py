@@ -46,6 +46,8 @@ class Snapshot(NamedTuple):
     pending: int | None
     #: The repositories that may become labels; none if the journal cannot be read.
     repositories: Sequence[RepositoryStatus]
+    #: The values of the fleet by metric (without "gitops_hook_fleet_") and by label; none without a fleet.
+    fleet: Mapping[str, Mapping[str, float]] = {}
 
 
 class Metric(NamedTuple):
@@ -68,6 +70,8 @@ class Metrics:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Start every counter at 0. `results` are all pairs of a result and a reason that `answered` may receive."""
+        #: Returns the values of the fleet, as `Snapshot.fleet` has them. The daemon replaces it in a fleet.
+        self.read_fleet: Callable[[], Mapping[str, Mapping[str, float]]] = dict
         self.journal = journal
         self.checkouts = checkouts
         self.deliveries = Counter(("result", "reason"), results)
@@ -128,7 +132,7 @@ class Metrics:
             repositories = [status for status in statuses if status.path or status.pending]
         except (JournalError, OSError):
             pending = None
-        return Snapshot(self, self._clock(), _read_process(), pending, repositories)
+        return Snapshot(self, self._clock(), _read_process(), pending, repositories, self.read_fleet())
 
 
 def _build_info(snapshot: Snapshot) -> Iterator[Sample]:
@@ -159,6 +163,13 @@ def _last_outcome(snapshot: Snapshot) -> Iterator[Sample]:
         outcome = next((outcome for outcome, _, _ in status.history if outcome), None)  # None while a run is running
         if outcome:
             yield Sample(1, {"repository": status.repository, "outcome": outcome})
+
+
+def _fleet(name: str, label: str = "") -> Callable[[Snapshot], Iterable[Sample]]:
+    """Return the function that selects a metric of the fleet, with a value for each value of the label."""
+    return lambda snapshot: [
+        Sample(value, {label: key} if label else {}) for key, value in snapshot.fleet.get(name, {}).items()
+    ]
 
 
 def _process(name: str) -> Callable[[Snapshot], Iterable[Sample]]:
@@ -240,6 +251,23 @@ METRICS = (
         "gauge",
         "The outcome of the last run that ended; always 1.",
         _last_outcome,
+    ),
+    Metric("gitops_hook_fleet_connected", "gauge", "1 while this host follows etcd, else 0.", _fleet("connected")),
+    Metric("gitops_hook_fleet_outbox", "gauge", "Accepted pushes that etcd does not have yet.", _fleet("outbox")),
+    Metric("gitops_hook_fleet_hosts", "gauge", "Live hosts, as this host sees them.", _fleet("hosts")),
+    Metric("gitops_hook_fleet_rollouts", "gauge", "Checkouts with a plan.", _fleet("rollouts")),
+    Metric("gitops_hook_fleet_halted", "gauge", "Roll-outs that are halted.", _fleet("halted")),
+    Metric(
+        "gitops_hook_fleet_role",
+        "gauge",
+        "1 for each role in which this host reports for the fleet; only hosts that can have one.",
+        _fleet("role", "role"),
+    ),
+    Metric(
+        "gitops_hook_fleet_checkouts",
+        "gauge",
+        "Checkouts of the fleet by the worst state among their live hosts; only from hosts with a role.",
+        _fleet("checkouts", "state"),
     ),
     Metric("process_cpu_seconds_total", "counter", "User and system CPU time.", _process("cpu_seconds_total")),
     Metric(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from etcd_cluster import Cluster
 from fake_github import TOKEN, Forge
-from harness import push, until
+from harness import Daemon, push, until
 from hosts import KEYS, Hosts
 from scratch import Upstream, git
 from test_deployer import SITE
@@ -96,6 +99,38 @@ def test_a_fleet_reports_one_status_of_a_commit(hosts: Hosts, forge: Upstream, t
     assert states(good).count("success") == states(bad).count("failure") == 1
     assert {body["context"] for _, _, body in github.statuses} == {"gitops/test"}
     assert "deploy-failed" in github.statuses[-1][2]["description"]
+
+
+def metrics(daemon: Daemon) -> dict[str, float]:
+    """Return the metrics of the fleet that a host serves."""
+    address = next(found[1] for line in daemon.lines if (found := re.search(r"the dashboard .*address=(\S+)", line)))
+    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+        lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines()]
+    return {name: float(value) for name, value in lines if name.startswith("gitops_hook_fleet_")}
+
+
+def test_the_metrics_of_a_fleet_do_not_grow_with_it(hosts: Hosts, cluster: Cluster, forge: Upstream) -> None:
+    hosts.checkout("a", forge)
+    a = hosts.start("a", GITOPS_DASHBOARD_LISTEN="127.0.0.1:0", GITOPS_NOTIFY="true")
+    hosts.wait_until_live("a")
+    until(lambda: metrics(a).get('gitops_hook_fleet_checkouts{state="up to date"}') == 1, "no checkouts")
+    alone = metrics(a)
+    assert alone["gitops_hook_fleet_connected"] == alone["gitops_hook_fleet_hosts"] == 1
+    assert alone["gitops_hook_fleet_outbox"] == alone["gitops_hook_fleet_halted"] == 0
+    assert alone['gitops_hook_fleet_role{role="notices"}'] == 1
+    for name in ("b", "c"):
+        hosts.checkout(name, forge)
+        hosts.start(name)
+    hosts.wait_until_live("b", "c")
+    until(lambda: metrics(a)["gitops_hook_fleet_hosts"] == 3, "the hosts are not counted")
+    assert metrics(a).keys() == alone.keys()
+    cluster.members[0].kill()
+    try:
+        until(lambda: metrics(a)["gitops_hook_fleet_connected"] == 0, "the host seems connected", 40)
+        a.deliver(push(SITE, forge.commit({"x": "1"})))
+        assert metrics(a)["gitops_hook_fleet_outbox"] == 1
+    finally:
+        cluster.start()
 
 
 class Fleet:
