@@ -7,9 +7,15 @@ every request of a client that has one.
 
 from __future__ import annotations
 
+import http.client
 import ssl
+import time
 from collections.abc import Callable
+from contextlib import closing
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from gitops_hook.config import Settings
 from gitops_hook.errors import ConfigError, reason_of
@@ -19,9 +25,7 @@ from gitops_hook.fleet.messages import Unavailable
 
 def open_etcd(settings: Settings) -> Etcd:
     """Return a client of the cluster that the settings name. Raises ConfigError if a file cannot be used."""
-    tls = None
-    if settings.etcd_ca_file:
-        tls = _context(settings.etcd_ca_file, settings.etcd_cert_file, settings.etcd_key_file)
+    tls = _tls(settings)
     credentials = None
     if settings.etcd_password_file:
         credentials = _credentials(settings.etcd_password_file)
@@ -30,6 +34,44 @@ def open_etcd(settings: Settings) -> Etcd:
         except Unavailable as error:
             raise ConfigError(str(error)) from None
     return Etcd(settings.etcd, tls=tls, credentials=credentials)
+
+
+class Probe(NamedTuple):
+    """A member's clock, in seconds ahead of this host's, and its certificate as PEM, empty without TLS."""
+
+    ahead: float
+    certificate: str
+
+
+def probe(settings: Settings, endpoint: str, timeout: float) -> Probe:
+    """Ask a member for its health. Raises OSError, HTTPException if it does not answer, and ConfigError."""
+    url = urlsplit(endpoint)
+    host = url.hostname or ""
+    if url.scheme == "https":
+        context = _tls(settings) or ssl.create_default_context()
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, url.port, timeout=timeout, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, url.port, timeout=timeout)
+    with closing(connection):
+        connection.connect()
+        certificate = b""
+        if isinstance(connection.sock, ssl.SSLSocket):
+            certificate = connection.sock.getpeercert(binary_form=True) or b""
+        connection.request("GET", "/health")
+        date = connection.getresponse().getheader("Date", "")
+    try:
+        ahead = parsedate_to_datetime(date).timestamp() - time.time()
+    except (TypeError, ValueError):
+        raise http.client.HTTPException(f"{endpoint} sends no date") from None
+    return Probe(ahead, ssl.DER_cert_to_PEM_cert(certificate) if certificate else "")
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.etcd_ca_file:
+        return None
+    return _context(settings.etcd_ca_file, settings.etcd_cert_file, settings.etcd_key_file)
 
 
 def _context(ca: Path, certificate: Path | None, key: Path | None) -> ssl.SSLContext:

@@ -139,9 +139,10 @@ class Etcd:
         body = transaction(compare, then, otherwise)
         return answer(self.call("/v3/kv/txn", body, within=within, repeat=repeat))
 
-    def get(self, key: str, *, within: float = 3.0) -> KeyValue | None:
-        """Return the pair of one key, or None."""
-        return next(iter(pairs(self.call("/v3/kv/range", {"key": encode(key)}, within=within))), None)
+    def get(self, key: str, *, revision: int = 0, within: float = 3.0) -> KeyValue | None:
+        """Return the pair of one key, or None; at `revision`, if it is not 0. Raises Compacted if that is gone."""
+        body = {"key": encode(key), "revision": str(revision)}
+        return next(iter(pairs(self.call("/v3/kv/range", body, within=within))), None)
 
     def read(
         self, prefix: str, *, min_mod_revision: int = 0, revision: int = 0, page: int = PAGE, within: float = 3.0

@@ -135,7 +135,7 @@ class FleetNode(Listener):
         self._etcd.close()
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Return the values of the fleet's metrics by label, "" without one. Their number does not grow with the fleet."""
+        """Return the fleet's metrics: values by label, "" without one. Their number does not grow with the fleet."""
         with self.follower.lock:
             view = self.follower.view
             hosts, planned, halted = len(view.hosts), len(view.planned), len(view.halted)

@@ -108,7 +108,7 @@ def test_exit_status_0_if_all_checks_pass(tmp_path, upstream, hook, start_daemon
     # Only the checks of the host are skipped.
     assert {row["check"] for row in rows if row["level"] == "skipped"} <= {"timers", "clock"}
     # Without a token or a fleet, there are no findings about them.
-    without = {"token", "etcd", "certificate for etcd"}
+    without = {"token", "etcd", "certificates of etcd", "clocks of etcd"}
     assert {row["check"] for row in rows} == {*doctor.AS_CALLER, *doctor.AS_SERVICE, *doctor.OF_CHECKOUT} - without
     assert {row["repository"] for row in rows} == {"", "acme/site"}
     lines = hook("doctor", **listen).stdout.splitlines()

@@ -63,7 +63,8 @@ AS_SERVICE: Mapping[str, Callable[[Settings], Results]] = {
     "programs": host.programs,
     "socket": host.socket,
     "etcd": fleet.etcd,
-    "certificate for etcd": fleet.certificate,
+    "certificates of etcd": fleet.certificate,
+    "clocks of etcd": fleet.clocks,
 }
 OF_CHECKOUT: Mapping[str, Callable[[Settings, Checkout], Results]] = {
     "ownership": checkout.ownership,
