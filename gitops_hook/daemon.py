@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
@@ -32,8 +32,6 @@ from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.errors import JournalError, StartError
-from gitops_hook.github.commit_status import CommitStatusReporter
-from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
 from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
@@ -47,15 +45,13 @@ from gitops_hook.observers.metrics import Metrics
 from gitops_hook.observers.notifier import Notifier
 from gitops_hook.observers.prometheus import CONTENT_TYPE
 from gitops_hook.receiver.app import RESULTS, WebhookApp
+from gitops_hook.reporting import make_fleet, make_notifier, make_sender
 from gitops_hook.secrets import SecretSource
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher, RunObserver
-from gitops_hook.sync.runner import GRACE, inherited
+from gitops_hook.sync.runner import GRACE
 from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
 from gitops_hook.text import escape, local
-
-if TYPE_CHECKING:
-    from gitops_hook.fleet.node import FleetNode
 
 #: Seconds until requests and runs must end after a SIGTERM. The unit's TimeoutStopSec is longer than their sum.
 REQUESTS_DEADLINE = 5.0
@@ -121,10 +117,10 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         checkouts = Checkouts(settings.root)
         metrics, rejections = Metrics(journal, checkouts, RESULTS), Rejections()
         observers: list[RunObserver] = [metrics, Commits(journal, checkouts)]
-        fleet = _make_fleet(settings, journal, checkouts) if settings.fleet else None
-        notifier = _make_notifier(settings, environ, journal, checkouts, fleet) if settings.notify else None
+        fleet = make_fleet(settings, journal, checkouts) if settings.fleet else None
+        notifier = make_notifier(settings, environ, journal, checkouts, fleet) if settings.notify else None
         observers += [notifier] if notifier else []
-        sender = _make_sender(settings, journal, checkouts, observers, fleet) if settings.report else None
+        sender = make_sender(settings, journal, checkouts, observers, fleet) if settings.report else None
         if fleet:
             observers.append(fleet)
             metrics.read_fleet = fleet.metrics
@@ -176,49 +172,6 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
 def _log_listening(server: Server, settings: Settings) -> None:
     address = _describe(server.server_address)
     log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
-
-
-def _make_notifier(
-    settings: Settings,
-    environ: MutableMapping[str, str],
-    journal: Journal,
-    checkouts: Checkouts,
-    fleet: FleetNode | None,
-) -> Notifier:
-    environment = inherited(environ, settings.root)
-    records = fleet.notices if fleet else journal
-    notifier = Notifier(records, checkouts, settings.notify, environment, host=settings.fleet)
-    if fleet:
-        fleet.send_notices(notifier.examine)
-    return notifier
-
-
-def _make_sender(
-    settings: Settings,
-    journal: Journal,
-    checkouts: Checkouts,
-    observers: list[RunObserver],
-    fleet: FleetNode | None,
-) -> CommitStatusSender:
-    """Return the sender of commit statuses, which come from an observer of this host's runs or from the fleet."""
-    sender = CommitStatusSender(settings, journal, checkouts)
-    if fleet:
-        fleet.send_statuses(lambda status: journal.save_statuses(status, then=sender.notify))
-    else:
-        reporter = CommitStatusReporter(journal, checkouts, sender.notify)
-        reporter.catch_up()
-        observers.append(reporter)
-    return sender
-
-
-def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts) -> FleetNode:
-    """Return this host's side of its fleet, an observer of runs. The package is optional: import it only here."""
-    from gitops_hook.fleet.access import open_etcd  # noqa: PLC0415
-    from gitops_hook.fleet.node import FleetNode  # noqa: PLC0415
-
-    fleet = FleetNode(settings, journal, checkouts, open_etcd(settings))
-    fleet.prepare()
-    return fleet
 
 
 def _counter(metrics: Metrics, rejections: Rejections) -> Callable[[str, str, str], None]:

@@ -1,0 +1,65 @@
+"""Connect the parts that report: this host's side of its fleet, notices, and commit statuses.
+
+In a fleet, one host sends the notices and the commit statuses of all hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+
+from gitops_hook.config import Settings
+from gitops_hook.github.commit_status import CommitStatusReporter
+from gitops_hook.github.status_sender import CommitStatusSender
+from gitops_hook.journal.writer import Journal
+from gitops_hook.observers.notifier import Notifier
+from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.dispatcher import RunObserver
+from gitops_hook.sync.runner import inherited
+
+if TYPE_CHECKING:
+    from gitops_hook.fleet.node import FleetNode
+
+
+def make_notifier(
+    settings: Settings,
+    environ: MutableMapping[str, str],
+    journal: Journal,
+    checkouts: Checkouts,
+    fleet: FleetNode | None,
+) -> Notifier:
+    """Return the notifier, about this host or about its whole fleet."""
+    environment = inherited(environ, settings.root)
+    records = fleet.notices if fleet else journal
+    notifier = Notifier(records, checkouts, settings.notify, environment, host=settings.fleet)
+    if fleet:
+        fleet.send_notices(notifier.examine)
+    return notifier
+
+
+def make_sender(
+    settings: Settings,
+    journal: Journal,
+    checkouts: Checkouts,
+    observers: list[RunObserver],
+    fleet: FleetNode | None,
+) -> CommitStatusSender:
+    """Return the sender of commit statuses, which come from an observer of this host's runs or from the fleet."""
+    sender = CommitStatusSender(settings, journal, checkouts)
+    if fleet:
+        fleet.send_statuses(lambda status: journal.save_statuses(status, then=sender.notify))
+    else:
+        reporter = CommitStatusReporter(journal, checkouts, sender.notify)
+        reporter.catch_up()
+        observers.append(reporter)
+    return sender
+
+
+def make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts) -> FleetNode:
+    """Return this host's side of its fleet, an observer of runs. The package is optional: import it only here."""
+    from gitops_hook.fleet.access import open_etcd  # noqa: PLC0415
+    from gitops_hook.fleet.node import FleetNode  # noqa: PLC0415
+
+    fleet = FleetNode(settings, journal, checkouts, open_etcd(settings))
+    fleet.prepare()
+    return fleet
