@@ -10,9 +10,13 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+
+from gitops_hook.fleet.etcd import Etcd
+from gitops_hook.fleet.messages import key_range
 
 SOURCE = Path(__file__).resolve().parents[2]
 #: Seconds until a new member serves. It takes a tenth of that on an idle machine.
@@ -42,6 +46,22 @@ def free_ports(number: int) -> list[int]:
     for listening in sockets:
         listening.close()
     return ports
+
+
+def enable_authentication(client: Etcd, prefix: str = "/a/") -> None:
+    """Make the users root, and host, which may read and write below a prefix only."""
+    grant = {"permType": "READWRITE", **key_range(prefix)}
+    for path, body in [
+        ("user/add", {"name": "root", "password": "secret"}),
+        ("user/add", {"name": "host", "password": "secret"}),
+        ("role/add", {"name": "root"}),
+        ("role/add", {"name": "host"}),
+        ("user/grant", {"user": "root", "role": "root"}),
+        ("user/grant", {"user": "host", "role": "host"}),
+        ("role/grant", {"name": "host", "perm": grant}),
+        ("enable", {}),
+    ]:
+        client.call(f"/v3/auth/{path}", body, within=20)
 
 
 class Member:
@@ -162,9 +182,12 @@ class Cluster:
                     time.sleep(0.02)
 
     def _serves(self, member: Member) -> bool:
-        with suppress(OSError, ValueError):
+        try:
             return bool(self._post(member, "/v3/kv/range", {"key": "Lw=="}))
-        return False
+        except urllib.error.HTTPError as error:
+            return error.code < 500  # with authentication it refuses this request
+        except (OSError, ValueError):
+            return False
 
     def leader(self) -> Member:
         """Return the member that leads, as the running members agree."""

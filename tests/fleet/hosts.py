@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from harness import Daemon, until
 from scratch import Upstream, git
 
-from gitops_hook.fleet.etcd import Etcd
+from gitops_hook.fleet.etcd import Credentials, Etcd
 from gitops_hook.fleet.keys import Have, Keys, load
 
 FLEET = "test"
@@ -22,11 +22,19 @@ KEYS = Keys(FLEET)
 class Hosts:
     """Daemons by name, each with its own folder, that follow the repositories of one forge."""
 
-    def __init__(self, folder: Path, endpoints: Sequence[str], **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        endpoints: Sequence[str],
+        *,
+        credentials: Callable[[], Credentials] | None = None,
+        **settings: str,
+    ) -> None:
+        """`credentials` are those of the test; the settings name those of the hosts."""
         self.folder = folder
         self.endpoints = list(endpoints)
         self.daemons: dict[str, Daemon] = {}
-        self.client = Etcd(endpoints)
+        self.client = Etcd(endpoints, credentials=credentials)
         self._settings = settings
         self._stack = ExitStack()
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from etcd_cluster import Cluster
+from etcd_cluster import Cluster, enable_authentication
 
 from gitops_hook.fleet.access import client_context
 from gitops_hook.fleet.etcd import Credentials, Etcd
@@ -254,22 +254,6 @@ def test_a_restarted_member_finds_new_connections(cluster: Cluster, etcd: Etcd) 
 
 
 # -- authentication and TLS -------------------------------------------------------------------------------------------
-
-
-def enable_authentication(client: Etcd) -> None:
-    """Make the users root, and host, which may write below /a/ only."""
-    grant = {"permType": "READWRITE", "key": encode("/a/"), "range_end": encode("/a0")}
-    for path, body in [
-        ("user/add", {"name": "root", "password": "secret"}),
-        ("user/add", {"name": "host", "password": "secret"}),
-        ("role/add", {"name": "root"}),
-        ("role/add", {"name": "host"}),
-        ("user/grant", {"user": "root", "role": "root"}),
-        ("user/grant", {"user": "host", "role": "host"}),
-        ("role/grant", {"name": "host", "perm": grant}),
-        ("enable", {}),
-    ]:
-        client.call(f"/v3/auth/{path}", body)
 
 
 def test_authentication(program: Path, clients: ExitStack) -> None:

@@ -1,7 +1,8 @@
 """Faults at random moments: no acknowledged push is lost, no limit is exceeded, no rejected commit proceeds.
 
 ROUNDS is the number of rounds for each version of etcd, SEED repeats a sequence. Each round begins a fault, pushes to a
-free and to a planned repository meanwhile, ends the fault, and waits until every host has the newest commits.
+free and to a planned repository meanwhile, ends the fault, and waits until every host has the newest commits. A fifth as
+many rounds follow with etcd's access control.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from etcd_cluster import Cluster
+from etcd_cluster import Cluster, enable_authentication
 from harness import push, until
 from hosts import KEYS, Hosts
 from scratch import Upstream, git
 from test_deployer import DEPLOY, Deploy
 
-from gitops_hook.fleet.messages import put
+from gitops_hook.fleet.etcd import Credentials, Etcd
+from gitops_hook.fleet.messages import EtcdError, put
 from gitops_hook.fleet.rollout import Plan
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(10**6)
-#: The faults to try, by name; all of them by default.
 #: The faults to try, by name; all of them by default.
 FAULTS = os.environ.get("FAULTS", "").split()
 FREE, PLANNED = "acme/free", "acme/site"
@@ -39,6 +40,7 @@ class Torture:
         self.hosts = hosts
         self.chance = chance
         self.forges = {name: Upstream(folder / "forge", name) for name in (FREE, PLANNED)}
+        self.password = folder / "password"
         self.deploys_file = folder / "deploys"
         self.deploys_file.touch()
         self.newest: dict[str, str] = {}
@@ -157,6 +159,29 @@ class Torture:
             self.hosts.client.revoke(pair.lease)
         self.unlimited.append((begin, time.time() + 10))
 
+    def tokens_expire(self) -> None:
+        """Change the password, which ends every token at once; the file of the hosts has the new one a moment earlier."""
+        self.number += 1
+        self.password.write_text(f"host:secret-{self.number}")
+        change = {"name": "host", "password": f"secret-{self.number}"}
+        self.hosts.client.call("/v3/auth/user/changepw", change, within=20)
+        self.push_both()
+
+    def watches_are_denied(self) -> None:
+        membership = {"name": "host", "role": "host"}
+        self.hosts.client.call("/v3/auth/user/revoke", membership, within=20)
+        member = self.chance.choice(self.cluster.members)
+        member.kill()  # watches outlive the permission; those of this member must be made again
+        member.start()
+        self.push_both()
+        self.pause()
+        self.hosts.client.call("/v3/auth/user/grant", {"user": "host", "role": "host"}, within=20)
+
+    def cluster_is_wiped(self) -> None:
+        self.push_both()
+        self.cluster.wipe()
+        self.push_both()
+
     def canary_fails(self) -> None:
         self.push(PLANNED, self.receiver(), is_bad=True)
         bad = self.newest[PLANNED]
@@ -195,12 +220,31 @@ class Torture:
     def is_limited(self, moment: float) -> bool:
         return not any(begin <= moment <= end for begin, end in self.unlimited)
 
+    # -- all rounds ---------------------------------------------------------------------------------------------------
+
+    def run(self, faults: Sequence[Callable[[], None]], rounds: int) -> str:
+        """Go through the faults in turn, or by chance if there are more than rounds; return a report."""
+        faults = [fault for fault in faults if not FAULTS or fault.__name__ in FAULTS]
+        begin = time.monotonic()
+        for number in range(rounds if faults else 0):
+            fault = faults[number % len(faults)] if len(faults) <= rounds else self.chance.choice(faults)
+            try:
+                self.round(fault)
+            except (AssertionError, EtcdError) as error:
+                log = "\n".join(f"-- {name}\n{daemon.log[-4000:]}" for name, daemon in self.hosts.daemons.items())
+                log += "\n".join(f"-- {member.name}\n{member.log()[-2000:]}" for member in self.cluster.members)
+                raise AssertionError(f"round {number} of seed {SEED}, {fault.__name__}: {error}\n{log}") from error
+        self.check_deploys()
+        return (
+            f"{rounds} rounds of seed {SEED} in {time.monotonic() - begin:.0f} s: {self.acknowledged} pushes acknowledged,"
+            f" 0 lost, {len(self.bad)} commits rejected, 0 proceeded; {dict(self.counts)}"
+        )
+
 
 @pytest.mark.slow
 def test_torture(trio: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chance = random.Random(SEED)
     with Hosts(tmp_path, trio.endpoints) as hosts:
-        torture = Torture(trio, hosts, tmp_path, chance)
+        torture = Torture(trio, hosts, tmp_path, random.Random(SEED))
         torture.start()
         faults = [
             torture.leader_dies,
@@ -213,19 +257,27 @@ def test_torture(trio: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[st
             torture.host_is_away_during_a_compaction,
             torture.lease_is_lost,
             torture.canary_fails,
+            torture.cluster_is_wiped,
         ]
-        faults = [fault for fault in faults if not FAULTS or fault.__name__ in FAULTS]
-        begin = time.monotonic()
-        for number in range(ROUNDS):
-            fault = faults[number % len(faults)] if len(faults) <= ROUNDS else chance.choice(faults)
-            try:
-                torture.round(fault)
-            except AssertionError as error:
-                log = "\n".join(f"-- {name}\n{daemon.log[-4000:]}" for name, daemon in hosts.daemons.items())
-                raise AssertionError(f"round {number} of seed {SEED}, {fault.__name__}: {error}\n{log}") from error
-        torture.check_deploys()
+        report = torture.run(faults, ROUNDS)
         with capsys.disabled():
-            print(
-                f"\n  {ROUNDS} rounds of seed {SEED} in {time.monotonic() - begin:.0f} s: {torture.acknowledged} pushes"
-                f" acknowledged, 0 lost, {len(torture.bad)} commits rejected, 0 proceeded; {dict(torture.counts)}"
-            )
+            print(f"\n  {report}")
+
+
+@pytest.mark.slow
+def test_torture_with_access_control(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "password").write_text("host:secret")
+    # Tokens live for two seconds without a request. A password is hashed quickly, since the hosts share this machine.
+    with Cluster(program, 3, ("--auth-token-ttl=2", "--bcrypt-cost=4")) as cluster:
+        client = Etcd(cluster.endpoints)
+        enable_authentication(client, KEYS.root)
+        client.close()
+        root = Credentials("root", "secret")
+        settings = {"GITOPS_ETCD_PASSWORD_FILE": str(tmp_path / "password")}
+        with Hosts(tmp_path, cluster.endpoints, credentials=lambda: root, **settings) as hosts:
+            torture = Torture(cluster, hosts, tmp_path, random.Random(SEED))
+            torture.start()
+            faults = [torture.tokens_expire, torture.watches_are_denied, torture.leader_dies, torture.host_dies]
+            report = torture.run(faults, max(1, ROUNDS // 5))
+        with capsys.disabled():
+            print(f"\n  access control: {report}")
