@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from harness import Daemon, until
+from harness import Daemon, push, until
 from scratch import Upstream, git
 
 from gitops_hook.fleet.etcd import Credentials, Etcd
@@ -61,7 +61,7 @@ class Hosts:
         """Return the commit that a host has checked out."""
         return git("rev-parse", "HEAD", cwd=self.folder / name / "root" / repository)
 
-    def wait_for_commit(self, commit: str, *names: str, repository: str = "acme/site", timeout: float = 20) -> None:
+    def wait_for_commit(self, commit: str, *names: str, repository: str = "acme/site", timeout: float = 60) -> None:
         """Wait until hosts, or all of them, have a commit."""
         for name in names or self.daemons:
             until(
@@ -69,6 +69,15 @@ class Hosts:
                 f"{name} does not have {commit}:\n{self.daemons[name].log[-3000:]}",
                 timeout,
             )
+
+    def push(self, receiver: str, commit: str, guid: str, repository: str = "acme/site", **more: str) -> None:
+        """Deliver a push to a host, and wait until the fleet has it.
+
+        On a busy machine the response may be that the push is pending: the receiver waits two seconds for etcd.
+        """
+        status, answer = self.daemons[receiver].deliver(push(repository, commit, **more), guid=guid)
+        assert (status, answer["fleet"] in ("committed", "pending")) == (202, True), answer
+        until(lambda: self.client.get(KEYS.seen(guid)), f"{receiver} does not forward {guid}", 60)
 
     def status(self, name: str, checkout: str = "acme/site") -> Have:
         """Return the status that a host has written."""

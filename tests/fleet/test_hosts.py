@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 from etcd_cluster import Cluster
 from harness import push, until
 from hosts import KEYS, Hosts
 from scratch import Upstream, git
+
+from gitops_hook.fleet.etcd import Etcd
+from gitops_hook.fleet.outbox import Forwarder
+from gitops_hook.journal.fleet import FleetJournal
+from gitops_hook.journal.writer import Journal
+from gitops_hook.model import Delivery
 
 
 def test_one_webhook_reaches_every_host(hosts: Hosts, forge: Upstream) -> None:
@@ -18,8 +26,7 @@ def test_one_webhook_reaches_every_host(hosts: Hosts, forge: Upstream) -> None:
         hosts.start(name)
     hosts.wait_until_live("a", "b", "c")
     commit = forge.commit({"x": "1"})
-    status, answer = hosts.daemons["a"].deliver(push("acme/site", commit), guid="guid-1")
-    assert (status, answer["status"], answer["fleet"]) == (202, "queued", "committed")
+    hosts.push("a", commit, "guid-1")
     hosts.wait_for_commit(commit, "b", "c")
     want = hosts.value(KEYS.want("acme/site"))
     assert (want["after"], want["guid"], want["via"]) == (commit, "guid-1", "a")
@@ -37,8 +44,12 @@ def test_a_second_receiver_of_the_same_delivery_changes_nothing(hosts: Hosts, fo
     hosts.wait_until_live("a", "b")
     commit = forge.commit({"x": "1"})
     for name in ("a", "b", "a"):
-        assert hosts.daemons[name].deliver(push("acme/site", commit), guid="guid-1")[1]["fleet"] == "committed"
+        hosts.push(name, commit, "guid-1")
     hosts.wait_for_commit(commit)
+    for daemon in hosts.daemons.values():
+        until(
+            lambda daemon=daemon: daemon.query("SELECT count(*) FROM fleet_outbox") == [(0,)], "the outbox is not empty"
+        )
     assert hosts.client.get(KEYS.want("acme/site")).version == 1
 
 
@@ -50,8 +61,7 @@ def test_a_push_to_another_branch_runs_nothing_but_is_forwarded(hosts: Hosts, fo
     git("checkout", "--quiet", "-b", "next", cwd=forge.work)
     forge.branch = "next"
     commit = forge.commit({"x": "1"})
-    status, answer = a.deliver(push("acme/site", commit, ref="refs/heads/next"), guid="guid-1")
-    assert (status, answer["fleet"]) == (202, "committed")
+    hosts.push("a", commit, "guid-1", ref="refs/heads/next")
     b.wait_for(r"push from the fleet .*delivery=guid-1")
     b.wait_for_run("delivery=guid-1")
     assert a.query("SELECT count(*) FROM deliveries") == [(0,)]
@@ -60,20 +70,34 @@ def test_a_push_to_another_branch_runs_nothing_but_is_forwarded(hosts: Hosts, fo
 def test_a_host_that_was_away_catches_up_with_one_delivery(hosts: Hosts, forge: Upstream) -> None:
     hosts.checkout("a", forge)
     hosts.checkout("b", forge)
-    a, b = hosts.start("a"), hosts.start("b")
+    hosts.start("a")
+    b = hosts.start("b")
     hosts.wait_until_live("a", "b")
-    assert a.deliver(push("acme/site", forge.commit({"x": "0"})), guid="guid-0")[0] == 202
+    hosts.push("a", forge.commit({"x": "0"}), "guid-0")
     b.wait_for_run("delivery=guid-0")
     b.kill()
     for number in range(1, 7):
         commit = forge.commit({"x": str(number)})
-        assert a.deliver(push("acme/site", commit), guid=f"guid-{number}")[1]["fleet"] == "committed"
+        hosts.push("a", commit, f"guid-{number}")
     revision = hosts.client.read(KEYS.root).revision
     hosts.client.call("/v3/kv/compaction", {"revision": str(revision)})
     b.start()
     hosts.wait_for_commit(commit)
     b.wait_for(r"push from the fleet .*delivery=guid-6")
     assert b.query("SELECT guid FROM deliveries ORDER BY id") == [("guid-0",), ("guid-6",)]
+
+
+def test_a_receiver_waits_until_the_fleet_has_the_push(etcd: Etcd, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state")
+    forwarder = Forwarder(etcd, KEYS, FleetJournal(journal), "a")
+    delivery = Delivery("guid-1", "push", time.time(), "acme/site", "refs/heads/main")
+    row = forwarder.accept([], delivery, "main")
+    assert forwarder.wait(row, patience=0) == "pending"
+    forwarder.start()
+    assert forwarder.wait(row, patience=60) == "committed"
+    assert etcd.get(KEYS.seen("guid-1"))
+    forwarder.stop(10)
+    journal.close()
 
 
 def test_a_push_that_arrives_while_etcd_is_down_is_forwarded_later(
