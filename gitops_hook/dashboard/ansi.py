@@ -38,6 +38,8 @@ _SEQUENCE = re.compile(
     r"|\x1b[]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # strings: a title, a link
     r"|\x1b[ -/]*[0-~]?"  # shorter sequences, and the start of a malformed one
 )
+#: Bytes of the end of an output that the page of a run shows.
+_END = 64 << 10
 _LINE_END = re.compile("\r\n?")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
