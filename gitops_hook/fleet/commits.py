@@ -88,7 +88,7 @@ class FleetCommits:
     """Stores the statuses of the fleet's commits in the journal, from which they are sent. One thread calls it."""
 
     def __init__(self, role: Role, save: Callable[[CommitStatus], None]) -> None:
-        """`save` stores a status and has it sent. It may raise JournalError."""
+        """Create the reporter of a role. `save` stores a status and has it sent. It may raise JournalError."""
         self._role = role
         self._save = save
         self._reports: dict[str, Report] | None = None

@@ -91,10 +91,7 @@ class Etcd:
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create a client without a connection.
-
-        `attempt` is in seconds. `credentials` is called for each authentication, so a password file may change.
-        """
+        """Create a client. An attempt takes `attempt` seconds; each authentication calls `credentials` again."""
         self.endpoints = list(endpoints)
         self.attempt = attempt
         self._tls = tls

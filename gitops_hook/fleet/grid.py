@@ -19,7 +19,7 @@ class Grid:
     """Pages of one fleet's grid. It keeps the rows of the newest state, because a page in order needs all of them."""
 
     def __init__(self, fleet: str, read: Callable[[float], FleetState | None]) -> None:
-        """`read` returns the state of the fleet, or None if there is none within a number of seconds."""
+        """Create a grid. `read` returns the state of the fleet, or None if there is none within a number of seconds."""
         self._fleet = fleet
         self._read = read
         # Replaced as a whole, so threads may share it.

@@ -41,7 +41,7 @@ class Mirror:
         idle: float = _IDLE,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`idle` is in seconds."""
+        """Create a copy that does not run yet. `idle` is in seconds."""
         self._etcd = etcd
         self._keys = keys
         self._idle = idle

@@ -29,7 +29,7 @@ class FleetNotices:
     """The records that the notifier needs, of the whole fleet. Any thread may call any method."""
 
     def __init__(self, role: Role, mirror: Mirror, output: Path) -> None:
-        """`output` is the file for the output of the notifier's command."""
+        """Create the records of a role. `output` is the file for the output of the notifier's command."""
         self._role = role
         self._mirror = mirror
         self._output = output
