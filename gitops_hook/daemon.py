@@ -45,7 +45,7 @@ from gitops_hook.observers.metrics import Metrics
 from gitops_hook.observers.notifier import Notifier
 from gitops_hook.observers.prometheus import CONTENT_TYPE
 from gitops_hook.receiver.app import RESULTS, WebhookApp
-from gitops_hook.reporting import make_fleet, make_notifier, make_sender
+from gitops_hook.reporting import make_fleet, make_notifier, make_pages, make_sender
 from gitops_hook.secrets import SecretSource
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher, RunObserver
@@ -140,7 +140,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             settings.sync_timeout,
             lambda: (CONTENT_TYPE, metrics.exposition()),
             rejections.last_day,
-            fleet=fleet.grid if fleet else None,
+            more=make_pages(fleet) if fleet else {},
         )
         servers = _serve_both(settings, environ, forwarded_middleware(webhook, settings.trusted_proxies), dashboard)
         dispatcher.start()

@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
 from gitops_hook.config import Settings
+from gitops_hook.dashboard.html import MakePage
 from gitops_hook.github.commit_status import CommitStatusReporter
 from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.journal.writer import Journal
@@ -63,3 +64,10 @@ def make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts) -> Fl
     fleet = FleetNode(settings, journal, checkouts, open_etcd(settings))
     fleet.prepare()
     return fleet
+
+
+def make_pages(fleet: FleetNode) -> dict[str, MakePage]:
+    """Return the pages of the fleet by their patterns. They are imported only here, because they are optional, too."""
+    from gitops_hook.dashboard.fleet import fleet_pages  # noqa: PLC0415
+
+    return fleet_pages(fleet.grid)

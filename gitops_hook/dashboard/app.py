@@ -30,8 +30,7 @@ from gitops_hook import __version__
 from gitops_hook.dashboard import ansi, details, pages
 from gitops_hook.dashboard.api import commit_object, delivery_object, repository_object, run_object, time_text
 from gitops_hook.dashboard.details import Output, RunWithCommits
-from gitops_hook.dashboard.fleet import Fleet, MakePage, fleet_pages
-from gitops_hook.dashboard.html import POLICY, Page, document
+from gitops_hook.dashboard.html import POLICY, MakePage, Page, document
 from gitops_hook.dashboard.pages import Health, Overview, Query
 from gitops_hook.dashboard.query import entity_tags, is_address, limit_field, number_field, query_fields
 from gitops_hook.dashboard.rejections import Rejected
@@ -90,12 +89,12 @@ class Dashboard:
         metrics: Callable[[], tuple[str, str]] = lambda: ("text/plain", ""),
         rejections: Callable[[], list[Rejected]] = list,
         *,
-        fleet: Fleet | None = None,
+        more: Mapping[str, MakePage] = {},
     ) -> None:
         """Create the application.
 
         `sync_timeout` is the daemon's time limit of a run in seconds. `metrics` returns the media type and the text for
-        Prometheus. `rejections` returns the rejected webhooks of the last day. `fleet` is the source of its pages.
+        Prometheus. `rejections` returns the rejected webhooks of the last day. `more` has further pages by pattern.
         """
         self._rejections = rejections
         self._host = os.uname().nodename
@@ -123,7 +122,7 @@ class Dashboard:
                 (r"/api/deliveries/(.+)", self._deliveries),
             )
         ]
-        for route, make in fleet_pages(fleet).items() if fleet else ():
+        for route, make in more.items():
             self._routes.append((re.compile(route), functools.partial(self._made_page, make)))
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

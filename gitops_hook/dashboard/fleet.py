@@ -11,7 +11,19 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 from urllib.parse import quote, urlencode
 
-from gitops_hook.dashboard.html import Page, ago, breakable_name, command, count, escape, keyed, label, section, table
+from gitops_hook.dashboard.html import (
+    MakePage,
+    Page,
+    ago,
+    breakable_name,
+    command,
+    count,
+    escape,
+    keyed,
+    label,
+    section,
+    table,
+)
 from gitops_hook.errors import HTTPError
 from gitops_hook.model import FleetCell, FleetGrid, FleetHalt, FleetHost, FleetRow, FleetStage
 from gitops_hook.outcomes import BAD, FLEET_STATES, GOOD, REST, WAIT, severity_of
@@ -26,10 +38,6 @@ _BARS = {BAD: "2v16", WAIT: "8v10", REST: "15v3", GOOD: "12v6"}
 _NAMED, _REASON, _SHORT = 3, 90, 10
 #: The longest wait for the first state in seconds. The page asks again by itself.
 _PATIENCE = 2.0
-
-
-#: A function of the fields of a query and of the names in a path. Its result renders a page, as `grid_page` does.
-MakePage = Callable[..., Callable[[Collection[str]], Page]]
 
 
 class Fleet(Protocol):

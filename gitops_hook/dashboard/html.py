@@ -14,7 +14,7 @@ import hashlib
 import html
 import pkgutil
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -70,6 +70,11 @@ class Page(NamedTuple):
         """Return the icon of the tab as a URL."""
         text = f"{self.number}" if self.number < 100 else "99"
         return _ICON.format(_ICON_COLOURS[self.severity], 12 - 2 * len(text), text if self.number else "")
+
+
+#: A function of the fields of a query and of the names in a path. Its result renders a page without the rows whose keys
+#: the browser has.
+MakePage = Callable[..., Callable[[Collection[str]], Page]]
 
 
 def document(page: Page, host: str) -> str:

@@ -12,6 +12,7 @@ from big_fleet import big_fleet
 
 from gitops_hook.config import Address
 from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.dashboard.fleet import fleet_pages
 from gitops_hook.fleet.grid import Grid
 from gitops_hook.httpd.limits import PAGE_LIMITS
 from gitops_hook.httpd.server import Server
@@ -27,7 +28,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     (folder / "root").mkdir()
     state = big_fleet(100, 1000).state()
     journal = Journal(folder / "state")
-    dashboard = Dashboard(journal, Checkouts(folder / "root"), fleet=Grid("big", lambda patience: state))
+    dashboard = Dashboard(journal, Checkouts(folder / "root"), more=fleet_pages(Grid("big", lambda patience: state)))
     server = Server(listen_on_address(Address("127.0.0.1", 0)), dashboard, PAGE_LIMITS, "dashboard")
     thread = threading.Thread(target=server.serve_forever, args=(0.1,))
     thread.start()

@@ -11,6 +11,7 @@ from big_fleet import NEW, OLD, big_fleet
 from webtest import TestApp
 
 from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.dashboard.fleet import fleet_pages
 from gitops_hook.fleet.grid import Grid
 from gitops_hook.journal.writer import Journal
 from gitops_hook.sync.checkouts import Checkouts
@@ -25,7 +26,7 @@ def state():
 def page(tmp_path: Path, state):
     (tmp_path / "root").mkdir()
     journal = Journal(tmp_path / "state")
-    dashboard = Dashboard(journal, Checkouts(tmp_path / "root"), fleet=Grid("big", lambda patience: state))
+    dashboard = Dashboard(journal, Checkouts(tmp_path / "root"), more=fleet_pages(Grid("big", lambda patience: state)))
     yield TestApp(dashboard, extra_environ={"HTTP_HOST": "127.0.0.1:8788"})
     journal.close()
 
@@ -111,7 +112,7 @@ def test_without_a_fleet_there_is_no_such_page(tmp_path: Path):
 def test_a_state_that_cannot_be_read_is_said_at_once(tmp_path: Path):
     (tmp_path / "root").mkdir()
     journal = Journal(tmp_path / "state")
-    dashboard = Dashboard(journal, Checkouts(tmp_path / "root"), fleet=Grid("big", lambda patience: None))
+    dashboard = Dashboard(journal, Checkouts(tmp_path / "root"), more=fleet_pages(Grid("big", lambda patience: None)))
     page = TestApp(dashboard, extra_environ={"HTTP_HOST": "127.0.0.1"})
     assert "state of the fleet is not available" in page.get("/fleet").text
     assert "state of the fleet is not available" in page.get("/fleet/acme/r0").text
