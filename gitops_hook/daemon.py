@@ -32,8 +32,6 @@ from gitops_hook.control.app import ControlApp
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.errors import JournalError, StartError
-from gitops_hook.github.commit_status import CommitStatusReporter
-from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.httpd.call import Application
 from gitops_hook.httpd.forwarded import forwarded_middleware
 from gitops_hook.httpd.limits import PAGE_LIMITS, Limits
@@ -56,6 +54,7 @@ from gitops_hook.text import escape, local
 
 if TYPE_CHECKING:
     from gitops_hook.fleet.node import FleetNode
+    from gitops_hook.github.status_sender import CommitStatusSender
 
 #: Seconds until requests and runs must end after a SIGTERM. The unit's TimeoutStopSec is longer than their sum.
 REQUESTS_DEADLINE = 5.0
@@ -121,13 +120,11 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         checkouts = Checkouts(settings.root)
         metrics, rejections = Metrics(journal, checkouts, RESULTS), Rejections()
         observers: list[RunObserver] = [metrics, Commits(journal, checkouts)]
-        notifier = _make_notifier(settings, environ, journal, checkouts) if settings.notify else None
-        observers += [notifier] if notifier else []
-        sender = CommitStatusSender(settings, journal, checkouts) if settings.report else None
-        if sender:
-            reporter = CommitStatusReporter(journal, checkouts, sender.notify)
-            reporter.catch_up()
-            observers.append(reporter)
+        notifier = None
+        if settings.notify:
+            notifier = Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
+            observers.append(notifier)
+        sender = _make_sender(settings, journal, checkouts, observers) if settings.report else None
         fleet = _make_fleet(settings, journal, checkouts, observers) if settings.fleet else None
         dispatcher = Dispatcher.from_settings(settings, environ, journal, checkouts, observers)
         webhook = WebhookApp(
@@ -174,12 +171,6 @@ def _log_listening(server: Server, settings: Settings) -> None:
     log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
 
 
-def _make_notifier(
-    settings: Settings, environ: MutableMapping[str, str], journal: Journal, checkouts: Checkouts
-) -> Notifier:
-    return Notifier(journal, checkouts, settings.notify, inherited(environ, settings.root))
-
-
 def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts, observers: list[RunObserver]) -> FleetNode:
     """Return this host's side of its fleet, as an observer of runs. The package is optional: import it only here."""
     from gitops_hook.fleet.access import open_etcd  # noqa: PLC0415
@@ -189,6 +180,19 @@ def _make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts, obse
     fleet.prepare()
     observers.append(fleet)
     return fleet
+
+
+def _make_sender(
+    settings: Settings, journal: Journal, checkouts: Checkouts, observers: list[RunObserver]
+) -> CommitStatusSender:
+    """Return the sender of commit statuses, and add the observer that stores them. The package is optional, too."""
+    from gitops_hook.github import commit_status, status_sender  # noqa: PLC0415
+
+    sender = status_sender.CommitStatusSender(settings, journal, checkouts)
+    reporter = commit_status.CommitStatusReporter(journal, checkouts, sender.notify)
+    reporter.catch_up()
+    observers.append(reporter)
+    return sender
 
 
 def _counter(metrics: Metrics, rejections: Rejections) -> Callable[[str, str, str], None]:
