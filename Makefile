@@ -58,7 +58,7 @@ run: ## run the daemon in the foreground, with its state in ./var; print a comma
 	@mkdir -p var/root
 	@test -s var/secret || (umask 077; od -An -N20 -tx1 /dev/urandom | tr -d ' \n' > var/secret)
 	@echo "To send a push of a checkout in var/root, from another terminal:"
-	@echo "  GITHUB_WEBHOOK_SECRET_FILE=var/secret $(PYTHON) -m gitops_hook send OWNER/NAME --root var/root --state var/state"
+	@echo "  GITHUB_WEBHOOK_SECRET_FILE=$(CURDIR)/var/secret PYTHONPATH=$(CURDIR) $(PYTHON) -m gitops_hook send OWNER/NAME --root $(CURDIR)/var/root --state $(CURDIR)/var/state"
 	@GITHUB_WEBHOOK_SECRET_FILE=var/secret GITOPS_ROOT=var/root GITOPS_STATE=var/state \
 	    exec $(PYTHON) -m gitops_hook serve
 

@@ -17,7 +17,7 @@ _gitops_hook() {
         [rollback]="$settings --json --reason --until-push"
         [pause]="$settings --reason --for"
         [resume]=$settings
-        [add]="$settings --branch --deploy --url"
+        [add]="$settings --branch --deploy --url --ssh-key --token-file --yes"
         [rename]="$settings --json"
         [remove]="$settings --token-file --api-url --keep-files --force --webhook"
         [send]="$settings --json --branch --timeout"
@@ -44,7 +44,7 @@ _gitops_hook() {
         mapfile -t COMPREPLY < <(compgen -W "${!flags[*]} --help --version" -- "$current")
     elif [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "${flags[$command]} --help" -- "$current")
-    elif [[ $command == @(status|runs|logs|sync|deploy|rollback|config|pause|resume|rename|remove|send|register|unregister|hooks|audit) ]]; then
+    elif [[ $command == @(status|runs|logs|sync|deploy|rollback|config|pause|resume|rename|remove|send|doctor|register|unregister|hooks|audit) ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(_gitops_hook_repositories)" -- "$current")
     fi
 }

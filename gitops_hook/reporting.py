@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 from gitops_hook.config import Settings
 from gitops_hook.dashboard.html import MakePage
-from gitops_hook.github.commit_status import CommitStatusReporter
-from gitops_hook.github.status_sender import CommitStatusSender
 from gitops_hook.journal.writer import Journal
 from gitops_hook.observers.notifier import Notifier
 from gitops_hook.sync.checkouts import Checkouts
@@ -20,6 +18,7 @@ from gitops_hook.sync.runner import inherited
 
 if TYPE_CHECKING:
     from gitops_hook.fleet.node import FleetNode
+    from gitops_hook.github.status_sender import CommitStatusSender
 
 
 def make_notifier(
@@ -45,12 +44,17 @@ def make_sender(
     observers: list[RunObserver],
     fleet: FleetNode | None,
 ) -> CommitStatusSender:
-    """Return the sender of commit statuses, which come from an observer of this host's runs or from the fleet."""
-    sender = CommitStatusSender(settings, journal, checkouts)
+    """Return the sender of commit statuses, which come from an observer of this host's runs or from the fleet.
+
+    The package is optional: import it only here.
+    """
+    from gitops_hook.github import commit_status, status_sender  # noqa: PLC0415
+
+    sender = status_sender.CommitStatusSender(settings, journal, checkouts)
     if fleet:
         fleet.send_statuses(lambda status: journal.save_statuses(status, then=sender.notify))
     else:
-        reporter = CommitStatusReporter(journal, checkouts, sender.notify)
+        reporter = commit_status.CommitStatusReporter(journal, checkouts, sender.notify)
         reporter.catch_up()
         observers.append(reporter)
     return sender

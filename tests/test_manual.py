@@ -92,7 +92,7 @@ def test_repositories_are_completed_from_the_root(tmp_path):
     assert complete("sync", "acme/site", "bl", GITOPS_ROOT=str(tmp_path / "root")) == {"blog"}
     assert complete("status", "--root", str(tmp_path / "root"), "a") == {"acme/site"}
     assert complete("status", "", GITOPS_ROOT=str(tmp_path / "none")) == set()
-    assert complete("doctor", "", GITOPS_ROOT=str(tmp_path / "root")) == set()
+    assert complete("serve", "", GITOPS_ROOT=str(tmp_path / "root")) == set()
 
 
 def test_values_are_completed(tmp_path):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gitops_hook.cli import clone, forge_commands, render
+from gitops_hook.cli import access, clone, forge_commands, render
 from gitops_hook.cli.doctor.finding import quote
 from gitops_hook.cli.follow import follow
 from gitops_hook.cli.forge_pages import webhook_page
-from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, suggest
+from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, print_error, suggest
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings, open_reader
 from gitops_hook.cli.writer import requesting_user, requests_to_daemon
 from gitops_hook.config import WEBHOOK, Settings
 from gitops_hook.errors import GitopsError
-from gitops_hook.github.client import ApiError
+from gitops_hook.github.client import ApiError, Client, is_at
 from gitops_hook.model import History
 from gitops_hook.names import is_valid_checkout, repository_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
@@ -29,9 +31,11 @@ def add(given: Arguments) -> int:
     settings, user = load_settings(given), requesting_user()
     own = {name: value for name, value in (("branch", given.branch), ("deploy", given.deploy)) if value is not None}
     clone.check(given.repository, own)
-    url = given.url or settings.clone_url
+    if given.ssh_key and given.token:
+        raise GitopsError(EX_USAGE, "give --ssh-key or --token-file, not both")
+    client = forge_commands.optional_client(settings) if given.ssh_key else None
     with requests_to_daemon(settings, "gitops-hook add") as post:
-        sources = {name: clone.Source(url.replace("{repository}", repository_of(name))) for name in given.repository}
+        sources = {name: _source(given, settings, name, client) for name in given.repository}
         for name, source in sources.items():
             if not Checkouts(settings.root).find(name):
                 clone.check_place(settings.root, name)
@@ -40,6 +44,8 @@ def add(given: Arguments) -> int:
             path = clone.create(settings.root, name, source, own)
             if not path:
                 path = find_checkout(settings, name).path
+                if source.config:
+                    clone.configure(path, source)
                 for setting, value in own.items():
                     post("/config", {"checkout": name, "name": setting, "value": value, "by": user})
             print(f"{name} is at {path}")
@@ -47,6 +53,33 @@ def add(given: Arguments) -> int:
         status = follow(settings, post, answer, as_json=False)
     _print_next_step(settings, given.repository)
     return status
+
+
+def _source(given: Arguments, settings: Settings, name: str, client: Client | None) -> clone.Source:
+    """Return where to clone from. With --ssh-key, wait until the forge accepts the key. Raises `GitopsError`."""
+    known = Checkouts(settings.root).find(name)
+    url = given.url or (known.settings.get("origin", "") if known else "") or settings.clone_url
+    url = url.replace("{repository}", repository_of(name))
+    if given.token:
+        return access.token_source(url, Path(given.token))
+    if not given.ssh_key:
+        return clone.Source(url)
+    source = access.ssh_source(settings.state, name, url)
+
+    def register(repository: str, public_key: str) -> bool:
+        if not client or not is_at(settings.api_url, source.url):
+            return False
+        try:
+            title = f"gitops-hook on {socket.gethostname()}"
+            client.call("POST", f"/repos/{repository}/keys", {"title": title, "key": public_key, "read_only": True})
+        except ApiError as error:
+            print_error(f"the key cannot be entered through the API: {error}")
+            return False
+        print(f"The key of {repository} was entered as a deploy key with read access")
+        return True
+
+    access.wait_for_access(name, source, register, ask=sys.stdin.isatty() and not given.yes)
+    return source
 
 
 def _print_next_step(settings: Settings, names: Sequence[str]) -> None:
@@ -105,6 +138,8 @@ def remove(given: Arguments) -> int:
         print(f"{name} was removed" + (f"; its files stay in {answer['kept']}" if answer["kept"] else ""))
         if answer["leftover"]:
             _delete(settings.root, Path(answer["leftover"]))
+        if not given.keep_files and not Checkouts(settings.root).find_all(repository_of(name)):
+            shutil.rmtree(access.key_directory(settings.state, name), ignore_errors=True)
         if hooks:
             target = repository_of(name)
             try:

@@ -74,6 +74,15 @@ def check_remote(name: str, source: Source, branch: str | None) -> None:
         raise GitopsError(EX_NOINPUT, f"the branch {branch} does not exist at {url}{hint}")
 
 
+def problem_with(source: Source) -> str:
+    """Return the last messages of git if the remote cannot be read, else an empty string."""
+    try:
+        git("", *_options(source), "ls-remote", "--heads", "--", source.url)
+    except GitopsError as error:
+        return str(error).removeprefix(": ")
+    return ""
+
+
 def create(root: Path, name: str, source: Source, settings: Mapping[str, str]) -> Path | None:
     """Clone a repository to the place of the checkout `name`, with ``gitops.*`` settings.
 

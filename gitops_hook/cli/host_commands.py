@@ -10,7 +10,7 @@ from gitops_hook.cli import migrate as migration
 from gitops_hook.cli import render, timers
 from gitops_hook.cli.messages import EX_DATAERR
 from gitops_hook.cli.parser import Arguments
-from gitops_hook.cli.session import become_owner, given_flags, load_settings
+from gitops_hook.cli.session import become_owner, find_checkout, given_flags, load_settings
 from gitops_hook.config import UNIT_STATE, Settings, load, unit_environment
 from gitops_hook.errors import ConfigError
 
@@ -32,15 +32,19 @@ def doctor(given: Arguments) -> int:
         other_user = checks.finding_of_user(UNIT_STATE)
         findings = [other_user or checks.finding_of_setting(error, os.environ)]
     else:
-        findings = _check_host(settings)
+        findings = _check_host(settings, given.repository)
     render.print_findings(findings, as_json=given.json)
     return checks.EXIT[checks.worst_level(findings)]
 
 
-def _check_host(settings: Settings) -> list[checks.Finding]:
+def _check_host(settings: Settings, repository: str | None) -> list[checks.Finding]:
+    """Run all checks, or those of one repository."""
     other_user = checks.finding_of_user(settings.state)
     if other_user:
         return [other_user]
+    if repository:
+        become_owner(settings)
+        return checks.run_for_checkouts(settings, find_checkout(settings, repository))
     findings = checks.run(checks.AS_CALLER, settings)
     become_owner(settings)
     findings += checks.run(checks.AS_SERVICE, settings)

@@ -184,6 +184,11 @@ def _add_checkouts(commands: _Commands) -> None:
     add.add_argument("--branch", help="the branch to track [the remote's default branch]")
     add.add_argument("--deploy", metavar="COMMAND", help="the command to run in the checkout after an update")
     add.add_argument("--url", help="the URL to clone from [GITOPS_CLONE_URL]")
+    text = "create an SSH key for the repository, and wait until the forge accepts it"
+    add.add_argument("--ssh-key", action="store_true", help=text)
+    text = "clone over HTTPS with the token, or USER:TOKEN, in FILE"
+    add.add_argument("--token-file", dest="token", default="", metavar="FILE", help=text)
+    add.add_argument("--yes", action="store_true", help="with --ssh-key: exit with 75 instead of waiting for a person")
 
     text = "rename a checkout, or all checkouts of a repository, with their history"
     rename = commands.add("rename", "checkout_commands.rename", text, settings=_FOLDERS, json=True)
@@ -228,7 +233,8 @@ def _add_host(commands: _Commands) -> None:
     direction.add_argument("--remove", action="store_true", help="delete the unit files of the disabled timers")
 
     text = "check this host, and print a command that fixes each problem"
-    commands.add("doctor", "host_commands.doctor", text, settings=_FOLDERS, epilog=_DOCTOR_NOTE, json=True)
+    doctor = commands.add("doctor", "host_commands.doctor", text, settings=_FOLDERS, epilog=_DOCTOR_NOTE, json=True)
+    doctor.add_argument("repository", nargs="?", metavar="REPO", help="check only this checkout [the host and all]")
 
 
 def _add_forge(commands: _Commands) -> None:

@@ -27,6 +27,7 @@ from gitops_hook.cli.doctor import host as host_checks
 from gitops_hook.cli.doctor.finding import Results
 from gitops_hook.config import Settings, load
 from gitops_hook.errors import ConfigError
+from gitops_hook.sync.checkouts import Checkouts
 
 Program = Callable[[str, str], Path]
 
@@ -108,7 +109,7 @@ def test_exit_status_0_if_all_checks_pass(tmp_path, upstream, hook, start_daemon
     # Only the checks of the host are skipped.
     assert {row["check"] for row in rows if row["level"] == "skipped"} <= {"timers", "clock"}
     # Without a token or a fleet, there are no findings about them.
-    without = {"token", "etcd", "certificates of etcd", "clocks of etcd"}
+    without = {"token", "etcd", "certificates of etcd", "clocks of etcd", "access", "lfs", "polkit"}
     assert {row["check"] for row in rows} == {*doctor.AS_CALLER, *doctor.AS_SERVICE, *doctor.OF_CHECKOUT} - without
     assert {row["repository"] for row in rows} == {"", "acme/site"}
     lines = hook("doctor", **listen).stdout.splitlines()
@@ -277,6 +278,64 @@ def test_an_ordinary_user_gets_one_finding_and_one_line(tmp_path, environ, hook,
     done = run_as_nobody("status")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (77, "", 1)
     assert "use sudo" in done.stderr
+
+
+def test_a_check_runs_for_one_repository_only(upstream, hook, tmp_path):
+    upstream.checkout(tmp_path / "root")
+    Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", deploy="no-such-program")
+    rows = [json.loads(line) for line in hook("doctor", "--json", "acme/site").stdout.splitlines()]
+    assert {row["repository"] for row in rows} == {"acme/site"}
+    assert "no-such-program" in hook("doctor", "acme/blog", status=2).stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_the_fix_for_a_restored_journal_of_another_user(settings, apply_fix):
+    (settings.state / "journal.db").touch()
+    only("journal", settings, OK)
+    os.chown(settings.state / "journal.db", 65534, 65534)
+    finding = only("journal", settings, FAILURE)
+    assert "journal.db does not belong to" in finding.message
+    apply_fix(finding.fix)
+    only("journal", settings, OK)
+
+
+def test_a_check_of_the_journal_s_owner_that_could_not_run_is_a_failure(settings, program):
+    program("find", "exit 1")
+    assert "could not be checked" in only("journal", settings, FAILURE).message
+
+
+def test_files_in_git_lfs_need_git_lfs(settings, upstream, monkeypatch, tmp_path):
+    assert of("lfs", settings) == []
+    upstream.commit({".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n"})
+    git("pull", "--quiet", cwd=settings.root / "acme/site")
+    (tmp_path / "only git").mkdir()
+    (tmp_path / "only git/git").symlink_to(shutil.which("git"))
+    monkeypatch.setenv("PATH", str(tmp_path / "only git"))
+    assert only("lfs", settings, FAILURE).fix == "sudo apt-get install git-lfs"
+    (tmp_path / "only git/git-lfs").symlink_to(shutil.which("true", path="/bin:/usr/bin"))
+    only("lfs", settings, OK)
+
+
+def test_a_deploy_that_manages_a_unit_needs_polkit(settings, monkeypatch, tmp_path):
+    checkout = settings.root / "acme/site"
+    (tmp_path / "only git").mkdir()
+    (tmp_path / "only git/git").symlink_to(shutil.which("git"))
+    monkeypatch.setattr(checkout_checks, "SYSTEMD_IS_INIT", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)  # root needs no polkit
+    monkeypatch.setenv("PATH", str(tmp_path / "only git"))
+    found = doctor.OF_CHECKOUT["polkit"]
+
+    def levels(command: str) -> list[str]:
+        git("config", "gitops.deploy", command, cwd=checkout)
+        known = Checkouts(settings.root).find("acme/site")
+        assert known
+        return [result.level for result in found(settings, known)]
+
+    assert levels("make") == []
+    assert levels("systemctl --user restart app") == []
+    assert levels("make && systemctl --no-block restart app") == [FAILURE]
+    (tmp_path / "only git/pkcheck").symlink_to(shutil.which("true", path="/bin:/usr/bin"))
+    assert levels("systemctl reload app") == [OK]
 
 
 # -- folders and disks ---------------------------------------------------------------------------------------------

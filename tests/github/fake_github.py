@@ -65,6 +65,9 @@ class Forge:
         self.deliveries: dict[int, list[dict[str, Any]]] = {}
         self.statuses: list[tuple[str, str, dict[str, Any]]] = []
         self.deployments: list[dict[str, Any]] = []
+        #: The deploy keys, and what happens when one is added.
+        self.keys: list[dict[str, Any]] = []
+        self.key_added: Callable[[str], object] = lambda key: None
         self.scopes: str | None = None
         #: Requests that are let through in an hour, and how many had to be turned away.
         self.limit = 0
@@ -357,6 +360,13 @@ def _status(forge: Forge, target: str, body: Any, query: dict[str, str], sha: st
     return 201, {}, {"id": forge.new_id(), **body}
 
 
+def _add_key(forge: Forge, target: str, body: Any, query: dict[str, str]) -> Reply:
+    made = {"id": forge.new_id(), "target": target, **body}
+    forge.keys.append(made)
+    forge.key_added(body["key"])
+    return 201, {}, made
+
+
 def _deploy(forge: Forge, target: str, body: Any, query: dict[str, str]) -> Reply:
     made = {"id": forge.new_id(), "target": target, "statuses": [], **body}
     forge.deployments.append(made)
@@ -383,6 +393,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
     ("GET", _HOOK + r"/deliveries/(\d+)", _with_hook(_detail)),
     ("POST", _HOOK + r"/deliveries/(\d+)/attempts", _with_hook(_redeliver)),
     ("POST", r"statuses/([0-9a-f]{40})", _status),
+    ("POST", "keys", _add_key),
     ("POST", "deployments", _deploy),
     ("POST", r"deployments/(\d+)/statuses", _deployment_status),
 )

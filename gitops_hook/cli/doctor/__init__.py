@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from gitops_hook.cli.doctor import checkout, credentials, fleet, host
+from gitops_hook.cli.doctor import access, checkout, credentials, fleet, host
 from gitops_hook.cli.doctor.finding import (
     EXIT,
     FAILURE,
@@ -55,6 +55,7 @@ AS_CALLER: Mapping[str, Callable[[Settings], Results]] = {
 }
 AS_SERVICE: Mapping[str, Callable[[Settings], Results]] = {
     "user": host.user,
+    "journal": host.journal,
     "state": partial(host.writable, lambda settings: settings.state),
     "root": partial(host.writable, lambda settings: settings.root),
     "disk of the state": partial(host.free_space, lambda settings: settings.state),
@@ -70,8 +71,11 @@ OF_CHECKOUT: Mapping[str, Callable[[Settings, Checkout], Results]] = {
     "ownership": checkout.ownership,
     "origin": checkout.origin,
     "branch": checkout.branch,
+    "access": access.access,
+    "lfs": access.lfs,
     "fetch": checkout.fetch,
     "deploy": checkout.deploy,
+    "polkit": checkout.polkit,
 }
 #: The number of checks that run at the same time. Most of them wait.
 _THREADS = 8
@@ -106,10 +110,10 @@ def run(checks: Mapping[str, Callable[[Settings], Results]], settings: Settings)
     return _run_all(partial(_findings, name, partial(check, settings)) for name, check in checks.items())
 
 
-def run_for_checkouts(settings: Settings) -> list[Finding]:
-    """Run the checks of every checkout, and return their findings."""
+def run_for_checkouts(settings: Settings, only: Checkout | None = None) -> list[Finding]:
+    """Run the checks of every checkout, or of `only` one, and return their findings."""
     checkouts = Checkouts(settings.root)
-    found = filter(None, map(checkouts.find, checkouts))
+    found = [only] if only else filter(None, map(checkouts.find, checkouts))
     return _run_all(
         partial(_findings, name, partial(check, settings, checkout), checkout.repository)
         for checkout in found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 
 from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote, skipped, warning
+from gitops_hook.cli.doctor.host import SYSTEMD_IS_INIT
 from gitops_hook.config import Settings
 from gitops_hook.names import name_in_url, repository_of
 from gitops_hook.sync.checkouts import Checkout
@@ -14,6 +16,8 @@ from gitops_hook.sync.runner import inherited
 
 #: Seconds to wait for a remote.
 FETCH_TIMEOUT = 30
+#: A deploy command that asks systemd, which asks polkit.
+_MANAGES_UNITS = re.compile(r"\bsystemctl\s+(?!--user)(?:-\S+\s+)*(?:re)?(?:start|stop|load|enable|daemon-reload)")
 #: A fix at the end of a message of the script.
 _FIX = re.compile(r"; ((?:sudo |git |rm |mkdir |mv )[^;]+)$")
 
@@ -116,6 +120,17 @@ def deploy(settings: Settings, checkout: Checkout) -> Results:
     else:
         fix = f"{_git(checkout)} config gitops.deploy COMMAND"
         yield failure(f"gitops.deploy starts {word}, which {current_user()} does not find", fix)
+
+
+def polkit(settings: Settings, checkout: Checkout) -> Results:
+    """Check that polkit exists if the deploy command manages units: sudo does not work in the service."""
+    command = checkout.settings.get("deploy", "")
+    if os.geteuid() == 0 or not SYSTEMD_IS_INIT.exists() or not _MANAGES_UNITS.search(command):
+        return
+    if shutil.which("pkcheck"):
+        yield passed("polkit exists, which permits the deploy command to manage units")
+    else:
+        yield failure("gitops.deploy manages units, and polkit is not installed", "sudo apt-get install polkitd")
 
 
 def _program(command: str) -> str:

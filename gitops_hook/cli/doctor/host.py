@@ -85,6 +85,20 @@ def user(settings: Settings) -> Results:
         yield warning(message, "sudo gitops-hook doctor")
 
 
+def journal(settings: Settings) -> Results:
+    """Check that the current user owns every file of the state. A restored backup often belongs to root."""
+    if not settings.state.is_dir():
+        return  # another check reports that
+    foreign = output_of("find", settings.state, "!", "-user", str(os.geteuid()), "-print", "-quit")
+    fix = f"sudo chown -R {current_user()}: {quote(settings.state)}"
+    if foreign is None:
+        yield failure(f"the owners of the files in {settings.state} could not be checked", fix)
+    elif foreign:
+        yield failure(f"{foreign} does not belong to {current_user()}", fix)
+    else:
+        yield passed(f"the files in {settings.state} belong to {current_user()}")
+
+
 def writable(directory: Callable[[Settings], Path], settings: Settings) -> Results:
     """Check that a directory exists and can be written."""
     path, name = directory(settings), current_user()

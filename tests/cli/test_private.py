@@ -1,0 +1,337 @@
+"""Private repositories: a real sshd with a deploy key, and a real HTTPS server that checks a token, on loopback."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import json
+import os
+import pty
+import re
+import shlex
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from documents import code_blocks
+from fake_github import TOKEN as API_TOKEN
+from fake_github import Forge
+from forge import _Handler
+from harness import push, until
+from scratch import Upstream, git
+
+from gitops_hook.cli import access
+
+TOKEN = "glpat-a-token-of-the-forge"
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or ""
+
+needs_sshd = pytest.mark.skipif(not SSHD, reason="no sshd on this machine")
+needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl on this machine")
+
+
+class Server:
+    """An sshd for the current user, whose authorized keys are in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authorized = folder / "authorized_keys"
+        self.authorized.touch(0o600)
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.new_host_key()
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        config = folder / "sshd_config"
+        config.write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {self.authorized}\nStrictModes no\nPasswordAuthentication no\n"
+            "PermitRootLogin prohibit-password\nKbdInteractiveAuthentication no\n"
+        )
+        self.start()
+
+    def new_host_key(self) -> None:
+        (self._folder / "host_key").unlink(missing_ok=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._folder / "host_key"], check=True)
+
+    def start(self) -> None:
+        command = [SSHD, "-D", "-e", "-f", self._folder / "sshd_config"]
+        with (self._folder / "sshd.log").open("w") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
+        until(self._answers, "sshd does not answer")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, (self._folder / "sshd.log").read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+    def authorize(self, key: str) -> None:
+        with self.authorized.open("a") as file:
+            file.write(f"{key}\n")
+
+    def url(self, upstream: Upstream) -> str:
+        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{upstream.bare}"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "sshd").mkdir()
+    started = Server(tmp_path / "sshd")
+    yield started
+    started.stop()
+
+
+def public_key(said: str) -> str:
+    found = re.search(r"^ssh-ed25519 \S+ .*$", said, re.MULTILINE)
+    assert found, said
+    return found[0]
+
+
+# -- an SSH key ----------------------------------------------------------------------------------------------------
+
+
+@needs_sshd
+def test_add_creates_a_key_shows_it_and_continues_after_it_was_entered(tmp_path, upstream, server, hook, start_daemon):
+    daemon = start_daemon()
+    command, *_ = code_blocks("docs/private.md", "A key", "sh")
+    words = [*shlex.split(command)[1:-1], server.url(upstream)]
+    done = hook(*words, status=75)
+    key = tmp_path / "state/keys/acme/site/id_ed25519"
+    assert public_key(done.stdout) == key.with_suffix(".pub").read_text().strip()
+    assert "Settings, Deploy keys" in done.stdout
+    assert shlex.join(["gitops-hook", *words]) in done.stderr
+    fingerprint = subprocess.run(
+        ["ssh-keygen", "-l", "-f", tmp_path / "sshd/host_key.pub"], capture_output=True, text=True, check=True
+    ).stdout.split()[1]
+    assert f"  {fingerprint} (ED25519)\n" in done.stdout
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert not (daemon.root / "acme").exists()
+    server.authorize(public_key(done.stdout))
+    hook(*words)
+    checkout = daemon.root / "acme/site"
+    assert str(key) in git("config", "core.sshCommand", cwd=checkout)
+    # The daemon's own runs use the key, too.
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    until((checkout / "a").exists)
+    # A second checkout of the repository uses the same key.
+    hook("add", "acme/site@staging", *words[2:])
+    hook("remove", "acme/site@staging")
+    assert key.exists()
+    hook("remove", "acme/site")
+    assert not key.exists()
+
+
+@needs_sshd
+def test_a_changed_host_key_ends_every_run_without_access(tmp_path, upstream, server, hook):
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
+    server.authorize(public_key(hook(*words, status=75).stdout))
+    hook(*words)
+    server.stop()
+    server.new_host_key()
+    server.start()
+    (row,) = map(json.loads, hook("sync", "--json", "acme/site", status=75).stdout.splitlines())
+    assert row["outcome"] == "no-access"
+    assert "host key" in row["message"]
+
+
+@needs_sshd
+def test_a_person_at_a_terminal_enters_the_key_and_continues(tmp_path, upstream, server, environ):
+    terminal, inside = pty.openpty()
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
+    command = [sys.executable, "-m", "gitops_hook", *words]
+    with subprocess.Popen(command, env=environ, stdin=inside, stdout=subprocess.PIPE, text=True) as process:
+        said = ""
+        while "Press Enter" not in said:
+            said += process.stdout.read(1)
+        server.authorize(public_key(said))
+        os.write(terminal, b"\n")
+        said += process.stdout.read()
+    os.close(terminal)
+    os.close(inside)
+    assert process.returncode == 0, said
+    assert (tmp_path / "root/acme/site/README").exists()
+
+
+@needs_sshd
+def test_with_a_token_add_enters_the_key_at_github_itself(tmp_path, upstream, server, hook):
+    forge = Forge()
+    forge.add("acme/site")
+    forge.key_added = server.authorize
+    (tmp_path / "token").write_text(API_TOKEN)
+    environ = {"GITHUB_API_URL": forge.url, "GITHUB_TOKEN_FILE": f"{tmp_path}/token"}
+    try:
+        said = hook("add", "acme/site", "--ssh-key", "--url", server.url(upstream), **environ).stdout
+    finally:
+        forge.close()
+    assert "was entered as a deploy key with read access" in said
+    (key,) = forge.keys
+    assert (key["target"], key["read_only"]) == ("acme/site", True)
+
+
+@needs_sshd
+def test_an_existing_checkout_gets_a_key(tmp_path, upstream, server, hook):
+    checkout = upstream.checkout(tmp_path / "root")
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
+    server.authorize(public_key(hook(*words, status=75).stdout))
+    hook(*words)
+    assert git("remote", "get-url", "origin", cwd=checkout) == server.url(upstream)
+    assert access.key_of(git("config", "core.sshCommand", cwd=checkout))
+
+
+def test_a_key_needs_a_host_that_answers(upstream, hook):
+    assert "needs the URL of a host" in hook("add", "acme/site", "--ssh-key", status=64).stderr
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"ssh://git@127.0.0.1:{port}/acme/site"
+    assert "no SSH server answers" in hook("add", "acme/site", "--ssh-key", "--url", url, status=69).stderr
+
+
+# -- a token -------------------------------------------------------------------------------------------------------
+
+
+class _Private(_Handler):
+    """Serve repositories to the user and the token of `accepted`."""
+
+    accepted = ""
+
+    def do_GET(self) -> None:
+        expected = base64.b64encode(self.accepted.encode()).decode()
+        if self.headers.get("Authorization") != f"Basic {expected}":
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="forge"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        super().do_GET()
+
+    do_POST = do_GET
+
+
+@pytest.fixture
+def https(tmp_path: Path, upstream: Upstream) -> Iterator[str]:
+    """The URL of an HTTPS server for `upstream`. Its certificate is in ``ca.pem``, which git trusts through HOME."""
+    certificate, key = tmp_path / "ca.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1"
+    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run([*command.split(), *extension], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    handler = partial(_Private, upstream.bare.parents[1], MappingProxyType({}))
+    _Private.accepted = f"x-access-token:{TOKEN}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    (tmp_path / ".gitconfig").write_text(f"[http]\n\tsslCAInfo = {certificate}\n")
+    yield f"https://127.0.0.1:{server.server_port}/acme/site.git"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "site-token"
+    path.write_text(f"{TOKEN}\n")
+    path.chmod(0o600)
+    return path
+
+
+@needs_openssl
+@pytest.mark.parametrize("line", [TOKEN, f"x-access-token:{TOKEN}", f"deploy:{TOKEN}"])
+def test_a_token_file_gives_access_over_https(tmp_path, upstream, https, token, hook, start_daemon, line):
+    daemon = start_daemon()
+    token.write_text(line)
+    if line.startswith("deploy:"):
+        _Private.accepted = line
+    (block,) = code_blocks("docs/private.md", "A token", "sh")
+    words = shlex.split(block.splitlines()[-1].replace("/etc/gitops-hook/site-token", str(token)))
+    hook(*words[1:-1], https, HOME=str(tmp_path))
+    checkout = daemon.root / "acme/site"
+    assert git("remote", "get-url", "origin", cwd=checkout) == https
+    assert TOKEN not in (checkout / ".git/config").read_text()
+    daemon.deliver(push("acme/site", upstream.commit({"a": "b"})))
+    until((checkout / "a").exists)
+
+
+@needs_openssl
+def test_a_rejected_token_is_reported_before_the_clone(tmp_path, https, token, hook):
+    token.write_text("an-old-token\n")
+    message = hook("add", "acme/site", "--token-file", str(token), "--url", https, HOME=str(tmp_path), status=75).stderr
+    assert "Authentication failed" in message
+    assert "an-old-token" not in message
+    assert not (tmp_path / "root/acme").exists()
+
+
+def test_a_token_file_must_be_private_and_its_url_https(tmp_path, upstream, hook, token):
+    url = "--url=https://127.0.0.1:9/acme/site.git"
+    words = ["add", "acme/site", "--token-file", str(token)]
+    assert "needs an https:// URL" in hook(*words, status=64).stderr
+    assert "without a user" in hook(*words, "--url=https://ada:x@127.0.0.1:9/acme/site", status=64).stderr
+    assert "not both" in hook(*words, url, "--ssh-key", status=64).stderr
+    token.chmod(0o644)
+    assert f"sudo chmod 600 {token}" in hook(*words, url, status=77).stderr
+    token.unlink()
+    assert f"there is no file {token}" in hook(*words, url, status=77).stderr
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------
+
+
+def findings(hook, **more: str) -> dict[str, tuple[str, str]]:
+    (command,) = code_blocks("docs/private.md", "Problems", "sh")
+    done = hook(*shlex.split(command)[1:], "--json", **more)
+    return {row["check"]: (row["level"], row["fix"]) for row in map(json.loads, done.stdout.splitlines())}
+
+
+@needs_sshd
+def test_doctor_checks_the_key_and_the_known_hosts_of_one_repository(tmp_path, upstream, server, hook):
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
+    server.authorize(public_key(hook(*words, status=75).stdout))
+    hook(*words)
+    Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", branch="none")
+    assert findings(hook)["access"] == ("ok", "")
+    key = tmp_path / "state/keys/acme/site/id_ed25519"
+    key.chmod(0o644)
+    assert findings(hook, status=2)["access"] == ("failure", f"sudo chmod 600 {key}")
+    key.chmod(0o600)
+    key.with_name("known_hosts").unlink()
+    fix = "sudo gitops-hook add acme/site --ssh-key"
+    assert findings(hook, status=2)["access"] == ("failure", fix)
+    hook(*shlex.split(fix)[2:])
+    assert findings(hook)["access"] == ("ok", "")
+    key.unlink()
+    assert findings(hook, status=2)["access"] == ("failure", fix)
+
+
+@needs_openssl
+def test_doctor_checks_the_token_of_a_repository(tmp_path, upstream, https, token, hook):
+    home = {"HOME": str(tmp_path)}
+    hook("add", "acme/site", "--token-file", str(token), "--url", https, **home)
+    assert findings(hook, **home)["access"] == ("ok", "")
+    token.chmod(0o644)
+    assert findings(hook, status=2, **home)["access"] == ("failure", f"sudo chmod 600 {token}")
+    token.unlink()
+    assert findings(hook, status=2, **home)["access"][0] == "failure"
+
+
+def test_doctor_of_an_unknown_repository_suggests_a_name(upstream, hook, tmp_path):
+    upstream.checkout(tmp_path / "root")
+    assert "did you mean acme/site?" in hook("doctor", "acme/stie", status=66).stderr
