@@ -562,6 +562,16 @@ def test_an_origin_that_git_rewrites_is_checked_after_rewriting(settings, tmp_pa
     only("origin", settings, OK)
 
 
+def test_the_fix_for_a_password_that_others_can_read(settings, apply_fix):
+    checkout = settings.root / "acme/site"
+    git("remote", "set-url", "origin", "https://ada:hunter2@forge.example/acme/site.git", cwd=checkout)
+    well = [finding for finding in of("origin", settings) if finding.level == FAILURE]
+    assert len(well) == 1 and "every user of this host can read the password" in well[0].message
+    assert "hunter2" not in str(well)
+    apply_fix(well[0].fix)
+    only("origin", settings, OK)
+
+
 def test_the_fix_for_an_unknown_branch(settings, apply_fix):
     checkout = settings.root / "acme/site"
     assert "main, the remote's default" in only("branch", settings, OK).message
