@@ -255,7 +255,9 @@ def _file(env: str, credential: str, help: str) -> Option:
 
 
 OPTIONS = (
-    _fixed("GITHUB_WEBHOOK_SECRET", parsers.secret, "", "the shared secret; the daemon does not start without a secret"),
+    _fixed(
+        "GITHUB_WEBHOOK_SECRET", parsers.secret, "", "the shared secret; the daemon does not start without a secret"
+    ),
     _file(
         "GITHUB_WEBHOOK_SECRET_FILE",
         "webhook-secret",

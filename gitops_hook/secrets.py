@@ -20,7 +20,7 @@ from gitops_hook.log import log
 
 #: A function that returns True if a secret made the signature of a request.
 Proof = Callable[[bytes], bool]
-#: The length in bytes below which a secret is reported as short: 128 bits. GitHub recommends random text of high entropy.
+#: A shorter secret is reported: 16 random bytes are 128 bits. GitHub recommends random text of high entropy.
 MIN_BYTES = 16
 
 

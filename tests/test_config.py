@@ -266,7 +266,7 @@ class TestSecrets:
             load({**environ, "GITHUB_WEBHOOK_SECRET": os.fsdecode(b"caf\xe9")}, {})
         assert str(caught.value) == "GITHUB_WEBHOOK_SECRET from the environment is invalid: it is not UTF-8"
         file.write_bytes(b"good\ncaf\xe9\n")
-        with pytest.raises(ConfigError, match="is invalid: line 2 is not UTF-8$"):
+        with pytest.raises(ConfigError, match=r"is invalid: line 2 is not UTF-8$"):
             SecretSource("", file)
 
     def test_a_short_secret_is_reported_at_the_start_and_after_a_change(self, file: Path, capfd):
@@ -319,7 +319,10 @@ class TestSecrets:
         if file.is_dir():
             file.rmdir()
         file.write_text("a-new-secret-of-a-file")
-        assert [match(source, secret) for secret in (b"an-old-secret-of-a-file", b"a-new-secret-of-a-file")] == [None, "line 1"]
+        assert [match(source, secret) for secret in (b"an-old-secret-of-a-file", b"a-new-secret-of-a-file")] == [
+            None,
+            "line 1",
+        ]
         lines = capfd.readouterr().err.splitlines()
         assert [re.sub(r"^\S+ \w+ | file=.*", "", line) for line in lines] == [
             "the secrets file is invalid; the previous secrets stay valid", "secrets file read again",

@@ -55,7 +55,9 @@ def test_add_reports_what_it_cannot_clone(upstream, hook):
     assert "cannot be read" in hook("add", "acme/site", "--url=--upload-pack=touch x;/acme/site", status=75).stderr
 
 
-def test_add_closes_the_repository_to_other_users_and_leaves_nothing_of_a_failed_clone(tmp_path, upstream, hook, environ):
+def test_add_closes_the_repository_to_other_users_and_leaves_nothing_of_a_failed_clone(
+    tmp_path, upstream, hook, environ
+):
     hook("add", "acme/site")
     checkout = tmp_path / "root/acme/site"
     assert stat.S_IMODE((checkout / ".git").stat().st_mode) == 0o700

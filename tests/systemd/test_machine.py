@@ -211,10 +211,10 @@ def test_a_hung_daemon_is_killed_by_the_watchdog_and_restarted(machine, upstream
         "/usr/local/lib/hangs.py",
         "import pathlib, sys, threading\n"
         "sys.path.insert(0, '/usr/lib/gitops-hook')\n"
-        "from gitops_hook import daemon\n"
+        "from gitops_hook import main_loop\n"
         "from gitops_hook.cli.main import main\n"
         "from gitops_hook.httpd import server\n"
-        "daemon._ACCEPT_LIMIT = 1.0\n"
+        "main_loop._ACCEPT_LIMIT = 1.0\n"
         "serve = server.Server.process_request\n"
         "def hang_once(self, *arguments):\n"
         "    mark = pathlib.Path('/var/lib/gitops-hook/hung')\n"
