@@ -12,7 +12,6 @@ from typing import NamedTuple
 from gitops_hook.errors import HTTPError
 from gitops_hook.httpd.stream import Stream
 
-
 #: The most evicted connections whose threads have not ended yet. A thread ends as soon as it gets the interpreter.
 _MAX_ENDING = 64
 
