@@ -58,7 +58,7 @@ clone() {
 claim_building() {
     local building=.git:gitops-building file
     # Its config may contain a token, so only the owner can enter. In a group-shared repository, git lets the group in.
-    until mkdir -p -m 0700 -- "$building" 2>/dev/null && take_lock "$building" && [[ ! -e .git ]]; do
+    until { [[ -d $building ]] || mkdir -m 0700 -- "$building" 2>/dev/null; } && take_lock "$building" && [[ ! -e .git ]]; do
         if [[ -e .git ]] && take_lock .git; then return 1; fi
         [[ -d $checkout ]] || finish unreachable "another run could not clone into '$checkout'; tried again later"
         [[ -w . ]] || finish denied "'$checkout' cannot be written by $(user_name)" "$(give_to_user)"
