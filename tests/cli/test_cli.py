@@ -63,7 +63,8 @@ def test_add_closes_the_repository_to_other_users_and_leaves_nothing_of_a_failed
     assert stat.S_IMODE((checkout / ".git").stat().st_mode) == 0o700
     assert stat.S_IMODE(checkout.stat().st_mode) == 0o755, "a web server can read the tree"
     (tmp_path / "shared").write_text("[core]\n\tsharedRepository = group\n")
-    hook("add", "acme/shared", "--url", str(upstream.bare), status=66, GIT_CONFIG_GLOBAL=str(tmp_path / "shared"))
+    (upstream.bare.parent / "shared.git").symlink_to(upstream.bare)
+    hook("add", "acme/shared", GIT_CONFIG_GLOBAL=str(tmp_path / "shared"))
     assert stat.S_IMODE((checkout.parent / "shared/.git").stat().st_mode) == 0o2770
     hook("add", "owner/none", status=75)
     assert not (tmp_path / "root/owner").exists()
