@@ -107,7 +107,7 @@ test-github: $(TEST_TOOLS) ## test the API client against GitHub's OpenAPI descr
 
 ## For maintainers, before a release
 
-torture: ## test every promise under every fault, half an hour; ARGS=--short for minutes
+torture: ## test every promise under every fault, half an hour; ARGS=--short for minutes, --kills 1000 for more
 	@PYTHONPATH=.:tests nice $(PYTHON) -m torture $(ARGS)
 
 bench: ## measure this machine, each figure next to the bare alternative

@@ -255,7 +255,9 @@ def _file(env: str, credential: str, help: str) -> Option:
 
 
 OPTIONS = (
-    _fixed("GITHUB_WEBHOOK_SECRET", str, "", "the shared secret; the daemon does not start without a secret"),
+    _fixed(
+        "GITHUB_WEBHOOK_SECRET", parsers.secret, "", "the shared secret; the daemon does not start without a secret"
+    ),
     _file(
         "GITHUB_WEBHOOK_SECRET_FILE",
         "webhook-secret",
@@ -383,8 +385,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
             text = text if by_flag or by_environ else option.default(given)
             values[option.field] = option.parse(text)
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: Path.expanduser()
-            message = f"{option.env}={text!r} from {source} is invalid: {reason_of(error)}"
-            raise ConfigError(message, option.env, text) from None
+            shown = f"{option.env}={text!r}" if option.flag else option.env  # no message contains the secret
+            raise ConfigError(f"{shown} from {source} is invalid: {reason_of(error)}", option.env, text) from None
     return Settings(**values)
 
 

@@ -2,21 +2,16 @@
 
 Rules:
 
-1. Signals and threads send codes to the main thread. Between them, the main thread does periodic tasks.
+1. The main thread waits for signals and does periodic tasks (`main_loop`).
 2. At the start, the sockets come last: a client that can connect gets an answer. At the end, they are closed first, and
    the journal last.
 3. One daemon per state directory: it holds the lock of the directory (`lock`). A temporary process of a command ends
    at its request.
-4. The watchdog gets a signal only while every part makes progress. Otherwise systemd sends SIGABRT, and the traceback
-   of every thread appears in the log.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import os
-import sched
-import select
 import signal
 import socket
 import threading
@@ -24,7 +19,6 @@ import time
 from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
@@ -40,9 +34,9 @@ from gitops_hook.httpd.sockets import listen_on_address, listen_on_path
 from gitops_hook.journal.writer import Journal
 from gitops_hook.lock import DAEMON, Holder, StateLock, ask_to_stop
 from gitops_hook.log import log
+from gitops_hook.main_loop import ACCEPT_FAILED, RUNS_ENDED, MainLoop, SignalPipe, describe
 from gitops_hook.observers.commits import Commits
 from gitops_hook.observers.metrics import Metrics
-from gitops_hook.observers.notifier import Notifier
 from gitops_hook.observers.prometheus import CONTENT_TYPE
 from gitops_hook.receiver.app import RESULTS, WebhookApp
 from gitops_hook.reporting import make_fleet, make_notifier, make_pages, make_sender
@@ -50,8 +44,7 @@ from gitops_hook.secrets import SecretSource
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher, RunObserver
 from gitops_hook.sync.runner import GRACE
-from gitops_hook.systemd import inherited_sockets, notify, reloading, watchdog_interval
-from gitops_hook.text import escape, local
+from gitops_hook.systemd import inherited_sockets, notify, watchdog_interval
 
 #: Seconds until requests and runs must end after a SIGTERM. The unit's TimeoutStopSec is longer than their sum.
 REQUESTS_DEADLINE = 5.0
@@ -60,41 +53,8 @@ RUNS_DEADLINE = 60.0
 NOTICE_DEADLINE = 5.0
 #: Seconds until the temporary process of a command must release the lock, after it was asked to stop.
 HANDOVER_DEADLINE = REQUESTS_DEADLINE + RUNS_DEADLINE + GRACE + 5.0
-#: Seconds between two runs of each periodic task.
-_RECONCILE_INTERVAL = 60.0
-_PRUNE_INTERVAL = 3600.0
-_STATUS_INTERVAL = 1.0
-#: Seconds after which a server's accept loop counts as stuck. An iteration takes 0.25 s, and little over 1 s at most.
-_ACCEPT_LIMIT = 10.0
 #: Seconds that each of the fleet's threads has to end.
 FLEET_DEADLINE = 3.0
-#: Codes that threads send to the main thread, next to the numbers of signals.
-_RUNS_ENDED = 254
-_ACCEPT_FAILED = 255
-
-
-class SignalPipe:
-    """A queue of one-byte codes for the main thread: numbers of signals, and the codes of other threads.
-
-    Python's C signal handler writes the number to the pipe (`signal.set_wakeup_fd`). A handler in Python would only run
-    when the main thread executes bytecode, which may be a minute later if the signal arrives just before `select`.
-    """
-
-    def __init__(self) -> None:
-        self._reading, self._writing = os.pipe()
-        os.set_blocking(self._writing, False)
-        signal.set_wakeup_fd(self._writing)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, frame: None)
-
-    def put(self, code: int) -> None:
-        """Send a code, from any thread."""
-        os.write(self._writing, bytes([code]))
-
-    def get(self, timeout: float | None) -> int | None:
-        """Return the next code, or None if there is none within `timeout` seconds."""
-        ready, _, _ = select.select([self._reading], [], [], timeout)
-        return os.read(self._reading, 1)[0] if ready else None
 
 
 def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
@@ -159,7 +119,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
         if notifier:
             notifier.start()
         servers.append(control)
-        main_loop = _MainLoop(servers, dispatcher, journal, checkouts, environ, notifier=notifier)
+        main_loop = MainLoop(servers, dispatcher, journal, checkouts, environ, notifier=notifier)
         status = main_loop.run(signals, interval)
         notify(environ, "STOPPING=1")
         stop_runs(signals, servers, dispatcher)
@@ -170,7 +130,7 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
 
 
 def _log_listening(server: Server, settings: Settings) -> None:
-    address = _describe(server.server_address)
+    address = describe(server.server_address)
     log.info(f"listening for the {server.name}", address=address, version=__version__, root=settings.root)
 
 
@@ -183,108 +143,6 @@ def _counter(metrics: Metrics, rejections: Rejections) -> Callable[[str, str, st
             rejections.add(reason, peer)
 
     return count
-
-
-class _MainLoop:
-    """The periodic tasks of the main thread while the daemon serves."""
-
-    def __init__(
-        self,
-        servers: list[Server],
-        dispatcher: Dispatcher,
-        journal: Journal,
-        checkouts: Checkouts,
-        environ: MutableMapping[str, str],
-        *,
-        notifier: Notifier | None,
-    ) -> None:
-        self._notifier = notifier
-        self._servers = servers
-        self._dispatcher = dispatcher
-        self._journal = journal
-        self._checkouts = checkouts
-        self._environ = environ
-        self._repositories = 0
-        self._last_status = ""
-
-    def run(self, signals: SignalPipe, watchdog: float | None) -> int:
-        """Run the tasks until a signal or an error ends the daemon, and return the exit status.
-
-        `watchdog` is the interval of the watchdog in seconds, if there is one.
-        """
-        tasks = sched.scheduler()
-
-        def every(seconds: float, task: Callable[[], None]) -> None:
-            def repeat() -> None:
-                tasks.enter(seconds, 0, repeat)
-                task()
-
-            tasks.enter(0, 0, repeat)
-
-        every(_RECONCILE_INTERVAL, self._reconcile)
-        every(_PRUNE_INTERVAL, self._prune)
-        every(_RECONCILE_INTERVAL, self._count)
-        every(_STATUS_INTERVAL, self._send_status)
-        if self._notifier:
-            every(_RECONCILE_INTERVAL, self._notifier.look)
-        if watchdog:
-            every(watchdog, self._feed_watchdog)
-        while True:
-            code = signals.get(tasks.run(blocking=False))
-            if code is None:
-                continue
-            if code == signal.SIGHUP:
-                log.info("SIGHUP: every checkout is synced")
-                notify(self._environ, *reloading())
-                self._dispatcher.sweep()
-                self._count()
-                notify(self._environ, "READY=1")
-            elif code == _ACCEPT_FAILED:
-                return 1
-            else:
-                log.info("stopping", signal=signal.Signals(code).name)
-                return 0
-
-    def _reconcile(self) -> None:
-        try:
-            self._dispatcher.reconcile()
-        except JournalError as error:
-            log.error("the journal cannot be read", reason=error)
-
-    def _prune(self) -> None:
-        try:
-            self._journal.prune()
-        except (JournalError, OSError) as error:
-            log.error("the journal cannot be pruned", reason=error)
-
-    def _count(self) -> None:
-        self._repositories = self._checkouts.count()  # reads many directories, so it is not part of `_send_status`
-
-    def _send_status(self) -> None:
-        """Send the line that ``systemctl status`` shows, if it has changed."""
-        status = f"checkouts: {self._repositories}, running: {self._dispatcher.running}"
-        failure = self._dispatcher.failure
-        if failure:
-            when = f", {local(failure.ended)}" if failure.ended else ""
-            status += f"; last failure: run {failure.id} of {failure.repository}, {failure.outcome}{when}"
-        if self._journal.fault:
-            status += f"; the journal cannot be written: {self._journal.fault}"
-        if status != self._last_status:
-            notify(self._environ, f"STATUS={escape(status)}")
-            self._last_status = status
-
-    def _feed_watchdog(self) -> None:
-        """Notify the watchdog if every part makes progress. If the journal's thread hangs, `probe` hangs too."""
-        self._journal.probe()
-        now = time.monotonic()
-        stuck = [_describe(server.server_address) for server in self._servers if now - server.turned > _ACCEPT_LIMIT]
-        overdue = self._dispatcher.overdue()
-        for address in stuck:
-            log.error("a server accepts no connections; the watchdog is not notified", address=address)
-        for run in overdue:
-            log.error("a run exceeded its time limit; the watchdog is not notified", run=run)
-        if not stuck and not overdue:
-            notify(self._environ, "WATCHDOG=1")
 
 
 def start_control(
@@ -311,15 +169,15 @@ def stop_runs(signals: SignalPipe, servers: list[Server], dispatcher: Dispatcher
 
     def wait_for_runs() -> None:
         dispatcher.join(RUNS_DEADLINE + GRACE)
-        signals.put(_RUNS_ENDED)
+        signals.put(RUNS_ENDED)
 
     threading.Thread(target=wait_for_runs, name="wait for runs", daemon=True).start()
     deadline = time.monotonic() + RUNS_DEADLINE
     code = signals.get(RUNS_DEADLINE)
-    while code in (signal.SIGHUP, _ACCEPT_FAILED):  # neither shortens the wait
+    while code in (signal.SIGHUP, ACCEPT_FAILED):  # neither shortens the wait
         log.info("still stopping", signal="SIGHUP" if code == signal.SIGHUP else None)
         code = signals.get(max(0.0, deadline - time.monotonic()))
-    if code != _RUNS_ENDED:
+    if code != RUNS_ENDED:
         log.warning("ending the current runs", reason="a second signal" if code else f"{RUNS_DEADLINE:.0f} s are over")
         dispatcher.terminate()
         dispatcher.join(GRACE + 2)
@@ -331,7 +189,7 @@ def _accept(server: Server, signals: SignalPipe) -> None:
         server.serve_forever(poll_interval=0.25)
     except Exception:
         log.exception("the server cannot accept connections")
-        signals.put(_ACCEPT_FAILED)
+        signals.put(ACCEPT_FAILED)
 
 
 def _start_accepting(server: Server, signals: SignalPipe) -> None:
@@ -373,7 +231,3 @@ def _bind(option: str, address: Address) -> socket.socket:
         return listen_on_address(address)
     except OSError as error:
         raise StartError(f"{option}={address} cannot be used: {error.strerror}") from None
-
-
-def _describe(address: Any) -> str:
-    return str(Address(*address[:2])) if isinstance(address, tuple) else str(address)

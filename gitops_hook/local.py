@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from gitops_hook.config import Settings
-from gitops_hook.daemon import REQUESTS_DEADLINE, SignalPipe, start_control, stop_runs
+from gitops_hook.daemon import REQUESTS_DEADLINE, start_control, stop_runs
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.commit_status import CommitStatusReporter
 from gitops_hook.journal.writer import Journal
 from gitops_hook.lock import StateLock, holder
 from gitops_hook.log import log
+from gitops_hook.main_loop import SignalPipe
 from gitops_hook.observers.commits import Commits
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher, RunObserver

@@ -1,4 +1,4 @@
-"""Parsers of options that hold URLs, and of those of a fleet. Every daemon checks every option."""
+"""Parsers of options that hold secrets or URLs, and of those of a fleet. Every daemon checks every option."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from urllib.parse import urlsplit
 
 #: Names in a fleet. They become parts of keys in etcd.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def secret(text: str) -> str:
+    """Return a secret that forges can store. Raises ValueError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8") from None
+    return text
 
 
 def api_url(text: str) -> str:

@@ -5,12 +5,12 @@ Rules:
 1. Several secrets are valid at the same time, so that an operator can replace one without losing a delivery.
 2. The secrets file is read again after a change. While it is invalid, the previous secrets stay valid.
 3. The time that a comparison takes does not depend on the secret that matches. No message contains a secret.
+4. A secret is UTF-8, because forges store it as text.
 """
 
 from __future__ import annotations
 
 import hmac
-import os
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +20,8 @@ from gitops_hook.log import log
 
 #: A function that returns True if a secret made the signature of a request.
 Proof = Callable[[bytes], bool]
+#: A shorter secret is reported: 16 random bytes are 128 bits. GitHub recommends random text of high entropy.
+MIN_BYTES = 16
 
 
 def signing_key(secret: bytes) -> bytes | None:
@@ -59,9 +61,19 @@ def decode_base64(text: bytes) -> bytes:
 
 
 def read_secrets(path: Path) -> dict[int, bytes]:
-    """Return the secrets of a file, one per line, by line number. A secret may contain spaces."""
-    lines = enumerate(path.read_bytes().splitlines(), 1)
-    return {number: line.strip() for number, line in lines if line.strip()}
+    """Return the secrets of a file, one per line, by line number. A secret may contain spaces.
+
+    Empty lines and lines that start with ``#`` are no secrets. Raises OSError, or ValueError if a line is not UTF-8.
+    """
+    secrets = {}
+    for number, line in enumerate(map(bytes.strip, path.read_bytes().splitlines()), 1):
+        if line and not line.startswith(b"#"):
+            secrets[number] = line
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"line {number} is not UTF-8") from None
+    return secrets
 
 
 class SecretSource:
@@ -69,7 +81,7 @@ class SecretSource:
 
     def __init__(self, secret: str, path: Path | None) -> None:
         """Read `path`, if it is not None. Raises `ConfigError` if that fails, or if there is no secret."""
-        self._fixed = {"environment": os.fsencode(secret)} if secret else {}
+        self._fixed = {"environment": secret.encode()} if secret else {}
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         if not self._fixed and not path:
@@ -105,6 +117,9 @@ class SecretSource:
             if len(secrets) == len(self._fixed):
                 raise ValueError("it contains no secret")
             self._stamp = stamp
+        for name, secret in secrets.items():
+            if len(secret) < MIN_BYTES:
+                log.warning(f"a secret has less than {MIN_BYTES} bytes, so it may be guessed", secret=name)
         return Secrets(secrets)
 
     @staticmethod

@@ -141,6 +141,8 @@ source "${script%/*}/sync/deploy.sh"
 main() {
     trap end_on_term TERM
     exec </dev/null
+    # When memory is exhausted, the kernel ends a run before the daemon: proc(5).
+    { echo 500 >/proc/self/oom_score_adj; } 2>/dev/null
     read_arguments "$@"
     read_hints
     enter_checkout

@@ -261,18 +261,32 @@ class TestSecrets:
         assert match(source, SECRET.encode()) == "environment"
         assert match(source, b"other") is None
 
-    def test_bytes_that_are_not_utf_8_stay_unchanged(self):
-        assert match(SecretSource(os.fsdecode(b"caf\xe9"), None), b"caf\xe9") == "environment"
+    def test_a_secret_that_is_not_utf_8_is_refused(self, environ: dict[str, str], file: Path):
+        with pytest.raises(ConfigError) as caught:
+            load({**environ, "GITHUB_WEBHOOK_SECRET": os.fsdecode(b"caf\xe9")}, {})
+        assert str(caught.value) == "GITHUB_WEBHOOK_SECRET from the environment is invalid: it is not UTF-8"
+        file.write_bytes(b"good\ncaf\xe9\n")
+        with pytest.raises(ConfigError, match=r"is invalid: line 2 is not UTF-8$"):
+            SecretSource("", file)
+
+    def test_a_short_secret_is_reported_at_the_start_and_after_a_change(self, file: Path, capfd):
+        file.write_text(f"{SECRET}\nshort\n")
+        source = SecretSource("brief", file)
+        file.write_text("x")
+        source.current()
+        lines = capfd.readouterr().err.splitlines()
+        names = [line.rpartition("secret=")[2] for line in lines if "less than 16 bytes" in line]
+        assert names == ["environment", '"line 2"', "environment", '"line 1"']
 
     def test_secrets_of_a_file_are_named_by_line(self, file: Path):
-        file.write_bytes(b"\n one \r\n\n\ttwo\n   \nthree")
+        file.write_bytes(b"\n one \r\n\n\ttwo\n  # comment\nthree")
         source = SecretSource(SECRET, file)
         names = {secret: match(source, secret) for secret in (b"one", b"two", b"three", SECRET.encode(), b"")}
         assert names == {
             b"one": "line 2", b"two": "line 4", b"three": "line 6", SECRET.encode(): "environment", b"": None,
         }  # fmt: skip
 
-    @pytest.mark.parametrize("text", [None, "", "\n \r\n"])
+    @pytest.mark.parametrize("text", [None, "", "\n \r\n", "# comment\n"])
     @pytest.mark.parametrize("secret", ["", SECRET])
     def test_an_unreadable_secret_file_ends_the_start(self, file: Path, text: str | None, secret: str):
         if text is not None:
@@ -295,17 +309,20 @@ class TestSecrets:
 
     @pytest.mark.parametrize("damage", [Path.unlink, Path.touch, lambda path: path.write_text(" \n"), "folder"])
     def test_an_unreadable_secret_file_keeps_the_old_secrets_and_is_logged_once(self, file: Path, damage: Any, capfd):
-        file.write_text("old-secret")
+        file.write_text("an-old-secret-of-a-file")
         source = SecretSource("", file)
         if damage is Path.touch or damage == "folder":
             file.unlink()
             damage = Path.mkdir if damage == "folder" else damage
         damage(file)
-        assert [match(source, b"old-secret") for _ in range(5)] == ["line 1"] * 5
+        assert [match(source, b"an-old-secret-of-a-file") for _ in range(5)] == ["line 1"] * 5
         if file.is_dir():
             file.rmdir()
-        file.write_text("new-secret")
-        assert [match(source, secret) for secret in (b"old-secret", b"new-secret")] == [None, "line 1"]
+        file.write_text("a-new-secret-of-a-file")
+        assert [match(source, secret) for secret in (b"an-old-secret-of-a-file", b"a-new-secret-of-a-file")] == [
+            None,
+            "line 1",
+        ]
         lines = capfd.readouterr().err.splitlines()
         assert [re.sub(r"^\S+ \w+ | file=.*", "", line) for line in lines] == [
             "the secrets file is invalid; the previous secrets stay valid", "secrets file read again",

@@ -163,7 +163,41 @@ def test_a_chat_receives_a_notice(tmp_path, chat_room, member):
     notify("chat", tmp_path / "url", *([member] if member != "text" else []))
     ((path, media_type, body),) = chat_room.posts
     assert (path, media_type) == ("/hook/secret", "application/json")
-    assert json.loads(body) == {member: f"{FACTS['GITOPS_SUMMARY']}. {FACTS['GITOPS_MESSAGE']}"}
+    sent = json.loads(body)[member]
+    sent = sent if member == "text" else re.sub(r"\\(?=[\\`])", "", sent)
+    assert sent == f"{FACTS['GITOPS_SUMMARY']}. {FACTS['GITOPS_MESSAGE']}"
+
+
+MARKUP = "<!channel> @here <https://evil.example|docs> [docs](https://evil.example) *a* & _b_ `c` \\ ||d||"
+
+
+@needs_curl
+@pytest.mark.parametrize(
+    ("member", "sent"),
+    [
+        (
+            "text",
+            {
+                "text": "&lt;!channel&gt; @\u200bhere &lt;https://evil.example|docs&gt; "
+                "[docs]\u200b(https://evil.example) *a* &amp; _b_ `c` \\ ||d||"
+            },
+        ),
+        (
+            "content",
+            {
+                "content": r"\<!channel\> @{gap}here \<https://evil.example\|docs\> "
+                r"\[docs\]{gap}(https://evil.example) \*a\* & \_b\_ \`c\` \\ \|\|d\|\|".replace("{gap}", "\u200b"),
+                "allowed_mentions": {"parse": []},
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_markup_of_a_chat_is_escaped(tmp_path, chat_room, member, sent, locale):
+    (tmp_path / "url").write_text(f"http://127.0.0.1:{port(chat_room)}/hook\n")
+    notify("chat", tmp_path / "url", member, GITOPS_SUMMARY="s", GITOPS_MESSAGE=MARKUP, LC_ALL=locale)
+    ((_, _, body),) = chat_room.posts
+    assert json.loads(body) == {**sent, member: f"s. {sent[member]}"}
 
 
 @needs_curl

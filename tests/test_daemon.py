@@ -227,7 +227,7 @@ def test_systemd_passes_the_socket_and_receives_the_state(tmp_path, start_daemon
 def test_no_signal_is_lost_before_the_wait():
     hammer = (
         "import os, signal, threading, time\n"
-        "from gitops_hook.daemon import SignalPipe\n"
+        "from gitops_hook.main_loop import SignalPipe\n"
         "words = SignalPipe()\n"
         "for number in range(500):\n"
         "    threading.Timer(number % 50 / 1e5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"

@@ -19,7 +19,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "gitops_hook"
 #: Layer -> its parts: modules and packages directly below gitops_hook/.
 LAYERS = {
-    4: ["__main__", "cli", "local", "daemon", "reporting"],
+    4: ["__main__", "cli", "local", "daemon", "main_loop", "reporting"],
     3: ["receiver", "control", "observers", "github", "dashboard", "fleet"],
     2: ["sync"],
     1: ["journal", "httpd"],

@@ -186,13 +186,27 @@ def test_lintian_finds_no_error_in_the_package(source):
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 @pytest.mark.parametrize("name", ["gitops-hook.service", "gitops-hook-sweep.service"])
-def test_the_exposure_of_the_services_is_low(name):
+def test_the_exposure_is_below_2_and_the_rest_is_explained(name):
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--no-pager", SOURCE / name], capture_output=True, text=True
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=19", SOURCE / name],
+        capture_output=True,
+        text=True,
     )
-    exposure = re.search(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
-    assert exposure, done.stderr
-    assert float(exposure[1]) <= 3.0
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze is older than 250")
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr
+    rest = re.findall(r"^✗ (\S+)", done.stdout, re.MULTILINE)
+    document = (SOURCE / "docs/security.md").read_text().replace(r"\|", "|")
+    assert len(rest) > 10
+    assert [line for line in rest if f"`{line}`" not in document] == []
+
+
+def test_the_sweep_ends_before_the_next_one_starts():
+    limit = re.search(r"^TimeoutStartSec=(\d+)h$", (SOURCE / "gitops-hook-sweep.service").read_text(), re.MULTILINE)
+    timer = (SOURCE / "gitops-hook-sweep.timer").read_text()
+    spread = re.search(r"^RandomizedDelaySec=(\d+)h$", timer, re.MULTILINE)
+    assert limit and spread and "OnCalendar=daily\n" in timer
+    assert int(limit[1]) < 24 - int(spread[1])
 
 
 def test_the_stop_timeout_is_longer_than_the_drain():
@@ -207,7 +221,7 @@ def test_the_stop_timeout_is_longer_than_the_drain():
 def test_the_sweep_has_the_sandbox_of_the_daemon():
     def confinement(name: str) -> set[str]:
         lines = (SOURCE / name).read_text().splitlines()
-        return {line for line in lines if re.match("Protect|Private|Restrict[ARN]|System|Lock|NoNew|Cap|Mem|Tasks|OOM|Limit", line)}  # fmt: skip
+        return {line for line in lines if re.match("Protect|Private|Restrict[ARN]|Remove|System|Lock|NoNew|Cap|Mem|Tasks|OOM|Limit", line)}  # fmt: skip
 
     daemon = {line for line in confinement("gitops-hook.service") if not line.startswith("RestartP")}
     assert len(daemon) > 20

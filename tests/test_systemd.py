@@ -6,15 +6,17 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-from harness import Daemon, push
+from harness import Daemon, burst, push
 
 from gitops_hook.systemd import notify, reloading, watchdog_interval
 
@@ -76,13 +78,13 @@ def start_hanging(start_daemon: Callable[..., Daemon], supervisor: Supervisor) -
     def start(fault: str, **settings: str) -> Daemon:
         program = (
             "import threading\n"
-            "from gitops_hook import daemon\n"
+            "from gitops_hook import main_loop\n"
             "from gitops_hook.cli.main import main\n"
             "from gitops_hook.httpd import server\n"
-            "from gitops_hook.journal import writer as journal\n"
+            "from gitops_hook.journal import database, writer as journal\n"
             "from gitops_hook.sync import executor, runner\n"
             "def hang(*_): threading.Event().wait()\n"
-            "daemon._ACCEPT_LIMIT = 0.5\n"
+            "main_loop._ACCEPT_LIMIT = main_loop._JOURNAL_LIMIT = 0.5\n"
             f"{fault}\n"
             "raise SystemExit(main())"
         )
@@ -195,13 +197,30 @@ def test_a_hanging_journal_stops_the_watchdog_messages(supervisor, start_hanging
         assert time.monotonic() < deadline
 
 
-def test_a_worker_that_hangs_in_our_code_stops_the_watchdog_messages_and_is_named(supervisor, start_hanging):
+def test_a_run_that_hangs_is_reported_and_does_not_cost_the_daemon_its_life(supervisor, start_hanging):
     daemon = start_hanging("runner.Runner.run = hang; executor.OVERDUE = -10.0", GITOPS_SYNC_TIMEOUT="1")
     (daemon.root / "acme/site/.git").mkdir(parents=True)
-    assert supervisor.is_fed(5)
     daemon.deliver(push("acme/site"))
-    daemon.wait_for(r"a run exceeded its time limit; the watchdog is not notified run=1")
-    assert not supervisor.is_fed(1)
+    while "running: 1; beyond the time limit: run 1" not in supervisor.wait_for("STATUS=")[0]:
+        pass
+    assert all(supervisor.is_fed(5) for _ in range(5))
+    assert daemon.log.count("a run exceeded its time limit; restart the daemon to repeat it run=1") == 1
+
+
+def test_a_locked_journal_is_reported_and_does_not_cost_the_daemon_its_life(supervisor, start_hanging):
+    """Each commit fails after a while. 450 deliveries wait, more than fit in four commits, and none delays the probe."""
+    daemon = start_hanging("database.BUSY_MS = 500; main_loop._JOURNAL_LIMIT = 2.0")
+    (daemon.root / "acme/site/.git").mkdir(parents=True)
+    with ThreadPoolExecutor(1) as forge, closing(sqlite3.connect(daemon.state / "journal.db")) as neighbour:
+        neighbour.execute("BEGIN IMMEDIATE")
+        answers = forge.submit(burst, daemon.port, [push("acme/site")] * 450, 450)
+        while "; the journal cannot be written: database is locked" not in supervisor.wait_for("STATUS=")[0]:
+            pass
+        while not answers.done():
+            assert supervisor.is_fed(2)
+        assert answers.result() == {503: 450}
+    assert daemon.request("GET", "/healthz")[0] == 200
+    assert "does not answer" not in daemon.log
 
 
 def test_a_long_run_does_not_stop_the_watchdog_messages(supervisor, start_hanging, script, tmp_path):

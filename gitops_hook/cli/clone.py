@@ -7,14 +7,18 @@ Rules:
 3. The checkout's lock is held during the rename, so no run can use the checkout before it is in place.
 4. git cannot prompt, and its messages never reach the terminal unescaped.
 5. An impossible request is rejected before the clone: a name in use, a branch that the remote lacks, a wrong URL.
+6. The URL may contain a token, and git stores it in a file that everyone can read, so the repository's directory is
+   closed to other users. A clone that fails leaves no directory behind.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,18 +96,27 @@ def create(root: Path, name: str, source: Source, settings: Mapping[str, str]) -
         return None
     path = root / name
     temporary = path.with_name(f"{path.name}~clone-{os.getpid()}")  # no repository's name contains ~
+    is_first = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(mode=0o700)
         options = ["--branch", settings["branch"]] if "branch" in settings else []
         options += [word for entry in source.config for word in ("--config", entry)]
         git(f"{source.url} cannot be cloned to {path}", "clone", "--quiet", *options, "--", source.url, str(temporary))
         for setting, value in settings.items():
             git(f"gitops.{setting} cannot be set", "-C", str(temporary), "config", f"gitops.{setting}", value)
+        # git lets the group write to the directory of a group-shared repository.
+        shared = (temporary / ".git").stat().st_mode & stat.S_IWGRP
+        (temporary / ".git").chmod(0o2770 if shared else 0o700)
+        temporary.chmod(path.parent.stat().st_mode & 0o2777)
         return path if _rename(temporary, path) else None
     except OSError as error:
         raise GitopsError(EX_NOPERM, f"{error.filename}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_first:
+            with suppress(OSError):  # it is not empty
+                path.parent.rmdir()
 
 
 def configure(path: Path, source: Source) -> None:

@@ -28,13 +28,16 @@ _TIMEOUT = 30
 
 
 def newest_secret(settings: Settings) -> bytes:
-    """Return the secret that the daemon tries first. Raises `GitopsError` if it cannot be read."""
+    """Return the secret that the daemon tries first. Raises `GitopsError` if there is none, or if it is invalid."""
     if settings.webhook_secret:
         return settings.webhook_secret.encode()
     try:
         secrets = read_secrets(settings.webhook_secret_file) if settings.webhook_secret_file else {}
     except OSError as error:
         raise GitopsError(EX_NOPERM, f"{error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        problem = f"GITHUB_WEBHOOK_SECRET_FILE={str(settings.webhook_secret_file)!r} is invalid: {error}"
+        raise GitopsError(EX_CONFIG, problem) from None
     if not secrets:
         raise GitopsError(EX_CONFIG, "there is no secret: set GITHUB_WEBHOOK_SECRET_FILE or GITHUB_WEBHOOK_SECRET")
     return next(iter(secrets.values()))

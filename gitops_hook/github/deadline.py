@@ -27,15 +27,26 @@ class Deadline:
     def watch(self, connection: socket.socket) -> None:
         """Close `connection` at the deadline. A duplicate is closed, because TLS replaces the socket object."""
         duplicate = connection.dup()
-        timer = threading.Timer(max(0.0, self._end - time.monotonic()), _shut_down, (duplicate,))
+        timer = threading.Timer(max(0.0, self._remaining), _shut_down, (duplicate,))
         timer.daemon = True
         timer.start()
         self._watches.append((timer, duplicate))
 
+    def connect(self, address: tuple[str, int], timeout: float, *more: Any) -> socket.socket:
+        """Return a connection that is closed at the deadline. The arguments are those of `socket.create_connection`."""
+        connection = socket.create_connection(address, max(0.001, min(timeout, self._remaining)), *more)
+        connection.settimeout(timeout)
+        self.watch(connection)
+        return connection
+
     @property
     def is_over(self) -> bool:
         """Return True after the deadline."""
-        return time.monotonic() >= self._end
+        return self._remaining <= 0
+
+    @property
+    def _remaining(self) -> float:
+        return self._end - time.monotonic()
 
     def __enter__(self) -> Deadline:
         return self
@@ -59,9 +70,9 @@ class _Connection(HTTPConnection):
     deadline: Deadline
 
     def connect(self) -> None:
-        """Connect, and close the connection at the deadline."""
+        """Connect under the deadline. `HTTPConnection.connect` also asks a proxy for a tunnel (CONNECT)."""
+        self._create_connection = self.deadline.connect
         super().connect()
-        self.deadline.watch(self.sock)
 
 
 class _TLSConnection(HTTPSConnection, _Connection):

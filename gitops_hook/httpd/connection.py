@@ -19,6 +19,12 @@ from gitops_hook.httpd.stream import Stream
 _MALFORMED = Request({"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1"}, None, False, False, False)
 #: The first byte of a TLS connection (RFC 8446, 5.1: the type of a handshake record). No method begins with it.
 _TLS_HANDSHAKE = b"\x16"
+#: The response to a head that ends early. It is constant, and there is no line in the log: when hundreds of peers leave
+#: at once, both would take the interpreter from the other connections.
+_EARLY_END = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 55\r\nConnection: close\r\n\r\n"
+    b'{"status": "refused", "reason": "the head ends early"}\n'
+)
 #: The key of a `Peer` in the environ of a request that arrived through a Unix socket.
 PEER = "gitops_hook.peer"
 _CREDENTIALS = struct.Struct("3i")
@@ -65,7 +71,9 @@ class Connection:
                 return False
             request = parse_head(head)
         except HTTPError as error:
-            return not self.stream.idle and self._call(_MALFORMED, rejecting(error))
+            if self.stream.idle or self.stream.evicted:  # nobody reads a response
+                return False
+            return self._call(_MALFORMED, rejecting(error))
         return self._call(request, self._application)
 
     def _call(self, request: Request, application: Application) -> bool:
@@ -96,7 +104,7 @@ class Connection:
         return call.keep_alive
 
     def _read_head(self) -> bytes | None:
-        """Return the bytes before the empty line, or None if the peer closes before it sends any."""
+        """Return the bytes before the empty line, or None if the peer closes before it has sent them."""
         stream = self.stream
         while True:
             if stream.received.startswith(b"\r\n"):  # some clients end a body so; RFC 9112 (2.2): ignore one
@@ -115,9 +123,9 @@ class Connection:
                 del stream.received[: end + 4]
                 return head
             if not stream.fill():
-                if stream.idle:
-                    return None
-                raise HTTPError(HTTPStatus.BAD_REQUEST, "the head ends early")
+                if not stream.idle and not stream.evicted:
+                    stream.send(_EARLY_END)
+                return None
 
     def _wait(self, timeout: float) -> None:
         """Give the peer `timeout` seconds from now; while it is idle, not more than the grace period of a drain."""

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from gitops_hook.errors import HTTPError
 from gitops_hook.httpd.stream import Stream
 
+#: The most evicted connections whose threads have not ended yet. A thread ends as soon as it gets the interpreter.
+_MAX_ENDING = 64
+
 
 class Limits(NamedTuple):
     """Limits for peers. Sizes are in bytes, times in seconds."""
@@ -63,14 +66,18 @@ class Resources:
     def add(self, stream: Stream) -> bool:
         """Register a new connection. At the limit, hang up on the peer that has been waited for longest.
 
-        Return False if there is no such peer: every connection is busy.
+        Return False if there is no such peer, because every connection is busy, or if evicted connections do not end.
         """
         with self._changed:
-            # The thread of an evicted connection ends at once. The thread that accepts may wait that long.
-            if self._has_room() or (self._evict() and self._changed.wait_for(self._has_room, timeout=0.1)):
-                self._streams.add(stream)
-                return True
-            return False
+            if len(self._streams) >= self.limits.connections:
+                # The calling thread accepts connections, so it waits only to let the evicted ones run.
+                if not self._changed.wait_for(lambda: self._count_ending() < _MAX_ENDING, timeout=0.1):
+                    return False
+                served = len(self._streams) - self._count_ending()
+                if served >= self.limits.connections and not self._evict():
+                    return False
+            self._streams.add(stream)
+            return True
 
     def remove(self, stream: Stream) -> None:
         """Forget a connection that ended."""
@@ -130,8 +137,8 @@ class Resources:
                 stream.held = 0
                 self._changed.notify_all()
 
-    def _has_room(self) -> bool:
-        return len(self._streams) < self.limits.connections
+    def _count_ending(self) -> int:
+        return sum(stream.evicted for stream in self._streams)
 
     def _evict(self, *, holders: bool = False) -> bool:
         """Hang up on the peer that has been waited for longest; with `holders`, among those that hold memory.

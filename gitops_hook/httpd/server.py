@@ -65,7 +65,8 @@ class Server(HTTPServer):
         self.server_address = listening.getsockname()
         self.application = application
         self.resources = Resources(self.limits)
-        self._threads = Threads(self.limits.reserve, self._serve)
+        # At the limit of connections, a new one gets the thread of the one that gave way.
+        self._threads = Threads(self.limits.reserve, self.limits.connections, self._serve)
         #: Rejected connections with the time of their response. Used only by the thread that accepts.
         self._rejected: deque[tuple[float, socket.socket]] = deque()
         #: When the accepting loop last turned, on the monotonic clock. The watchdog checks it.

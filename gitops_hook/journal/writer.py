@@ -6,17 +6,17 @@ Rules:
 2. A delivery is pending until a run that claimed it ends with an outcome that settles it. The table alone decides
    that, so a process that dies at any time loses nothing.
 3. One thread has the writing connection. A caller hands it a function and waits. The functions that arrive during a
-   commit share the next commit, so a burst costs few disk syncs.
+   commit share the next commit, so a burst costs few disk syncs. A probe passes everything that waits.
 4. A disk error fails the current functions with `JournalError`. The next function tries again. If the file is damaged,
    the next function gets a new file (`database`).
 """
 
 from __future__ import annotations
 
-import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -62,10 +62,10 @@ class Journal(JournalReader):
         # file cannot be opened.
         self._database = Database(self._path, self._logs)
         self._connection: sqlite3.Connection | None = self._database.open()
-        self._requests: queue.SimpleQueue[tuple[_Change, Future[Any]] | None] = queue.SimpleQueue()
-        # Guards _closed, and every put into _requests: nothing may follow the None that ends the writing thread.
-        # Callers of `_submit` and `close` take it.
-        self._lock = threading.Lock()
+        # Guards the two below, and is notified when one changes. Callers of `_submit` and `close` take it, and the
+        # writing thread between two commits.
+        self._changed = threading.Condition(threading.Lock())
+        self._requests: deque[tuple[_Change, Future[Any]]] = deque()
         self._closed = False
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
@@ -245,7 +245,12 @@ class Journal(JournalReader):
     def probe(self) -> None:
         """Try to write a row. `fault` has the result."""
         with suppress(JournalError):
-            self._execute("INSERT OR REPLACE INTO probe (id, time) VALUES (1, ?)", self.now())
+            self.start_probe().result()
+
+    def start_probe(self) -> Future[Any]:
+        """Start to write a row, before all requests that wait. Raises `JournalError` if the journal is closed."""
+        sql = "INSERT OR REPLACE INTO probe (id, time) VALUES (1, ?)"
+        return self._submit(lambda connection: connection.execute(sql, (self.now(),)), first=True)
 
     def prune(self) -> None:
         """Delete old and surplus rows and logs. A pending delivery and its run stay."""
@@ -285,10 +290,9 @@ class Journal(JournalReader):
 
     def close(self) -> None:
         """Commit what was submitted and close the file. A second call does nothing."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._requests.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._writer.join()
 
     # -- the writing thread -----------------------------------------------------------------------------------------
@@ -300,28 +304,26 @@ class Journal(JournalReader):
         """Call a function with the writing connection, wait for the commit, and return the result of the function."""
         return cast(T, self._submit(change).result())
 
-    def _submit(self, change: _Change) -> Future[Any]:
+    def _submit(self, change: _Change, *, first: bool = False) -> Future[Any]:
         future: Future[Any] = Future()
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise JournalError("the journal is closed")
-            self._requests.put((change, future))
+            (self._requests.appendleft if first else self._requests.append)((change, future))
+            self._changed.notify()
         return future
 
     def _write(self) -> None:
-        """Commit requests until None arrives. This thread must never die: every caller waits for it."""
+        """Commit requests until the journal is closed. This thread must never die: every caller waits for it."""
         while True:
-            batch = [self._requests.get()]
-            with suppress(queue.Empty):
-                while batch[-1] and len(batch) < _BATCH:
-                    batch.append(self._requests.get_nowait())
-            requests = [request for request in batch if request]
-            if requests:
-                self._commit(requests)
-            if not batch[-1]:
-                if self._connection:
-                    self._connection.close()
-                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._requests or self._closed)
+                batch = [self._requests.popleft() for _ in range(min(len(self._requests), _BATCH))]
+            if not batch:
+                break
+            self._commit(batch)
+        if self._connection:
+            self._connection.close()
 
     def _commit(self, requests: list[tuple[_Change, Future[Any]]]) -> None:
         """Make changes in one transaction: either all of them are on the disk, or all fail."""

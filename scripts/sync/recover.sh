@@ -57,7 +57,8 @@ clone() {
 # Returns false if another run has completed its clone, whose lock is then held.
 claim_building() {
     local building=.git:gitops-building file
-    until mkdir -p -- "$building" 2>/dev/null && take_lock "$building" && [[ ! -e .git ]]; do
+    # Its config may contain a token, so only the owner can enter. In a group-shared repository, git lets the group in.
+    until { [[ -d $building ]] || mkdir -m 0700 -- "$building" 2>/dev/null; } && take_lock "$building" && [[ ! -e .git ]]; do
         if [[ -e .git ]] && take_lock .git; then return 1; fi
         [[ -d $checkout ]] || finish unreachable "another run could not clone into '$checkout'; tried again later"
         [[ -w . ]] || finish denied "'$checkout' cannot be written by $(user_name)" "$(give_to_user)"
@@ -115,7 +116,8 @@ rebuild() {
     rm -rf .git:gitops-building
     export GIT_DIR=$checkout/.git:gitops-building
     unset GIT_WORK_TREE
-    git init --quiet --bare --template= "$GIT_DIR" && cp -- .git/config "$GIT_DIR/config" || return
+    mkdir -m 0700 "$GIT_DIR" && git init --quiet --bare --template= "$GIT_DIR" && cp -- .git/config "$GIT_DIR/config" &&
+        chmod --reference=.git "$GIT_DIR" || return
     git config core.bare false && read_settings || return
     forbid_prompts
     remote_git fetch --quiet --no-auto-maintenance origin && return

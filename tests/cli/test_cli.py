@@ -9,6 +9,7 @@ import pty
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -52,6 +53,21 @@ def test_add_reports_what_it_cannot_clone(upstream, hook):
     assert "cannot be read" in hook("add", "acme/none", status=75).stderr
     assert "does not end in acme/site" in hook("add", "acme/site", "--url=--upload-pack=touch x", status=64).stderr
     assert "cannot be read" in hook("add", "acme/site", "--url=--upload-pack=touch x;/acme/site", status=75).stderr
+
+
+def test_add_closes_the_repository_to_other_users_and_leaves_nothing_of_a_failed_clone(
+    tmp_path, upstream, hook, environ
+):
+    hook("add", "acme/site")
+    checkout = tmp_path / "root/acme/site"
+    assert stat.S_IMODE((checkout / ".git").stat().st_mode) == 0o700
+    assert stat.S_IMODE(checkout.stat().st_mode) == 0o755, "a web server can read the tree"
+    (tmp_path / "shared").write_text("[core]\n\tsharedRepository = group\n")
+    (upstream.bare.parent / "shared.git").symlink_to(upstream.bare)
+    hook("add", "acme/shared", GIT_CONFIG_GLOBAL=str(tmp_path / "shared"))
+    assert stat.S_IMODE((checkout.parent / "shared/.git").stat().st_mode) == 0o2770
+    hook("add", "owner/none", status=75)
+    assert not (tmp_path / "root/owner").exists()
 
 
 def test_no_error_contains_a_password_of_a_url(upstream, hook):

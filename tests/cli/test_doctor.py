@@ -216,6 +216,17 @@ def test_the_fix_for_a_missing_or_short_secret_creates_one(tmp_path, settings, a
     only("secret", here, OK)
 
 
+def test_a_secret_that_is_not_utf_8_is_a_failure(tmp_path, settings, hook):
+    path = tmp_path / "secret"
+    path.write_bytes(b"a-secret-that-is-not-utf-8-\xff\n")
+    path.chmod(0o600)
+    here = settings._replace(webhook_secret="", webhook_secret_file=path)
+    assert only("secret", here, FAILURE).message == f"{path} is invalid: line 1 is not UTF-8"
+    given = {"GITHUB_WEBHOOK_SECRET": "", "GITHUB_WEBHOOK_SECRET_FILE": str(path)}
+    said = hook("send", "acme/site", status=78, **given).stderr
+    assert said == f"gitops-hook: GITHUB_WEBHOOK_SECRET_FILE='{path}' is invalid: line 1 is not UTF-8\n"
+
+
 def test_no_secret_at_all_is_a_failure(settings):
     assert "/etc/gitops-hook/webhook-secret" in only("secret", settings._replace(webhook_secret=""), FAILURE).fix
 
@@ -548,6 +559,16 @@ def test_an_origin_that_git_rewrites_is_checked_after_rewriting(settings, tmp_pa
     checkout = settings.root / "acme/site"
     git("remote", "set-url", "origin", "forge:", cwd=checkout)
     git("config", f"url.{tmp_path}/forge/acme/site.git.insteadOf", "forge:", cwd=checkout)
+    only("origin", settings, OK)
+
+
+def test_the_fix_for_a_password_that_others_can_read(settings, apply_fix):
+    checkout = settings.root / "acme/site"
+    git("remote", "set-url", "origin", "https://ada:hunter2@forge.example/acme/site.git", cwd=checkout)
+    well = [finding for finding in of("origin", settings) if finding.level == FAILURE]
+    assert len(well) == 1 and "every user of this host can read the password" in well[0].message
+    assert "hunter2" not in str(well)
+    apply_fix(well[0].fix)
     only("origin", settings, OK)
 
 

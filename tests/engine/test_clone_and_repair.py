@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 
 import pytest
@@ -48,6 +49,21 @@ def test_a_clone_that_fails_leaves_no_directory(site: Site) -> None:
     site.path.mkdir(parents=True)
     assert site.run(GITOPS_CLONE_URL=str(site.folder / "nowhere/acme/site.git")).outcome == "unreachable"
     assert site.path.is_dir() and not list(site.path.iterdir()), "an operator's directory stays"
+
+
+@pytest.mark.parametrize(("shared", "mode"), [("", 0o700), ("[core]\n\tsharedRepository = group\n", 0o2770)])
+def test_only_the_owner_or_the_group_can_enter_a_cloned_repository(site: Site, shared: str, mode: int) -> None:
+    assert site.run(GITOPS_CLONE_URL=str(site.upstream.bare), **site.home(shared)).outcome == "cloned"
+    assert stat.S_IMODE((site.path / ".git").stat().st_mode) == mode
+    assert stat.S_IMODE(site.path.stat().st_mode) == 0o755, "a web server can read the tree"
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])
+def test_a_repair_keeps_the_mode_of_the_repository(synced: Site, mode: int) -> None:
+    (synced.path / ".git").chmod(mode)
+    (synced.path / ".git/HEAD").unlink()
+    assert "was rebuilt" in synced.run().message
+    assert stat.S_IMODE((synced.path / ".git").stat().st_mode) == mode
 
 
 def test_a_clone_that_takes_too_long_names_the_setting(site: Site) -> None:

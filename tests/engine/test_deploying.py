@@ -23,6 +23,13 @@ def deployed(site: Site) -> list[str]:
     return trace.read_text().split() if trace.exists() else []
 
 
+def test_a_run_ends_before_the_daemon_when_memory_is_exhausted(synced: Site) -> None:
+    synced.upstream.commit({"page": "1\n"})
+    synced.set("deploy", "cat /proc/self/oom_score_adj > ../score")
+    assert synced.run().outcome == "updated"
+    assert (synced.path.parent / "score").read_text() == "500\n"
+
+
 def test_deploy_environment(site: Site) -> None:
     site.checkout()
     old = site.head()

@@ -120,7 +120,7 @@ class Host:
         ended = claim.run._replace(ended=claim.run.started + 1.25, outcome=outcome, exit=0, after=after)
         self.journal.finish(ended, settled=settled)
         self.reporter.ended(ended, claim, task)
-        self.journal.probe()  # waits for the statuses that were submitted before
+        self.journal.write(lambda connection: None)  # waits for the statuses that were submitted before
         return {row.commit: (row.state, row.description) for row in self.journal.statuses_due(2e9)}
 
 
@@ -209,7 +209,7 @@ def test_the_next_daemon_finishes_what_the_last_one_could_not_store(host: Host):
             journal.finish(ended, settled=True)
     host.reporter.catch_up()
     host.reporter.catch_up()
-    journal.probe()
+    journal.write(lambda connection: None)
     assert sorted((row.repository, row.state) for row in journal.statuses_due(2e9)) == [
         ("acme/blog", "pending"),
         ("acme/paused", "pending"),

@@ -44,6 +44,17 @@ def test_an_answer_that_never_ends_reaches_the_deadline(clock, monkeypatch, drip
     assert time.monotonic() - started < 5
 
 
+def test_a_proxy_whose_tunnel_never_opens_reaches_the_deadline(clock, monkeypatch):
+    monkeypatch.setattr(module, "_DEADLINE", 0.4)
+    with dripping([b"HTTP/1.1 200 OK\r\n", *[b"X-Slow: 1\r\n"] * 1000]) as proxy:
+        monkeypatch.setenv("https_proxy", proxy)
+        monkeypatch.setenv("no_proxy", "")
+        started = time.monotonic()
+        error = refused(Client("https://api.example", TOKEN, tries=1, clock=clock))
+    assert "takes too long" in str(error)
+    assert time.monotonic() - started < 5
+
+
 @contextmanager
 def dripping(pieces: list[bytes]) -> Iterator[str]:
     """Serve one connection that gets a piece of the answer every 50 ms; yields the URL."""

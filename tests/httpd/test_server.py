@@ -661,6 +661,18 @@ def test_a_busy_connection_never_gives_way_and_the_new_one_gets_503() -> None:
         assert [busy.answer().body, busy.answer().body] == [b"one", b"waited"]
 
 
+def test_a_flood_of_connections_has_no_more_threads_than_the_limit() -> None:
+    with Serving(connections=20, reserve=2) as serving:
+        assert serving.connect().get("/echo").status == 200
+        before = threading.active_count()
+        for _ in range(10):
+            peers = [serving.connect().send(b"GET / HTTP/1.1\r\n") for _ in range(50)]
+            assert threading.active_count() <= before + 20
+            assert serving.connect().get("/echo").status == 200
+            for peer in peers:
+                peer.close()
+
+
 def test_the_accepting_thread_never_blocks() -> None:
     with Serving(connections=1) as serving:
         serving.connect().send(request("/wait"))

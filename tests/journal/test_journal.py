@@ -673,6 +673,18 @@ class TestFaults:
             journal.probe()
             assert journal.fault is None
 
+    def test_a_probe_passes_all_requests_that_wait(self, journal: Journal):
+        started, gate, order = threading.Event(), threading.Event(), queue.SimpleQueue()
+        holder = threading.Thread(target=journal.write, args=(lambda connection: started.set() or gate.wait(),))
+        holder.start()
+        started.wait()
+        for _ in range(250):
+            journal.save_statuses(then=lambda: order.put("waited"))
+        journal.start_probe().add_done_callback(lambda future: order.put("probe"))
+        gate.set()
+        assert [order.get() for _ in range(251)] == ["probe", *["waited"] * 250]
+        holder.join()
+
     def test_a_journal_error_names_the_file_and_exits_with_74(self, tmp_path: Path):
         (tmp_path / "runs").write_text("")
         with pytest.raises(JournalError, match=f"^{tmp_path / 'runs'}: ") as caught:

@@ -184,10 +184,10 @@ def test_lines_in_the_log_bear_their_priorities(machine):
 
 
 @pytest.mark.parametrize("unit", ["gitops-hook.service", "gitops-hook-sweep.service"])
-def test_systemd_rates_the_exposure_3_or_better(machine, unit):
+def test_systemd_rates_the_exposure_below_2(machine, unit):
     exposure = re.search(r"exposure level for .*: ([\d.]+)", machine.run(f"systemd-analyze security --no-pager {unit}"))
     assert exposure
-    assert float(exposure[1]) <= 3.0
+    assert float(exposure[1]) < 2.0
 
 
 def test_no_unit_has_a_line_that_systemd_does_not_understand(machine):
@@ -211,10 +211,10 @@ def test_a_hung_daemon_is_killed_by_the_watchdog_and_restarted(machine, upstream
         "/usr/local/lib/hangs.py",
         "import pathlib, sys, threading\n"
         "sys.path.insert(0, '/usr/lib/gitops-hook')\n"
-        "from gitops_hook import daemon\n"
+        "from gitops_hook import main_loop\n"
         "from gitops_hook.cli.main import main\n"
         "from gitops_hook.httpd import server\n"
-        "daemon._ACCEPT_LIMIT = 1.0\n"
+        "main_loop._ACCEPT_LIMIT = 1.0\n"
         "serve = server.Server.process_request\n"
         "def hang_once(self, *arguments):\n"
         "    mark = pathlib.Path('/var/lib/gitops-hook/hung')\n"
@@ -325,20 +325,59 @@ def test_a_deploy_that_waits_for_the_daemon_s_restart_is_delayed_from_the_second
     assert machine.query("SELECT count(*) FROM deliveries WHERE pending") == [(0,)]
 
 
-def test_a_drop_in_for_both_services_lets_deploys_speak_to_docker(machine, upstream, secret):
+#: Needs docker's group, must have no terminal, and records what started it.
+NEEDS_GROUP = """\
+set -e
+cat /srv/for-docker
+if (: </dev/tty) 2>/dev/null; then echo 'there is a terminal'; exit 1; fi
+echo "$GITOPS_EVENT" >>/srv/gitops/seen
+"""
+
+
+def on_a_terminal(machine: Machine, command: str) -> None:
+    """Run a command as an operator does, on a terminal. Fails with its output unless it exits 0."""
+    machine.run(f"script --quiet --return --command '{command}' /dev/null </dev/null")
+
+
+def test_a_deploy_that_needs_a_group_of_the_unit_works_however_it_is_started(machine, upstream, secret):
     (text,) = code_blocks("docs/operations.md", "Deploys that need docker", "ini")
     path = re.search(r"/etc/systemd/system/\S+\.conf", text)
     assert path
-    machine.run("groupadd --system docker")
+    machine.run("groupadd --system docker && install -m 640 -g docker /dev/null /srv/for-docker")
+    upstream.commit({"needs-group.sh": NEEDS_GROUP})
+    config(machine, 'gitops.deploy "sh needs-group.sh"')
+    after = push(machine, upstream, secret)
+    wait_for(lambda: outcomes(machine, after) == ["deploy-failed"], "the group is not needed")
     machine.put(path[0], text)
-    config(machine, 'gitops.deploy "id --groups --name > /srv/gitops/groups"')
     machine.run("systemctl daemon-reload && systemctl restart gitops-hook")
     assert machine.show("SupplementaryGroups") == machine.show("SupplementaryGroups", "gitops-hook-sweep") == "docker"
-    after = push(machine, upstream, secret)
+    wait_for(lambda: has_looked(machine), "it does not look")
+    machine.run("rm -f /srv/gitops/seen")
+
+    after = push(machine, upstream, secret, "by push")
     wait_for(lambda: serves(machine, after), "it does not serve")
-    assert "docker" in (machine.root / "srv/gitops/groups").read_text().split()
+    other = machine.upstream("acme/other")
+    other.commit({"needs-group.sh": NEEDS_GROUP})
+    on_a_terminal(machine, 'gitops-hook add acme/other --deploy "sh needs-group.sh"')
+    upstream.commit({"news": "by sync"})
+    on_a_terminal(machine, "gitops-hook sync acme/site")
+    on_a_terminal(machine, "gitops-hook pause acme/site")
+    upstream.commit({"news": "by resume"})
+    on_a_terminal(machine, "gitops-hook resume acme/site")
+    upstream.commit({"news": "by sweep"})
+    machine.run("systemctl start gitops-hook-sweep")
+
+    machine.run("systemctl stop 'gitops-hook*.socket' gitops-hook")
+    upstream.commit({"news": "by sync without a daemon"})
+    on_a_terminal(machine, "gitops-hook sync acme/site")
+    upstream.commit({"news": "by sweep without a daemon"})
+    machine.run("systemctl start gitops-hook-sweep")
+    machine.run("rm -r /srv/gitops/acme/other")
+    seen = (machine.root / "srv/gitops/seen").read_text().split()
+    assert seen == ["push", "add", "manual", "resume", "sweep", "manual", "sweep"]
+    assert head(machine) == upstream.head()
     config(machine, 'gitops.deploy "sh deploy.sh"')
-    machine.run(f"rm -r {Path(path[0]).parent}; systemctl daemon-reload; systemctl restart gitops-hook")
+    machine.run(f"rm -r {Path(path[0]).parent}; systemctl daemon-reload; systemctl start gitops-hook")
 
 
 def test_the_socket_may_be_elsewhere(machine):
@@ -374,6 +413,7 @@ def test_the_timer_finds_a_push_without_a_webhook(machine, upstream):
 
 def test_an_upgrade_under_load_loses_nothing_and_keeps_settings_and_journal(machine, upstream, secret, tmp_path):
     machine.run("echo GITOPS_MAX_SYNCS=3 >> /etc/gitops-hook/gitops-hook.env")
+    machine.run("chmod 0750 /srv/gitops")
     settings = (machine.root / "etc/gitops-hook/gitops-hook.env").read_text()
     shutil.copy(package(tmp_path, LATER), machine.root / "root")
     (runs,) = machine.query("SELECT count(*) FROM runs")[0]
@@ -387,6 +427,7 @@ def test_an_upgrade_under_load_loses_nothing_and_keeps_settings_and_journal(mach
     assert (machine.root / "etc/gitops-hook/gitops-hook.env").read_text() == settings
     assert (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip() == secret
     wait_for(lambda: head(machine) == after, "it does not serve")
+    assert machine.run("stat -c '%a %U' /srv/gitops") == "750 gitops-hook"
 
 
 def test_removed_it_keeps_settings_secret_and_journal_and_installed_again_it_goes_on(machine, upstream, secret):

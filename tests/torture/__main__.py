@@ -17,18 +17,20 @@ from typing import Callable
 
 from torture.account import Account
 from torture.clients import clients
+from torture.consumption import consumption
 from torture.faults import disks, journals, limits
 from torture.kills import kill_at_random_moments
 from torture.power import cut_the_power, fail_writes, move_the_clock
+from torture.pressure import pressure
 from torture.storms import deliveries, everyone, misbehaving_deploys
 
 Ordeal = Callable[[Path, Account], None]
 
 
-def ordeals(short: bool, seed: int) -> dict[str, Ordeal]:
+def ordeals(short: bool, seed: int, kills: int) -> dict[str, Ordeal]:
     """Return the tests by name, in the order of the table; `short` reduces the number of rounds."""
     return {
-        "kills": lambda folder, account: kill_at_random_moments(folder, account, 50 if short else 500, seed),
+        "kills": lambda folder, account: kill_at_random_moments(folder, account, kills, seed),
         "power cuts": lambda folder, account: cut_the_power(folder, account, 10 if short else 200, seed),
         "failing writes": lambda folder, account: fail_writes(folder, account, 3 if short else 12),
         "disks": lambda folder, account: disks(folder, account, 2 if short else 20, seed),
@@ -38,6 +40,8 @@ def ordeals(short: bool, seed: int) -> dict[str, Ordeal]:
         "misbehaving deploys": lambda folder, account: misbehaving_deploys(folder, account, 1 if short else 3),
         "everyone at once": lambda folder, account: everyone(folder, account, 5 if short else 30),
         "clients": lambda folder, account: clients(folder, account, short),
+        "pressure": lambda folder, account: pressure(folder, account, 4 if short else 10),
+        "consumption": lambda folder, account: consumption(folder, account, short),
         "clock": lambda folder, account: move_the_clock(folder, account, 4 if short else 20),
     }
 
@@ -48,7 +52,9 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="run fewer rounds, for two or three minutes")
     parser.add_argument("--only", default="", metavar="WORD", help="run only the tests whose names contain WORD")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="the seed of the random delays")
+    parser.add_argument("--kills", type=int, metavar="N", help="the rounds of the first test: 500, or 50 with --short")
     options = parser.parse_args()
+    kills = options.kills or (50 if options.short else 500)
     account = Account(sys.stdout)
     began = time.monotonic()
     account.print(f"{time.strftime('%-d %B %Y')}, {os.cpu_count()} cores, Linux {platform.release()}, "
@@ -56,7 +62,7 @@ def main() -> int:
     account.print(f"{'fault':79} {'tried':>8} {'held':>7}")
     top = Path(tempfile.mkdtemp(prefix="gitops-hook-torture-"))
     top.chmod(0o755)  # one test runs as another user
-    for name, ordeal in ordeals(options.short, options.seed).items():
+    for name, ordeal in ordeals(options.short, options.seed, kills).items():
         if options.only in name:
             endure(name, ordeal, top, account)
     account.print(f"\n{'promise, over all tests above':79} {'tried':>8} {'held':>7}")

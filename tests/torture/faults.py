@@ -21,7 +21,8 @@ from torture.account import Account, Line
 from torture.host import DEPLOY, Host
 
 #: An unused user ID: RLIMIT_NPROC does not apply to root.
-_NOBODY = 54321
+NOBODY = 54321
+_USER = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
 
 
 @contextmanager
@@ -223,15 +224,21 @@ def _without_descriptors(host: Host) -> tuple[bool, str]:
     return answers <= {0, 202, 503} and host.recovers(), f"answers {answers}"
 
 
-def _without_processes(folder: Path, account: Account, line: Line, rounds: int) -> None:
-    user = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+def python_for_nobody() -> str | None:
+    """Return a Python that an unused user can run, or None."""
     for python in (sys.executable, "/usr/bin/python3"):
-        if subprocess.run([*user, python, "-c", "import sqlite3"], cwd=SOURCE, capture_output=True).returncode == 0:
-            break
-    else:
+        if subprocess.run([*_USER, python, "-c", "import sqlite3"], cwd=SOURCE, capture_output=True).returncode == 0:
+            return python
+    return None
+
+
+def _without_processes(folder: Path, account: Account, line: Line, rounds: int) -> None:
+    python = python_for_nobody()
+    if not python:
         line.skipped = "another user cannot run Python on this machine"
         return
-    with Host(folder, account, owner=_NOBODY, launcher=[*user, python]) as host:
+    user = _USER
+    with Host(folder, account, owner=NOBODY, launcher=[*user, python]) as host:
         daemon = host.daemon.process.pid
 
         def allow(processes: str) -> None:

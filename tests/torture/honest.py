@@ -23,9 +23,10 @@ from torture.host import Host
 #: Seconds between two deliveries. Twenty per second is more than a busy organisation sends to one host.
 _PACE = 0.05
 _AT_LEAST = 20
-#: The promised limit for the 99th percentile, in seconds. On a busy machine it is multiplied by the initial load per
-#: core.
-_PATIENCE = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+#: The initial load per core, at least 1. On a busy machine, limits of time are multiplied by it.
+BUSYNESS = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+#: The promised limit for the 99th percentile, in seconds.
+_PATIENCE = 1.0 * BUSYNESS
 
 
 class Footprint(NamedTuple):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote, skipped, warning
 from gitops_hook.cli.doctor.host import SYSTEMD_IS_INIT
@@ -13,6 +14,7 @@ from gitops_hook.config import Settings
 from gitops_hook.names import name_in_url, repository_of
 from gitops_hook.sync.checkouts import Checkout
 from gitops_hook.sync.runner import inherited
+from gitops_hook.text import redact
 
 #: Seconds to wait for a remote.
 FETCH_TIMEOUT = 30
@@ -39,13 +41,17 @@ def ownership(settings: Settings, checkout: Checkout) -> Results:
 
 
 def origin(settings: Settings, checkout: Checkout) -> Results:
-    """Check that the remote ``origin`` is the repository that the directory is named after."""
+    """Check that ``origin`` is the repository that the directory is named after, and that its password is private."""
     repository = repository_of(checkout.repository)
     url = settings.clone_url.replace("{repository}", repository)
     remote = checkout.settings.get("origin", "")
     if not remote:
         yield failure("there is no remote origin", f"{_git(checkout)} remote add origin {quote(url)}")
         return
+    config = checkout.path / ".git/config"
+    if redact(remote) != remote and _others_can_read(config):
+        message = f"every user of this host can read the password of origin's URL in {config}"
+        yield failure(message, f"sudo chmod o= {quote(config.parent)}")
     rewritten = output_of("git", "-C", checkout.path, "ls-remote", "--get-url", "origin") or ""
     for candidate in (remote, rewritten):
         name = (name_in_url(candidate) or "").lower()
@@ -54,6 +60,13 @@ def origin(settings: Settings, checkout: Checkout) -> Results:
             return
     fix = f"{_git(checkout)} remote set-url origin {quote(url)}"
     yield failure(f"origin is {name_in_url(remote) or 'no repository'}, not {repository}", fix)
+
+
+def _others_can_read(config: Path) -> bool:
+    try:
+        return bool(config.parent.stat().st_mode & 0o001 and config.stat().st_mode & 0o004)
+    except OSError:
+        return False  # a linked worktree, or this user cannot see it either
 
 
 def branch(settings: Settings, checkout: Checkout) -> Results:

@@ -11,10 +11,7 @@ from gitops_hook.cli.doctor.finding import Results, failure, passed, quote, skip
 from gitops_hook.config import ENVIRONMENT_FILE, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.client import ApiError, Client, read_token
-from gitops_hook.secrets import read_secrets, signing_key
-
-#: 16 random bytes are 128 bits. GitHub recommends random text of high entropy.
-_MIN_SECRET_BYTES = 16
+from gitops_hook.secrets import MIN_BYTES, read_secrets, signing_key
 
 
 def secret(settings: Settings) -> Results:
@@ -32,6 +29,8 @@ def secret(settings: Settings) -> Results:
         yield failure(f"there is no file {path}", _create_secret(path))
     except PermissionError:
         yield warning(f"this user cannot read {path}, so it was not checked", "sudo gitops-hook doctor")
+    except ValueError as error:
+        yield failure(f"{path} is invalid: {error}", _create_secret(path))
     else:
         yield from _check_secrets(secrets, str(path), path)
         if mode & 0o007:
@@ -39,12 +38,12 @@ def secret(settings: Settings) -> Results:
 
 
 def _check_secrets(secrets: list[bytes], place: str, path: Path) -> Results:
-    short = _lines(secrets, lambda secret: len(secret) < _MIN_SECRET_BYTES)
+    short = _lines(secrets, lambda secret: len(secret) < MIN_BYTES)
     invalid = _lines(secrets, lambda secret: secret.startswith(b"whsec_") and not signing_key(secret))
     if not secrets:
         yield failure(f"{place} contains no secret", _create_secret(path))
     elif short:
-        message = f"{place} contains a secret of less than {_MIN_SECRET_BYTES} bytes (line {short})"
+        message = f"{place} contains a secret of less than {MIN_BYTES} bytes (line {short})"
         yield failure(message, _create_secret(path))
     elif invalid:
         yield warning(f"{place} contains an incomplete signing token (line {invalid})", f"sudoedit {quote(path)}")
