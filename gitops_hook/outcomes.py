@@ -1,9 +1,9 @@
 """The outcomes of a run: one row each, from which every other module derives its behaviour.
 
 The script chooses among the outcomes that its exit status allows. The daemon decides the last three itself.
-The same table stands in docs/sync.md; a test compares the two.
+Tests compare the table with ``EXIT`` in the script, with the README, and with docs/sync.md.
 
-To add an outcome, add a row here, a row to ``EXIT`` in scripts/gitops_sync.sh, and a row to the documentation.
+To add an outcome, add a row here, a row to ``EXIT`` in scripts/gitops_sync.sh, and a row to each document.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ NAME is a repository, and with @ENVIRONMENT one of its other checkouts: site, ac
   --help     print this text
 
 The settings are in the checkout's git config, for example: git config gitops.branch production
-  branch  deploy  health  healthTimeout  paths  verify  submodules  paused  pin  approved  timeout
+  branch  tag  deploy  health  healthTimeout  paths  verify  submodules  paused  pin  approved  timeout
   diverged = refuse | reset     dirty = refuse | stash
 
 exit  0 updated, unchanged, cloned, paused, held   64 usage           65 diverged, dirty, unverified
@@ -48,7 +48,7 @@ declare -A EXIT=(
 
 # The settings of a checkout (`git config gitops.<name>`) and their defaults. Names are in lower case, as git reports them.
 declare -A setting=(
-    [branch]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
+    [branch]='' [tag]='' [deploy]='' [health]='' [healthtimeout]=30 [paths]='' [diverged]=refuse [dirty]=refuse
     [submodules]=false [paused]=false [pausedby]='' [verify]=false [pin]='' [pinnedby]=''
     [pintip]='' [approved]='' [timeout]=600
 )
@@ -61,7 +61,8 @@ if [[ $script != /* || -L $script ]]; then script=$(readlink -f -- "$script"); f
 arguments=("$@")                        # the command line, for that second start
 dry_run='' again='' force=''            # "yes" if the option was given
 name='' repository=''                   # "site" or "site@staging", and "acme/site" if the owner is known
-announced_branch='' announced_commit='' # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
+announced_branch='' announced_tag=''    # GITOPS_REF and GITOPS_AFTER: text from outside, only ever compared
+announced_commit=''
 
 # The checkout.
 checkout=''                       # its absolute path, which is also the working directory
@@ -80,10 +81,13 @@ head='' head_branch=''            # HEAD's commit and branch; no branch if HEAD 
 default_branch=''                 # the remote's default branch, as refs/remotes/origin/HEAD has it
 deployed='' bad=''                # the last commit deployed with success; a commit whose health check failed
 declare -A local_branch=()        # the commit of each local branch
+declare -A release=()             # the commit of refs/gitops/tags/<tag>
+releases=() followed=''           # those tags in the order of versions, and the one in refs/gitops/tag
 declare -A tracking=()            # the commit of refs/remotes/origin/<branch>, for the branches that matter
 branch=''                         # the tracked branch
+tag=''                            # the tag at the remote that is followed instead of the branch
 target='' previous_tip=''         # its commit at the remote, now and when the remote was last asked
-held=''                           # why an earlier commit is the target instead: a pin, or a roll-out
+held=''                           # why another commit is the target instead: a pin, a roll-out, a lower version
 before=''                         # HEAD's commit when the run began
 
 # The remote's answer.
@@ -91,6 +95,7 @@ answer=''                         # standard output of the last command that tal
 remote_messages='' remote_error='' # its error output, and the line of it that gives the reason
 remote_limit=0 remote_seconds=0   # the time that such commands may take in this run, and have taken
 renamed=${GITOPS_RENAMED:-}       # owner/name, if the forge calls the repository so now
+is_announced_shown=''             # "yes" if it named the announced tag with the announced commit
 remote_default=''                 # the default branch that the remote named
 declare -A remote_tip=()          # the commit of each branch that the remote named
 
@@ -123,6 +128,8 @@ source "${script%/*}/sync/git.sh"
 source "${script%/*}/sync/lock.sh"
 # shellcheck source=sync/remote.sh
 source "${script%/*}/sync/remote.sh"
+# shellcheck source=sync/tags.sh
+source "${script%/*}/sync/tags.sh"
 # shellcheck source=sync/recover.sh
 source "${script%/*}/sync/recover.sh"
 # shellcheck source=sync/undo.sh
@@ -198,13 +205,14 @@ is_at_target() { [[ $head == "$target" && $head_branch == "$branch" ]]; }
 # End a run that found nothing to do. An unreadable checkout is repaired instead of confirmed.
 end_unchanged() {
     is_complete || repair_or_fail 'objects are missing'
-    conclude unchanged "$branch is at ${head:0:10}, the remote's commit"
+    if [[ $held ]]; then conclude unchanged "the checkout is at ${head:0:10}"; fi
+    conclude unchanged "${tag:-$branch} is at ${head:0:10}, the remote's commit"
 }
 
 end_updated() {
     local outcome=unchanged
     if [[ $moved || $action ]]; then outcome=updated; fi
-    conclude "${cloned:-$outcome}" "$branch is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
+    conclude "${cloned:-$outcome}" "${tag:-$branch} is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
 }
 
 # conclude OUTCOME MESSAGE [FIX]: end a run that is at its target. If the remote does not show the announced commit, the

@@ -151,6 +151,38 @@ def test_a_commit_outside_the_branch_is_not_deployed(upstream, hook, start_daemo
     assert "gitops.pin" not in git("config", "--local", "--list", cwd=checkout)
 
 
+def test_a_checkout_follows_releases(upstream, hook, start_daemon, paste):
+    (commands,) = code_blocks("docs/operations.md", "Following releases", "sh")
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root)
+
+    def release(tag: str) -> str:
+        commit = upstream.commit({"page": tag})
+        git("tag", "--annotate", "--message", tag, tag, cwd=upstream.work)
+        git("push", "--quiet", "origin", f"refs/tags/{tag}", cwd=upstream.work)
+        return commit
+
+    first = release("v1.9")
+    paste(commands)
+    found = status(hook)
+    assert (head(checkout), found["tag"], found["state"]) == (first, "v1.9", "in sync")
+    after = upstream.commit({"page": "not released"})
+    answer = daemon.deliver(push("acme/site", after))
+    assert (answer[0], answer[1]["reason"]) == (200, "the tracked pattern of tags is `v*`")
+    second = release("v1.10")
+    tag_object = git("rev-parse", "v1.10", cwd=upstream.work)
+    assert daemon.deliver(push("acme/site", tag_object, ref="refs/tags/v1.10"))[0] == 202
+    assert daemon.wait_for_run("trigger=push")[1] == "updated"
+    assert (head(checkout), status(hook)["tag"]) == (second, "v1.10")
+    assert "v1.10" in hook("status").stdout
+    hook("rollback", "acme/site")
+    assert (head(checkout), status(hook)["state"], status(hook)["tag"]) == (first, "held", None)
+    hook("deploy", "acme/site")
+    assert status(hook)["tag"] == "v1.10"
+    assert "202" in hook("send", "acme/site", GITOPS_LISTEN=f"127.0.0.1:{daemon.port}").stdout
+    assert "v*" in hook("doctor", status=2).stdout
+
+
 def test_a_pause_ends_by_itself(upstream, hook, start_daemon):
     daemon = start_daemon()
     checkout = upstream.checkout(daemon.root)

@@ -43,12 +43,16 @@ def newest_secret(settings: Settings) -> bytes:
     return next(iter(secrets.values()))
 
 
-def send_push(listen: Address, secret: bytes, checkout: str, branch: str) -> tuple[str, int, str]:
-    """Deliver a push of `branch` to the daemon at `listen`; return the GUID, the HTTP status and the answer."""
-    repository = repository_of(checkout)
+def send_push(listen: Address, secret: bytes, checkout: str, ref: str) -> tuple[str, int, str]:
+    """Deliver a push of the full name `ref` to the daemon at `listen`; return GUID, HTTP status and answer."""
+    repository, default_branch = repository_of(checkout), ref.partition("refs/heads/")[2] or None
     payload = {
-        "ref": f"refs/heads/{branch}",
-        "repository": {"name": repository.rpartition("/")[2], "full_name": repository, "default_branch": branch},
+        "ref": ref,
+        "repository": {
+            "name": repository.rpartition("/")[2],
+            "full_name": repository,
+            "default_branch": default_branch,
+        },
         "pusher": {"name": "gitops-hook send"},
     }
     return send_event(listen, secret, "push", payload)

@@ -68,6 +68,7 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
                     "pending": status.pending,
                     "run": _timestamped(status.run._asdict()) if status.run else None,
                     "commit": _timestamped(status.commit._asdict()) if status.commit else None,
+                    "tag": status.tag,
                     "fix": status.fix,
                     "hold": _timestamped(status.hold._asdict()) if status.hold else None,
                 }
@@ -78,7 +79,7 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
         return
     rows = []
     for status in statuses:
-        commit = status.commit.id[:10] if status.commit else ""
+        commit = status.tag or (status.commit.id[:10] if status.commit else "")
         rows.append([status.repository, status.state, commit, age(status.confirmed), _last_run(status.run)])
     _print_table(["repository", "state", "commit", "in sync", "last run"], rows, coloured=1)
     for status in statuses:

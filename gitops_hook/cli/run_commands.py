@@ -15,7 +15,7 @@ from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid_checkout, may_clone
 from gitops_hook.outcomes import outcome_of
-from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.checkouts import Checkouts, position
 from gitops_hook.sync.holds import Hold
 from gitops_hook.text import escape
 
@@ -109,9 +109,12 @@ def send(given: Arguments) -> int:
     settings = load_settings(given)
     secret = deliver.newest_secret(settings)
     become_owner(settings)
-    branch = given.branch or find_checkout(settings, given.repository).settings.get("branch") or "main"
+    checkout = find_checkout(settings, given.repository)
+    ref = f"refs/heads/{given.branch or checkout.settings.get('branch') or 'main'}"
+    if "tag" in checkout.settings and not given.branch:
+        ref = f"refs/tags/{position(checkout).tag or 'v0'}"  # the run asks the remote for all tags
     name = canonical_name(settings, given.repository)
-    guid, status, answer = deliver.send_push(settings.listen, secret, name, branch)
+    guid, status, answer = deliver.send_push(settings.listen, secret, name, ref)
     print(escape(f"{status} {answer}"))
     if status != 202:
         return EX_UNAVAILABLE

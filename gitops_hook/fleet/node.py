@@ -33,6 +33,7 @@ from gitops_hook.model import Claim, CommitStatus, Run
 from gitops_hook.names import may_clone
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.runner import Task
+from gitops_hook.sync.settings import follows
 
 #: Seconds that the host's key outlives its last sign of life, and seconds between two signs.
 LEASE = 20
@@ -256,5 +257,4 @@ class FleetNode(Listener):
 
 
 def _may_have_moved(checkout: Checkout, want: Want) -> bool:
-    branch = checkout.settings.get("branch") or want.default_branch
-    return not want.ref or not branch or want.ref == f"refs/heads/{branch}"
+    return not want.ref or follows(checkout.settings, want.default_branch, want.ref)

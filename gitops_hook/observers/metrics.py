@@ -153,9 +153,9 @@ def _unconfirmed(snapshot: Snapshot) -> Iterator[Sample]:
 def _out_of_sync(snapshot: Snapshot) -> Iterator[Sample]:
     for status in snapshot.repositories:
         checkout = snapshot.metrics.checkouts.find(status.repository)
-        deployed, upstream = position(checkout) if checkout else (None, None)
-        if upstream:
-            yield Sample(deployed != upstream, {"repository": status.repository})
+        found = position(checkout) if checkout else None
+        if found and found.upstream:
+            yield Sample(found.deployed != found.upstream, {"repository": status.repository})
 
 
 def _last_outcome(snapshot: Snapshot) -> Iterator[Sample]:

@@ -33,6 +33,7 @@ from gitops_hook.receiver.payload import RefChange
 from gitops_hook.receiver.signatures import FORM, JSON, header_value, media_type
 from gitops_hook.secrets import Secrets
 from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.settings import follows
 from gitops_hook.text import printable
 
 HEALTH = "/healthz"
@@ -320,18 +321,22 @@ class WebhookApp:
         if not present:
             return ignored("deleted", "the ref was deleted")
         # A repository to clone has no settings yet.
-        branches = {checkout.repository: checkout.settings.get("branch") for checkout in checkouts}
+        settings = {checkout.repository: checkout.settings for checkout in checkouts} or {push.repository: {}}
         found: dict[str, RefChange] = {}
-        for name, setting in (branches or {push.repository: None}).items():
-            branch = setting or push.default_branch
-            # If no branch is known, any change may concern it: the script asks the remote.
-            change = next((change for change in present if not branch or change.is_branch(branch)), None)
+        for name, own in settings.items():
+            change = next((change for change in present if follows(own, push.default_branch, change.ref)), None)
             if change:
                 found[name] = change
         if found:
             return found
-        tracked = sorted({setting or push.default_branch for setting in branches.values()} or {push.default_branch})
-        return ignored("branch", f"the tracked branch is {', '.join(f'`{printable(name)}`' for name in tracked)}")
+        branches = {own.get("branch") or push.default_branch for own in settings.values() if not own.get("tag")}
+        tags = {own["tag"] for own in settings.values() if own.get("tag")}
+        tracked = [
+            f"the tracked {what} is {', '.join(f'`{printable(name)}`' for name in sorted(names))}"
+            for what, names in (("branch", branches), ("pattern of tags", tags))
+            if names
+        ]
+        return ignored("branch", "; ".join(tracked))
 
 
 def _read_body(environ: dict[str, Any]) -> bytes:

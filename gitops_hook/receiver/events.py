@@ -76,7 +76,7 @@ def parse_event(forge: Forge, headers: Headers, body: bytes) -> Event:
     if renamed:
         return _renamed(forge, *renamed)
     condition = forge.pushes.get(event)
-    if condition is None or (condition and member(payload, condition) != "push"):
+    if condition is None or (condition and member(payload, condition) not in ("push", "tag_push")):
         return Ignored(repository, "event", f"the event `{printable(event)}` starts no run")
     if not name:
         raise HTTPError(400, "the payload names no repository")

@@ -40,7 +40,8 @@ class Forge(NamedTuple):
     mark: str = ""
     #: Other forges whose headers it sends as well, for the readers that know only those.
     also: Collection[str] = ()
-    #: The names of its push events. If the value is not empty, the member at this path must be ``push``.
+    #: The names of its push events. If the value is not empty, the member at this path must be ``push`` or
+    #: ``tag_push``.
     pushes: Mapping[str, str] = {"push": ""}
     #: The name of its ping event.
     ping: str = ""
@@ -101,7 +102,7 @@ FORGES = (
         event="X-Gitlab-Event",
         delivery="X-Gitlab-Event-UUID",
         signature=Token(),
-        pushes={"Push Hook": "", "System Hook": "event_name"},
+        pushes={"Push Hook": "", "Tag Push Hook": "", "System Hook": "event_name"},
         repository="project",
         full_name=("path_with_namespace",),
         nested=True,

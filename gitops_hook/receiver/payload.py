@@ -38,10 +38,6 @@ class RefChange(NamedTuple):
     after: str
     deleted: bool
 
-    def is_branch(self, branch: str) -> bool:
-        """Return True if the ref is exactly this branch. Merge queues push to ``gh-readonly-queue/main/...``."""
-        return self.ref == HEADS + branch
-
 
 def decode_payload(media_type: str, body: bytes) -> dict[str, Any]:
     """Return the JSON object in a body. Raise `HTTPError`: 415 for the media type, 400 for the content."""

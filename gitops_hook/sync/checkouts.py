@@ -26,6 +26,7 @@ from gitops_hook.sync.settings import Stamp, git_directories, is_settled, read_c
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REMOTE = "refs/remotes/origin"
+_TAGS = "refs/gitops/tags/"
 #: Names whose checkouts are cached: several for each of a thousand checkouts, in a few megabytes.
 MAX_CACHED = 4096
 
@@ -216,13 +217,15 @@ def _is_own_checkout(path: Path, root: Path) -> bool:
 
 
 class Position(NamedTuple):
-    """The commit that was last deployed successfully, and the last known tip of the tracked branch.
+    """The commit that was last deployed successfully, and the last known one of the tracked branch or tag.
 
     None if it does not exist, or cannot be read without git.
     """
 
     deployed: str | None
     upstream: str | None
+    #: The version tag that is deployed, if the checkout follows tags.
+    tag: str | None = None
 
 
 def position(checkout: Checkout) -> Position:
@@ -231,9 +234,14 @@ def position(checkout: Checkout) -> Position:
     branch = checkout.settings.get("branch") or ""
     if not branch:
         branch = (_first_line(common / _REMOTE / "HEAD") or "").partition(f"ref: {_REMOTE}/")[2]
-    deployed = "refs/gitops/deployed" if own == common else "refs/worktree/gitops/deployed"
-    upstream = f"{_REMOTE}/{branch}"
-    return Position(_read_ref(own, deployed), _read_ref(common, upstream) if branch else None)
+    state = "refs/gitops" if own == common else "refs/worktree/gitops"
+    deployed, tag = _read_ref(own, f"{state}/deployed"), None
+    upstream = f"{_REMOTE}/{branch}" if branch else ""
+    if checkout.settings.get("tag"):  # see scripts/sync/tags.sh
+        upstream = (_first_line(own / state / "tag") or "").partition("ref: ")[2]
+        tag = upstream[len(_TAGS) :]
+    commit = _read_ref(common, upstream) if upstream else None
+    return Position(deployed, commit, tag if tag and commit == deployed else None)
 
 
 def _read_ref(directory: Path, name: str) -> str | None:

@@ -42,8 +42,12 @@ def last_good_commit(journal: JournalReader, checkout: Checkout) -> str:
 
 
 def is_in_upstream(checkout: Checkout, commit: str) -> bool:
-    """Return True if the last known commit of the tracked branch reaches `commit`."""
-    return is_ancestor(checkout.path, commit, position(checkout).upstream or "")
+    """Return True if the last known commit of the tracked branch, or a tag that was followed, reaches `commit`."""
+    if is_ancestor(checkout.path, commit, position(checkout).upstream or ""):
+        return True
+    return "tag" in checkout.settings and bool(
+        git_output(checkout.path, "for-each-ref", "--count=1", "--contains", commit, "refs/gitops/tags")
+    )
 
 
 def _resolve(checkout: Checkout, name: str) -> str | None:

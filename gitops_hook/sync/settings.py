@@ -57,11 +57,14 @@ _COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _BRANCH = re.compile(
     r"(?![-/.])(?!.*(\.\.|//|@\{|/\.))(?!.*(/|\.|\.lock)\Z)[^\x00-\x20\x7f~^:?*\\\[]+"  # no control character, no glob
 )
+#: The script has the same rule.
+_TAGS = re.compile(r"[^\x00-\x20\x7f~^:\\]{1,200}")
 
 SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("branch", _BRANCH, "the name of a branch", None, "upstream's default branch"),
+        Setting("tag", _TAGS, "a pattern of tags, such as v*", None, "the checkout follows its branch"),
         Setting("deploy", _COMMAND, "a command", None, "moving the tree is the deploy"),
         Setting("health", _COMMAND, "a command", None, "no check"),
         Setting("healthTimeout", re.compile("0|[1-9][0-9]{0,5}"), "a number of seconds", "30", "default, in seconds"),
@@ -107,6 +110,17 @@ def check_setting(name: str, value: str, *, removal: bool = False) -> None:
 def is_true(value: str) -> bool:
     """Return True if git takes the boolean `value` for true."""
     return value.lower() in _TRUE
+
+
+def follows(settings: Mapping[str, str], default_branch: str, ref: str) -> bool:
+    """Return True if a push of `ref`, a full name, can concern a checkout with these settings.
+
+    If no branch is known, any push can: the script asks the remote. It also decides which tags match.
+    """
+    if settings.get("tag"):
+        return ref.startswith("refs/tags/")
+    branch = settings.get("branch") or default_branch
+    return not branch or ref == f"refs/heads/{branch}"
 
 
 def time_limit(settings: Mapping[str, str], default: int) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import Commit, History, Run
 from gitops_hook.outcomes import RUNNING, STATES, outcome_of, state_after
-from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.sync.checkouts import Checkout, Checkouts, position
 from gitops_hook.sync.holds import Hold, hold_in_force
 from gitops_hook.sync.settings import SETTINGS
 from gitops_hook.text import redact
@@ -43,6 +43,8 @@ class RepositoryStatus(NamedTuple):
     history: Sequence[tuple[str | None, float, float | None]] = ()
     #: The operator's decision that keeps it from following its branch.
     hold: Hold | None = None
+    #: The version tag that is deployed, if the checkout follows tags.
+    tag: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -94,6 +96,7 @@ def _status(name: str, checkout: Checkout | None, past: History | None, pending:
         commit=past.commit if past else None,
         history=past.history if past else (),
         hold=hold,
+        tag=position(checkout).tag if checkout and "tag" in checkout.settings else None,
     )
 
 

@@ -44,10 +44,11 @@ read_name() {
     if [[ $owner ]]; then repository=$owner/$base; fi
 }
 
-# Sets: announced_branch, announced_commit.
+# Sets: announced_branch, announced_tag, announced_commit.
 read_hints() {
     announced_commit=${GITOPS_AFTER:-}
     if [[ ${GITOPS_REF:-} == refs/heads/* ]]; then announced_branch=${GITOPS_REF#refs/heads/}; fi
+    if [[ ${GITOPS_REF:-} == refs/tags/* ]]; then announced_tag=${GITOPS_REF#refs/tags/}; fi
 }
 
 # Return true for one part of a repository name that is safe as one part of a path.

@@ -2,11 +2,12 @@
 # The deploy command, the health check, and the return to the last good commit.
 
 # Run an operator's command in the checkout, without our settings for git and without the lock.
-# Needs: PRIVATE_VARIABLES, repository, name, branch, before, head.
+# Needs: PRIVATE_VARIABLES, repository, name, branch, tag, before, head.
 in_checkout() {
     (
         unset "${PRIVATE_VARIABLES[@]}"
         export GITOPS_REPOSITORY=${repository:-${name%%@*}} GITOPS_REF=refs/heads/$branch
+        if [[ $tag ]]; then GITOPS_REF=refs/tags/$tag; fi
         export GITOPS_BEFORE=$before GITOPS_AFTER=$head
         exec "${END_WITH_SCRIPT[@]}" "$@"
     ) 9<&-

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Calls of git, and facts about the local repository.
 
-declare -A tracking local_branch # see gitops_sync.sh
+declare -A tracking local_branch release # see gitops_sync.sh
 
 # The caller's environment (a hook, an alias) must not direct git to another repository.
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_COMMON_DIR \
@@ -12,7 +12,7 @@ unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OB
 # clone and repair build beside it.
 # The other settings may be in a user's configuration, and change what our commands do or print.
 GIT=(git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.ext.allow=never -c core.protectNTFS=true
-    -c submodule.recurse=false -c color.ui=false -c color.advice=false -c color.transport=false -c grep.patternType=default)
+    -c submodule.recurse=false -c color.ui=false -c color.advice=false -c color.transport=false -c grep.patternType=default -c versionsort.suffix=-)
 
 # Variables that are set for our own git commands, and removed for the operator's commands.
 PRIVATE_VARIABLES=(
@@ -36,19 +36,22 @@ is_commit() { [[ $1 =~ ^([0-9a-f]{40}|[0-9a-f]{64})$ && $1 == *[!0]* ]]; }
 # Needs: branch or setting. Sets: see list_refs.
 read_refs() { list_refs || repair_or_fail 'HEAD or its commit cannot be read'; }
 
-# Needs: state_refs, branch or setting. Sets: head, head_branch, default_branch, deployed, bad, tracking, local_branch.
+# Needs: state_refs, branch or setting. Sets: head, head_branch, default_branch, deployed, bad, tracking, local_branch,
+# release, releases, followed.
 # Returns 1 if git fails or if HEAD's commit is missing.
 list_refs() {
     local lines id ref mark tracked=${branch:-${setting[branch]}}
-    head='' head_branch='' default_branch='' deployed='' bad='' tracking=() local_branch=()
+    head='' head_branch='' default_branch='' deployed='' bad='' followed='' tracking=() local_branch=() release=() releases=()
     # Of the remote's branches only two matter. There may be thousands.
     lines=$(exec_git for-each-ref --format='%(objectname) %(refname) %(HEAD)%(symref)' refs/heads \
         refs/remotes/origin/HEAD ${tracked:+"refs/remotes/origin/$tracked"} "$state_refs/deployed" "$state_refs/bad" \
-        2>/dev/null) || return 1
+        ${setting[tag]:+--sort=version:refname "$state_refs/tag" refs/gitops/tags} 2>/dev/null) || return 1
     while read -r id ref mark; do
         case $ref in
             "$state_refs/deployed") deployed=$id ;;
             "$state_refs/bad") bad=$id ;;
+            "$state_refs/tag") followed=${mark#refs/gitops/tags/} ;;
+            refs/gitops/tags/*) releases+=("${ref#refs/gitops/tags/}") release[${ref#refs/gitops/tags/}]=$id ;;
             refs/remotes/origin/HEAD)
                 default_branch=${mark#refs/remotes/origin/}
                 tracking[$default_branch]=$id

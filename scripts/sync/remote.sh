@@ -90,7 +90,9 @@ locate_upstream() {
     branch=${setting[branch]:-$default_branch}
     if is_adoption; then branch=$head_branch; fi
     if [[ $branch ]]; then previous_tip=${tracking[$branch]:-}; fi
-    if is_announced_commit_new && ! is_adoption; then
+    if [[ ${setting[tag]} ]]; then
+        locate_tag
+    elif is_announced_commit_new && ! is_adoption; then
         fetch_branch
     else
         ask_remote || end_unreachable "$remote_error"
@@ -211,9 +213,14 @@ fetch_once() {
 # gitops.branch names a branch that the remote does not have: track the default branch, or print nothing.
 default_branch_fix() { [[ ! ${setting[branch]} ]] || unset_fix branch; }
 
-# Return true if the announced commit of the tracked branch is neither at the remote nor here.
+# Return true if the announced commit of the tracked branch or of a matching tag is neither at the remote nor here.
 is_early() {
-    [[ ! $dry_run && $announced_branch == "$branch" && $announced_commit != "$target" ]] &&
+    [[ ! $dry_run && $announced_commit != "$target" ]] &&
+        if [[ $tag ]]; then
+            [[ $announced_tag && ! $is_announced_shown ]] && is_release "$announced_tag"
+        else
+            [[ $announced_branch == "$branch" ]]
+        fi &&
         is_commit "$announced_commit" &&
         ! GIT_NO_LAZY_FETCH=1 git cat-file -e "$announced_commit^{commit}" 2>/dev/null
 }

@@ -48,6 +48,7 @@ check_settings() {
         [[ ${setting[${key,,}]} =~ ^(|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting "$key" 'a full commit id'
     done
     [[ ${setting[approved]} =~ ^(|hold|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting approved 'a commit id or hold'
+    [[ ${setting[tag]} =~ ^[^[:cntrl:]\ ~^:\\]{0,200}$ ]] || reject_setting tag 'a pattern of tags, such as v*'
     [[ ! ${setting[branch]} ]] || is_branch "${setting[branch]}" || reject_setting branch 'the name of a branch'
 }
 
@@ -116,7 +117,11 @@ hold_target() {
     previous_tip=$target target=$commit # the remote has what lies between, so it is no person's work
 }
 
-is_in_upstream() { git merge-base --is-ancestor "$1" "$target" 2>/dev/null; }
+# Return true if the tracked branch, or a tag that was followed here, has the commit.
+is_in_upstream() {
+    git merge-base --is-ancestor "$1" "$target" 2>/dev/null ||
+        [[ $tag && $(git for-each-ref --count=1 --contains "$1" refs/gitops/tags 2>/dev/null) ]]
+}
 
 # Remove a pin that ends with the next push: the remote's commit is no longer the one that gitops.pinTip names.
 # Needs: setting, target, dry_run. Sets: setting, notes.

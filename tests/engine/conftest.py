@@ -18,26 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scratch import GIT_ENV, Upstream, git
 
+from gitops_hook.outcomes import OUTCOMES
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gitops_sync.sh"
 PARTS = sorted((SCRIPT.parent / "sync").glob("*.sh"))
 
-#: The exit status of each outcome.
-EXIT = {
-    **dict.fromkeys(["updated", "unchanged", "cloned", "paused", "held"], 0),
-    "failed": 1,
-    "usage": 64,
-    "diverged": 65,
-    "dirty": 65,
-    "unverified": 65,
-    "missing": 66,
-    "mismatch": 66,
-    "deploy-failed": 70,
-    "rolled-back": 71,
-    "unreachable": 75,
-    "early": 75,
-    "no-access": 75,
-    "denied": 77,
-}
+#: The exit status of each outcome that the script reports. It also reports `failed`, for a fault of git or of its own.
+EXIT = {outcome.name: outcome.exit for outcome in OUTCOMES if outcome.by_script or outcome.name == "failed"}
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED FOR WANT OF ROOT: mounts and other users need it")
 

@@ -415,6 +415,7 @@ def test_paused(synced: Site) -> None:
         ("dirty", "reset"),
         ("healthTimeout", "soon"),
         ("timeout", "0"),
+        ("tag", "v 1"),
         ("branch", "-x"),
         ("branch", "a b"),
         ("branch", "a..b"),

@@ -278,6 +278,8 @@ def test_every_answer_is_counted_by_its_result(host: Host, webhook: TestApp, tmp
         webhook.post(WEBHOOK, body, {**headers(body, event), **more}, status=status)
 
     deliver(push("acme/site"), status=202)
+    names = {"repository": {"full_name": "acme/new"}, "changes": {"repository": {"name": {"from": "site"}}}}
+    deliver({"action": "renamed", **names}, "repository", status=202)
     deliver({"zen": ""}, "ping")
     deliver(push("acme/site"), "issues")
     deliver(push("acme/nothing-here"))

@@ -658,6 +658,13 @@ def test_an_annotated_tag_is_a_tag() -> None:
     assert event.changes[0].ref == "refs/tags/v1"
 
 
+@pytest.mark.parametrize(("event", "more"), [("Tag Push Hook", {}), ("System Hook", {"event_name": "tag_push"})])
+def test_gitlab_announces_a_tag_with_an_event_of_its_own(event: str, more: dict[str, str]) -> None:
+    project = {"path_with_namespace": "acme/site", "default_branch": "main"}
+    payload = {"object_kind": "tag_push", "ref": "refs/tags/v1", "after": "1" * 40, "project": project, **more}
+    assert parsed("GitLab", event, payload).changes[0].ref == "refs/tags/v1"
+
+
 @pytest.mark.parametrize("event", ["repo:forked", "repo:comment:added", "pr:opened", "mirror:repo_synchronized"])
 def test_other_events_of_data_center_are_ignored(host: Host, event: str) -> None:
     answer = host.deliver("Bitbucket Data Center", {"test": True, "repository": {"slug": 1}}, event)

@@ -17,6 +17,7 @@ from gitops_hook.receiver.events import Event, Ignored, Ping, Push, parse_event
 from gitops_hook.receiver.forges import GITHUB
 from gitops_hook.receiver.payload import RefChange
 from gitops_hook.secrets import Secrets, fingerprint
+from gitops_hook.sync.settings import follows
 
 SECRET = b"It's a Secret to Everybody"
 JSON = "application/json"
@@ -103,8 +104,13 @@ def test_a_deletion_is_recognized(more: dict[str, Any], deleted: bool) -> None:
 
 def test_a_push_moves_its_own_branch_and_no_other() -> None:
     change = read_change(push("acme/site", ref="refs/heads/gh-readonly-queue/main/pr-1-0123"))
-    assert change.is_branch("gh-readonly-queue/main/pr-1-0123")
-    assert not any(map(change.is_branch, ("main", "gh-readonly-queue/main", "pr-1-0123", "", "refs/heads/main")))
+    assert follows({"branch": "gh-readonly-queue/main/pr-1-0123"}, "main", change.ref)
+    for branch in ("main", "gh-readonly-queue/main", "pr-1-0123", "refs/heads/main"):
+        assert not follows({"branch": branch}, "", change.ref)
+        assert not follows({}, branch, change.ref)
+    assert follows({}, "", change.ref)
+    assert not follows({"tag": "v*"}, "", change.ref)
+    assert follows({"tag": "v*"}, "main", "refs/tags/v1")
 
 
 @pytest.mark.parametrize(

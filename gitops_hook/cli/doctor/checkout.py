@@ -71,6 +71,9 @@ def _others_can_read(config: Path) -> bool:
 
 def branch(settings: Settings, checkout: Checkout) -> Results:
     """Check that the branch to track is known."""
+    if checkout.settings.get("tag"):
+        yield passed(f"the highest version tag of {checkout.settings['tag']} is followed, from gitops.tag")
+        return
     tracked = checkout.settings.get("branch")
     if tracked:
         yield passed(f"the tracked branch is {tracked}, from gitops.branch")
