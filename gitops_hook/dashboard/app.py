@@ -122,6 +122,7 @@ class Dashboard:
                 (r"/api/deliveries/(.+)", self._deliveries),
             )
         ]
+        self._links = [("/fleet", "Fleet")] if "/fleet" in more else []
         for route, make in more.items():
             self._routes.append((re.compile(route), functools.partial(self._made_page, make)))
 
@@ -232,7 +233,7 @@ class Dashboard:
     def _page(self, given: dict[str, str], render: Callable[[Collection[str]], Page], tag: str = "") -> Content:
         """Return a page, or its variable parts as JSON if the request is a refresh."""
         if "known" not in given:
-            return Content("text/html; charset=utf-8", lambda: document(render(()), self._host), tag=tag)
+            return Content("text/html; charset=utf-8", lambda: document(render(()), self._host, self._links), tag=tag)
 
         def parts() -> str:
             page = render(frozenset(given["known"].split(".")))

@@ -77,8 +77,8 @@ class Page(NamedTuple):
 MakePage = Callable[..., Callable[[Collection[str]], Page]]
 
 
-def document(page: Page, host: str) -> str:
-    """Return a complete page. `host` is the name of this host."""
+def document(page: Page, host: str, links: Iterable[tuple[str, str]] = ()) -> str:
+    """Return a complete page. `host` is the name of this host; `links` are paths and texts beside it."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -87,7 +87,8 @@ def document(page: Page, host: str) -> str:
         f"<style>{_STYLE}</style></head><body>"
         '<a class="skip" href="#main">Skip to the content</a>'
         f'<header><a class="home" href="/">{escape(host) or "gitops-hook"}</a>'
-        '<form role="search" action="/" method="get">'
+        + "".join(f'<a href="{path}">{text}</a>' for path, text in links)
+        + '<form role="search" action="/" method="get">'
         '<label for="q">Search</label>'
         f'<input id="q" name="q" type="search" value="{escape(page.words)}" autocomplete="off" spellcheck="false"'
         ' placeholder="Repository, commit, author, GUID"><button>Search</button></form></header>'
