@@ -93,9 +93,12 @@ test-browser: $(BROWSER)/.ready ## test the page in Chromium; PICTURES=docs keep
 test-systemd: $(TEST_TOOLS) ## test the package on a booted Debian; needs root and systemd-nspawn
 	$(TEST_PYTHON) -m pytest -m systemd -v -rs -p no:randomly tests/systemd $(ARGS)
 
+# In a directory of its own: otherwise pytest deletes the directories of all earlier runs as it exits, those of other suites
+# too, which can take minutes on a busy machine, after the last test and before the summary appears in a file.
 test-fleet: $(TEST_TOOLS) ## test many hosts on a real etcd, unpacked from Debian's package; ROUNDS=200 for the full torture
 	@if tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || command -v etcd >/dev/null || test -n "$$ETCD"; \
-	then FLEET=1 ROUNDS=$(or $(ROUNDS),20) $(TEST_PYTHON) -m pytest -m 'slow or not slow' -v -rs tests/fleet $(ARGS); \
+	then base=$$(mktemp -d) && FLEET=1 ROUNDS=$(or $(ROUNDS),20) $(TEST_PYTHON) -m pytest -m 'slow or not slow' -v -rs \
+	    --basetemp=$$base/t tests/fleet $(ARGS) && rm -rf $$base; \
 	else echo 'SKIPPED: apt offers no etcd-server, and neither PATH nor ETCD names an etcd'; fi
 
 test-github: $(TEST_TOOLS) ## test the API client against GitHub's OpenAPI description; needs node and npm

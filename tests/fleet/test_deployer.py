@@ -232,3 +232,18 @@ def test_a_plan_that_was_deleted_after_a_wipe_stays_deleted(stages: Stages, clus
     stages.daemons["w1"].start()
     stages.daemons["w1"].wait_for("checkout follows its branch again", timeout=60)
     assert stages.value(KEYS.plan(SITE)) == {"stages": []}
+
+
+def test_an_operators_pin_wins_over_a_rollout(stages: Stages) -> None:
+    stages.start_all()
+    checkout = stages.folder / "w1" / "root" / SITE
+    pinned = stages.commit_of("w1")
+    git("config", "gitops.pin", pinned, cwd=checkout)
+    first = stages.push({"x": "1"}, receiver="w1")
+    stages.wait_for_commit(first, *(set(stages.LABELS) - {"w1"}))
+    until(lambda: stages.passed("web") == first, "the stage waits for a pinned host", 60)
+    until(lambda: stages.status("w1").paused, "the pin is not reported", 60)
+    assert stages.commit_of("w1") == pinned
+    git("config", "--unset", "gitops.pin", cwd=checkout)
+    second = stages.push({"x": "2"}, receiver="w1")
+    stages.wait_for_commit(second)
