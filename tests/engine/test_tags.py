@@ -146,6 +146,20 @@ def test_a_pin_at_a_tag_outside_the_newest_one_s_history(tagged: Site) -> None:
     assert tagged.run().outcome == "usage"
 
 
+def test_a_linked_worktree_follows_tags(synced: Site) -> None:
+    main = synced.folder / "main"
+    synced.path.rename(main)
+    git("worktree", "add", "--quiet", "-b", "releases", synced.path, cwd=main)
+    git("config", "extensions.worktreeConfig", "true", cwd=main)
+    for key, value in (("branch", "releases"), ("tag", "v*")):
+        synced.git("config", "--worktree", f"gitops.{key}", value)
+    commit = release(synced, "v1.0")
+    assert synced.run().outcome == "updated"
+    assert synced.git("symbolic-ref", "refs/worktree/gitops/tag") == "refs/gitops/tags/v1.0"
+    assert (synced.head(), synced.git("symbolic-ref", "--short", "HEAD")) == (commit, "releases")
+    assert synced.run().outcome == "unchanged"
+
+
 def test_a_dry_run_reports_the_tag(tagged: Site) -> None:
     before = tagged.head()
     commit = release(tagged, "v2.0")

@@ -238,6 +238,24 @@ class TestFinding:
         assert found
         assert found.settings["branch"] == "production"
 
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_the_position_of_a_checkout_that_follows_tags(self, tmp_path: Path, checkouts: Checkouts, linked: bool):
+        path = checkouts.root / "site"
+        clone = Upstream(tmp_path / "forge").checkout(tmp_path / "elsewhere", tag="v*")
+        if linked:
+            git("worktree", "add", "--quiet", "--detach", path, cwd=clone)
+        else:
+            clone.rename(path)
+        commit, state = git("rev-parse", "HEAD", cwd=path), "refs/worktree/gitops" if linked else "refs/gitops"
+        git("update-ref", "refs/gitops/tags/v1", commit, cwd=path)
+        git("symbolic-ref", f"{state}/tag", "refs/gitops/tags/v1", cwd=path)
+        found = checkouts.find("acme/site")
+        assert found
+        assert position(found) == Position(None, commit)
+        git("update-ref", f"{state}/deployed", commit, cwd=path)
+        git("pack-refs", "--all", cwd=path)
+        assert position(found) == Position(commit, commit, "v1")
+
     def test_an_unreadable_checkout_has_no_settings(self, checkouts: Checkouts):
         # The tests may run as root, whom no mode keeps out; what lies behind too long a name is out of reach for all.
         (checkouts.root / "site").mkdir()

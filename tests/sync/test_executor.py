@@ -18,8 +18,10 @@ from gitops_hook.journal import database
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Claim, Delivery, Run
 from gitops_hook.outcomes import OUTCOMES
+from gitops_hook.sync.backoff import RETRIES
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher
+from gitops_hook.sync.executor import Early
 from gitops_hook.sync.runner import Task
 
 
@@ -87,6 +89,19 @@ class TestWhatIsSettled:
         assert (ended.run.outcome, ended.settled) == (outcome.name, outcome.settles)
         is_pending = outcome.keeps_pushes or not outcome.settles
         assert stage.journal.pending() == (["acme/site"] if is_pending else [])
+
+    @pytest.mark.parametrize(("setting", "outcome"), [("", "unchanged"), ("pin", "held"), ("approved", "held")])
+    def test_a_commit_that_never_appears_does_not_hide_a_hold(self, stage: Stage, setting: str, outcome: str):
+        stage.record()
+        stage.checkouts("acme/site")
+        if setting:
+            (stage.root / "acme/site/.git/config").write_text(f"[gitops]\n{setting} = {'a' * 40}\n")
+        retries = RETRIES["early"].retries
+        assert retries
+        executor = stage.executor('echo outcome=early >"$GITOPS_RESULT"; exit 75')
+        ended = executor.execute("acme/site", "push", early=Early(1, retries))
+        assert ended
+        assert (ended.run.outcome, stage.journal.pending()) == (outcome, [])
 
     def test_a_paused_run_settles_requests_but_no_push(self, stage: Stage):
         stage.record(guid="push")
