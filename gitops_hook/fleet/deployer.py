@@ -13,7 +13,8 @@ Rules:
 1. The journal names a deploy before ``gitops.approved`` permits it. After a crash, the next process withdraws the
    permission before any run starts, and enters the line again.
 2. One thread acts, the member's. Other threads only note what has changed.
-3. After a transaction of its own, the thread waits until the view shows it. An older view may still show the turn.
+3. After a transaction of its own, the thread waits until the view shows it. An older view may still show the turn. A
+   wiped cluster counts its revisions from the start, so this applies within one life only.
 4. A cluster that was wiped has no plans. The hosts restore them from their journals before they evaluate anything, so
    a checkout never moves past its plan. Only a plan that an operator deleted releases its checkouts.
 5. A run that could not reach the forge is no verdict on the commit: the host leaves the line and enters it later.
@@ -113,7 +114,7 @@ class Deployer:
         self._not_before: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._due: dict[str, float] = {}
-        self._barriers: dict[str, int] = {}
+        self._barriers: dict[str, tuple[str, int]] = {}  # the life and the revision of the last own transaction
         self._next_look = 0.0
         self._has_old_turns = True
 
@@ -195,7 +196,9 @@ class Deployer:
         rollout, revision = self._rollout(name), self._follower.view.revision
         if name in self._ending and not self._end(name, rollout):
             return
-        if revision < self._barriers.get(name, 0) or not self._follower.is_connected:
+        life, barrier = self._barriers.get(name, ("", 0))
+        is_behind = life == self._follower.life and revision < barrier
+        if is_behind or not self._follower.is_connected:
             return
         checkout = self._checkouts.find(name)
         if not rollout:
@@ -307,10 +310,11 @@ class Deployer:
 
     def _apply(self, name: str, transaction: Transaction) -> bool:
         """Apply a transaction; the next step waits until the view shows it."""
+        life = self._follower.life
         answer = self._etcd.transact(transaction.compare, transaction.then)
         # A deletion of an absent key makes no event, so the view would never show it.
         if answer.succeeded and any(result != 0 for result in answer.results):
-            self._barriers[name] = answer.revision
+            self._barriers[name] = (life, answer.revision)
         return answer.succeeded
 
     # -- held checkouts -----------------------------------------------------------------------------------------------

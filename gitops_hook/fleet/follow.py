@@ -78,6 +78,8 @@ class Follower:
         #: The newest revision of each repository's push, by its name in lower case. Replaced entry by entry.
         self.revisions: dict[str, int] = {}
         self.is_connected = False
+        #: The life of the cluster that the view shows.
+        self.life = ""
         self._etcd = etcd
         self._keys = keys
         self._journal = journal
@@ -137,6 +139,7 @@ class Follower:
             start = 0
             wants = self._etcd.read(self._keys.wants)
         self._reset_view(wants.revision)
+        self.life = life
         self._record(Cursor(life, wants.revision), wants.pairs, is_live=False)
         # The watch is made before the listener acts, so that it sees the events of its own writes.
         with self._etcd.watch(self._keys.watched, wants.revision + 1) as watch:
