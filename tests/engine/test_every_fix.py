@@ -295,9 +295,12 @@ def test_files_in_git_lfs(host: Host, present: str) -> None:
     assert (host.site.folder / "ran").read_text().strip() == expected
 
 
-@produces("restore_last_good force_fix", "keep_last_good force_fix")
+@produces("restore_last_good deploy_fix", "keep_last_good deploy_fix")
+@pytest.mark.parametrize("is_installed", [True, False])
 @pytest.mark.parametrize("runs", [1, 2])
-def test_a_commit_that_was_rolled_back(host: Host, runs: int) -> None:
+def test_a_commit_that_was_rolled_back(host: Host, runs: int, is_installed: bool) -> None:
+    if not is_installed:
+        (host.tools / "gitops-hook").unlink()
     host.site.set("health", f"[[ ! -e sick || -e {host.site.folder}/well ]]")
     host.site.set("healthTimeout", "0")
     host.run("--force")
@@ -306,7 +309,17 @@ def test_a_commit_that_was_rolled_back(host: Host, runs: int) -> None:
         run = host.run()
     assert run.outcome == "rolled-back"
     (host.site.folder / "well").touch()
-    assert host.paste(run).startswith("updated: ")
+    assert "updated" in host.paste(run)
+    assert host.site.is_at_upstream()
+
+
+@produces("unpin_fix unset_fix")
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_pin_outside_the_branch(host: Host, is_installed: bool) -> None:
+    if not is_installed:
+        (host.tools / "gitops-hook").unlink()
+    host.site.set("pin", git("commit-tree", "-m", "x", "HEAD^{tree}", cwd=host.site.path))
+    fixes(host, "usage")
 
 
 @produces("repair as_owner")
