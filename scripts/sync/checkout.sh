@@ -126,12 +126,12 @@ prepare_clone() {
             "$(as_root install -d -o "$(user_name)" "$checkout")"
 }
 
-# End with `denied` if the directory or its parent exists and cannot be read: then it is unknown whether there is a
-# checkout. Needs: checkout.
+# End with `denied` if this user cannot look into the directory, so that it is unknown whether it is a checkout.
+# Needs: checkout.
 check_enterable() {
     local parent=${checkout%/*}
-    [[ ! -d $parent || ( -r $parent && -x $parent ) ]] ||
-        finish denied "'$parent' cannot be entered by $(user_name)" "$(as_root chmod a+rx -- "$parent")"
+    [[ ! -d $parent || -x $parent ]] ||
+        finish denied "'$parent' cannot be entered by $(user_name)" "$(as_root chmod a+x -- "$parent")"
     [[ ! -d $checkout || ( -r $checkout && -x $checkout ) ]] ||
         finish denied "'$checkout' cannot be entered by $(user_name)" "$(give_to_user)"
 }
