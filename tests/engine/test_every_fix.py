@@ -215,6 +215,12 @@ def test_a_branch_that_the_remote_does_not_have(host: Host) -> None:
     fixes(host, "missing")
 
 
+@produces("locate_tag unset_fix")
+def test_a_pattern_that_no_tag_matches(host: Host) -> None:
+    host.site.set("tag", "v*")
+    fixes(host, "missing")
+
+
 @produces("conclude rename_fix")
 def test_a_new_name(host: Host) -> None:
     bare = host.site.upstream.bare
