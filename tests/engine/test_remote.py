@@ -146,7 +146,7 @@ def test_message_contains_the_cause_and_not_git_s_advice(by_ssh: Site) -> None:
 
 @pytest.mark.skipif(
     not (shutil.which("localedef") and Path("/usr/share/locale/de/LC_MESSAGES/git.mo").exists()),
-    reason="SKIPPED: git speaks no German here, or localedef is missing (Debian's package locales)",
+    reason="no German messages of git, or no localedef, of Debian's package locales",
 )
 def test_message_is_english_in_every_locale(by_ssh: Site) -> None:
     subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", by_ssh.folder / "de_DE.UTF-8"], check=True)
