@@ -9,12 +9,17 @@ TEST_TOOLS := $(VENV)/.ready
 LINT := .venv-lint
 FUZZ := .venv-fuzz
 BROWSER := .venv-browser
+# The command that runs tests.
+PYTEST = $(TEST_PYTHON) -m pytest
+# The same with measured coverage, in the processes that tests start too.
+MEASURED_PYTEST = $(LINT)/bin/coverage run -m pytest
 # Two workers per core, because tests mostly wait for the processes that they start.
 PARALLEL := -n $(shell expr 2 '*' $$(nproc))
 INSTALL_INTO = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 
 # What depends on the interpreter: the HTTP server, parsers, the journal, threads, processes. Not bash, not the documents.
-INTERPRETER_TESTS := tests/receiver tests/httpd tests/journal tests/sync tests/control tests/test_*.py
+INTERPRETER_TESTS := tests/receiver tests/httpd tests/journal tests/sync tests/control tests/test_config.py \
+    tests/test_daemon.py tests/test_end_to_end.py tests/test_init.py tests/test_log.py tests/test_systemd.py
 
 # Where `make install` puts things, by the GNU conventions. What it puts below lib is shaped as this tree is, so that
 # the program finds its script there as here.
@@ -39,7 +44,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
 .PHONY: help demo demo-fleet run test test-interpreter test-slow test-fleet test-github test-systemd test-browser \
-    coverage fuzz mutation torture bench figures lint install uninstall dist deb clean environment environments
+    coverage coverage-report fuzz mutation torture bench figures lint install uninstall dist deb clean environment environments
 
 help:
 	@awk '/^## /{print "\n" substr($$0, 4) ":"} match($$0, /^[a-z-]+:.*## /){split($$0, part, /:.*## /); \
@@ -65,7 +70,7 @@ run: ## run the daemon in the foreground, with its state in ./var; print a comma
 ## For contributors
 
 test: $(TEST_TOOLS) ## run the tests in parallel; ARGS=... for pytest, PYTHON=python3.9 for another interpreter
-	$(TEST_PYTHON) -m pytest $(PARALLEL) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ARGS)
 
 lint: $(LINT)/.ready ## check style, types and scripts: ruff, mypy, shellcheck, the layers
 	$(LINT)/bin/ruff check .
@@ -75,30 +80,35 @@ lint: $(LINT)/.ready ## check style, types and scripts: ruff, mypy, shellcheck, 
 	$(LINT)/bin/shellcheck .ci/run packaging/deb/p* contrib/notify/* $(COMPLETION)
 	$(LINT)/bin/python -m pytest -q tests/test_layers.py
 
-coverage: $(LINT)/.ready ## run the tests with branch coverage; fail below 95%
+coverage: $(LINT)/.ready ## run the tests and those of the fleet with branch coverage; fail below 95%
 	rm -f .coverage*
-	$(LINT)/bin/coverage run -m pytest $(PARALLEL) $(ARGS)
+	$(MAKE) --no-print-directory test test-fleet PYTEST='$(MEASURED_PYTEST)'
+	$(MAKE) --no-print-directory coverage-report
+
+coverage-report: # of `make test` and `make test-fleet` with PYTEST=$(MEASURED_PYTEST)
 	$(LINT)/bin/coverage combine -q
 	$(LINT)/bin/coverage report --fail-under=95
 
 test-interpreter: $(TEST_TOOLS) ## run the tests that depend on the interpreter
-	$(TEST_PYTHON) -m pytest $(PARALLEL) $(wildcard $(INTERPRETER_TESTS)) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(INTERPRETER_TESTS) $(ARGS)
 
-test-slow: $(TEST_TOOLS) ## run the tests that take minutes or gigabytes
-	$(TEST_PYTHON) -m pytest -m slow $(ARGS)
+test-slow: $(TEST_TOOLS) ## run the tests that take minutes or gigabytes, and properties with more examples
+	$(PYTEST) -m 'slow and not etcd' $(ARGS)
+	$(PYTEST) --hypothesis-profile=slow $(PARALLEL) tests/test_machines.py tests/test_properties.py \
+	    tests/fleet/test_rollout_properties.py $(ARGS)
 
 test-browser: $(BROWSER)/.ready ## test the page in Chromium; PICTURES=docs keeps the README's screenshots
 	$(BROWSER)/bin/python -m pytest -m browser tests/browser $(ARGS)
 
 test-systemd: $(TEST_TOOLS) ## test the package on a booted Debian; needs root and systemd-nspawn
-	$(TEST_PYTHON) -m pytest -m systemd -v -rs -p no:randomly tests/systemd $(ARGS)
+	$(PYTEST) -m systemd -v -rs -p no:randomly tests/systemd $(ARGS)
 
 # In a directory of its own: otherwise pytest deletes the directories of all earlier runs as it exits, those of other suites
 # too, which can take minutes on a busy machine, after the last test and before the summary appears in a file.
 test-fleet: $(TEST_TOOLS) ## test many hosts on a real etcd, unpacked from Debian's package; ROUNDS=200 for the full torture
 	@if tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || command -v etcd >/dev/null || test -n "$$ETCD"; \
-	then base=$$(mktemp -d) && FLEET=1 ROUNDS=$(or $(ROUNDS),20) $(TEST_PYTHON) -m pytest -m 'slow or not slow' -v -rs \
-	    --basetemp=$$base/t tests/fleet $(ARGS) && rm -rf $$base; \
+	then base=$$(mktemp -d) && ROUNDS=$(or $(ROUNDS),20) $(PYTEST) -m etcd -v -rs --basetemp=$$base/t tests/fleet $(ARGS) \
+	    && rm -rf $$base; \
 	else echo 'SKIPPED: apt offers no etcd-server, and neither PATH nor ETCD names an etcd'; fi
 
 test-github: $(TEST_TOOLS) ## test the API client against GitHub's OpenAPI description; needs node and npm
@@ -106,7 +116,7 @@ test-github: $(TEST_TOOLS) ## test the API client against GitHub's OpenAPI descr
 	elif ! command -v npm >/dev/null; then echo "SKIPPED: no npm on this machine"; \
 	elif ! $(MAKE) --no-print-directory .cache/openapi/installed; then echo "SKIPPED: npm cannot install Prism"; \
 	else $(MAKE) --no-print-directory .cache/openapi/slice.json && \
-	    $(TEST_PYTHON) -m pytest -m openapi -rs tests/github $(ARGS); fi
+	    $(PYTEST) -m openapi -rs tests/github $(ARGS); fi
 
 ## For maintainers, before a release
 

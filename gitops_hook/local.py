@@ -14,7 +14,6 @@ from __future__ import annotations
 import grp
 import json
 import os
-import pwd
 import signal
 import subprocess
 import threading
@@ -35,6 +34,7 @@ from gitops_hook.main_loop import SignalPipe
 from gitops_hook.observers.commits import Commits
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher, RunObserver
+from gitops_hook.users import owner_of
 
 #: Seconds for a process that holds the lock to open its control socket, or to end.
 _PATIENCE = 10.0
@@ -170,20 +170,16 @@ def _perform(
 
 def _become_owner(state: Path) -> dict[str, str]:
     """Become the owner of the state directory if this is root, and return the environment for runs."""
-    try:
-        owner = state.stat().st_uid
-    except OSError:
-        owner = os.geteuid()  # it does not exist yet
-    if owner == os.geteuid() or os.geteuid() != 0:
+    user = owner_of(state) if state.exists() else None
+    if not user or user.uid == os.geteuid() or os.geteuid() != 0:
         return dict(os.environ)
-    user = pwd.getpwuid(owner)
-    os.setgroups(sorted({*os.getgrouplist(user.pw_name, user.pw_gid), *_unit_groups()}))
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
+    os.setgroups(sorted({*os.getgrouplist(user.name, user.gid), *_unit_groups()}))
+    os.setgid(user.gid)
+    os.setuid(user.uid)
     os.umask(0o022)
     os.chdir("/")
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return {**kept, "HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "SHELL": user.pw_shell}
+    return {**kept, "HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell}
 
 
 def _unit_groups() -> list[int]:

@@ -224,7 +224,7 @@ conclude() {
         finish early "$2; ${announced_commit:0:10} was announced and is not at $origin yet; tried again later"
     fi
     if [[ $held ]] && ((EXIT[$1] == 0)); then set -- held "$2; the remote is at ${previous_tip:0:10}, $held"; fi
-    if is_renamed; then
+    if [[ $1 != rolled-back ]] && is_renamed; then
         cause=renamed
         finish "$1" "$2; the forge calls the repository $renamed now" "$(rename_fix)"
     fi

@@ -26,6 +26,7 @@ hypothesis.settings.register_profile(
     "search", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.register_profile("gate", hypothesis.settings.get_profile("search"), derandomize=True)
+hypothesis.settings.register_profile("slow", hypothesis.settings.get_profile("gate"), max_examples=500)
 hypothesis.settings.load_profile("gate")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

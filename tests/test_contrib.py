@@ -23,10 +23,8 @@ CONTRIB = SOURCE / "contrib"
 RULES = CONTRIB / "prometheus/gitops-hook.rules.yml"
 DASHBOARD = json.loads((CONTRIB / "grafana/gitops-hook.json").read_text())
 
-needs_promtool = pytest.mark.skipif(
-    not shutil.which("promtool"), reason="SKIPPED: there is no promtool here (Debian's package prometheus)"
-)
-needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="SKIPPED: there is no curl here")
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool on this machine")
+needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="no curl on this machine")
 
 
 # -- who listens ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ LAYERS = {
         "log",
         "systemd",
         "text",
+        "users",
         "errors",
     ],
 }

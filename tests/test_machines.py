@@ -328,6 +328,6 @@ class DispatcherMachine(OnDisk):
 
 
 TestJournal = JournalMachine.TestCase
-TestJournal.settings = settings(max_examples=30, stateful_step_count=30)
+TestJournal.settings = settings(max_examples=settings.default.max_examples // 6, stateful_step_count=30)
 TestDispatcher = DispatcherMachine.TestCase
-TestDispatcher.settings = settings(max_examples=40, stateful_step_count=30)
+TestDispatcher.settings = settings(max_examples=settings.default.max_examples // 6, stateful_step_count=30)

@@ -51,7 +51,7 @@ def complete(*words: str, **environ: str) -> set[str]:
 )  # fmt: skip
 def test_the_man_page_is_clean(command):
     if not shutil.which(command[0]):
-        pytest.skip(f"SKIPPED: there is no {command[0]} here")
+        pytest.skip(f"no {command[0]} on this machine")
     done = subprocess.run([*command, SOURCE / "docs/gitops-hook.8"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -77,15 +77,15 @@ WRITE = re.compile(
     r'|(truncate|rename|unlink)(at)?\([^"]*"[^"]*/journal\.db(-wal)?"'
 )
 CALLS = "?open,openat,?creat,truncate,ftruncate,?rename,renameat,renameat2,?unlink,unlinkat,write,pwrite64,pwritev"
-STRACE = ["strace", "-f", "-qq", "-y", "-e", f"trace={CALLS}", "-o"]
+STRACE = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-e", f"trace={CALLS}", "-o"]
 COMMANDS = [
-    ["status"], ["status", "--json"], ["runs"], ["runs", "--json"], ["sync", "acme/site"], ["sync", "--all"],
+    ["status"], ["runs"], ["sync", "acme/site"], ["sync", "--all"], ["sync", "--cancel", "acme/site"],
     ["pause", "acme/site"], ["resume", "acme/site"], ["send", "acme/site"], ["logs", "1"], ["doctor"],
-    ["settings", "acme/site"],
+    ["config", "acme/site", "branch", "main"], ["add", "acme/site"],
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace on this machine")
 def test_no_command_opens_the_journal_for_writing_next_to_a_daemon(tmp_path: Path, site: Path, start_daemon):
     daemon = start_daemon()
     until(lambda: daemon.query("SELECT 1 FROM runs WHERE outcome IS NOT NULL"))

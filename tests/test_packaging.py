@@ -105,6 +105,7 @@ def test_the_single_file_contains_its_script(tmp_path, source, start_daemon):
     assert list(daemon.state.glob("*scripts-*")) == [scripts]
 
 
+@pytest.mark.slow
 def test_a_wheel_in_a_virtual_environment_deploys_a_push(tmp_path, source, start_daemon):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     options = ["--no-build-isolation", "--no-deps", "--no-index"]
@@ -137,6 +138,7 @@ def test_the_single_file_returns_the_exit_statuses(source):
     assert subprocess.run([source / "dist/gitops-hook.pyz", "nonsense"], capture_output=True).returncode == 64
 
 
+@pytest.mark.slow
 def test_builds_are_reproducible(source):
     targets = ["dist", "deb"] if shutil.which("dpkg-deb") else ["dist"]
 
@@ -161,7 +163,7 @@ def test_the_tarball_is_the_source_and_builds_itself(tmp_path, source):
     subprocess.run([tmp_path / "staging/usr/local/bin/gitops-hook", "--version"], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not here")
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb on this machine")
 def test_the_package_has_every_unit_and_keeps_changed_settings(tmp_path, source):
     make(source, "deb")
     package = source / f"dist/gitops-hook_{__version__}_all.deb"
@@ -176,7 +178,8 @@ def test_the_package_has_every_unit_and_keeps_changed_settings(tmp_path, source)
     assert launcher.startswith("#!/usr/bin/python3\n")
 
 
-@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not here")
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("lintian"), reason="no lintian on this machine")
 def test_lintian_finds_no_error_in_the_package(source):
     make(source, "deb")
     package = source / f"dist/gitops-hook_{__version__}_all.deb"
@@ -184,7 +187,7 @@ def test_lintian_finds_no_error_in_the_package(source):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze on this machine")
 @pytest.mark.parametrize("name", ["gitops-hook.service", "gitops-hook-sweep.service"])
 def test_the_exposure_is_below_2_and_the_rest_is_explained(name):
     done = subprocess.run(

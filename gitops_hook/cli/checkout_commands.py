@@ -16,7 +16,7 @@ from gitops_hook.cli.forge_pages import webhook_page
 from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, print_error, suggest
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings, open_reader
-from gitops_hook.cli.writer import requesting_user, requests_to_daemon
+from gitops_hook.cli.writer import requests_to_daemon
 from gitops_hook.config import WEBHOOK, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.client import ApiError, Client, is_at
@@ -24,6 +24,7 @@ from gitops_hook.model import History
 from gitops_hook.names import is_valid_checkout, repository_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.text import redact
+from gitops_hook.users import requesting_user
 
 
 def add(given: Arguments) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gitops_hook.cli.messages import EX_NOINPUT, EX_UNAVAILABLE, EX_USAGE
@@ -20,6 +18,7 @@ from gitops_hook.fleet.overview import FleetState, Member, read_state
 from gitops_hook.fleet.rollout import Plan, PlanError, Rollout
 from gitops_hook.names import is_valid
 from gitops_hook.text import age, escape, rfc3339
+from gitops_hook.users import requesting_user
 
 #: Characters of a commit id that people see.
 _SHORT = 10
@@ -175,7 +174,7 @@ def _differs(state: FleetState, checkout: str, host: str) -> bool:
 
 
 def _plan(given: Arguments, etcd: Etcd, keys: Keys) -> int:
-    operator = Operator(etcd, keys, _user())
+    operator = Operator(etcd, keys, requesting_user())
     if given.delete:
         operator.delete_plan(given.repository)
         print(f"{given.repository} follows its branch again on every host")
@@ -196,19 +195,19 @@ def _promote(given: Arguments, etcd: Etcd, keys: Keys) -> int:
     if len(given.words) != 1:
         raise GitopsError(EX_USAGE, "name the repository and the stage to pass: fleet promote REPO STAGE")
     (stage,) = given.words
-    commit = Operator(etcd, keys, _user()).promote(given.repository, stage, given.commit)
+    commit = Operator(etcd, keys, requesting_user()).promote(given.repository, stage, given.commit)
     print(f"{given.repository}: stage {stage} has passed {commit}")
     return 0
 
 
 def _halt_all(given: Arguments, etcd: Etcd, keys: Keys) -> int:
-    Operator(etcd, keys, _user()).halt(given.repository, " ".join(given.words))
+    Operator(etcd, keys, requesting_user()).halt(given.repository, " ".join(given.words))
     print(f"{given.repository} is halted: gitops-hook fleet resume {given.repository}")
     return 0
 
 
 def _resume(given: Arguments, etcd: Etcd, keys: Keys) -> int:
-    ended = Operator(etcd, keys, _user()).resume(given.repository)
+    ended = Operator(etcd, keys, requesting_user()).resume(given.repository)
     print(f"{given.repository} proceeds; the halt was by {ended.by}" + (f": {ended.reason}" if ended.reason else ""))
     return 0
 
@@ -224,10 +223,6 @@ _ACTIONS: Mapping[str, Callable[[Arguments, Etcd, Keys], int]] = {
     "halt": _halt_all,
     "resume": _resume,
 }
-
-
-def _user() -> str:
-    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
 
 
 # -- output -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from gitops_hook.cli import render
 from gitops_hook.cli.messages import clear_progress, print_error
 from gitops_hook.cli.session import open_reader
-from gitops_hook.cli.writer import Post, requesting_user
+from gitops_hook.cli.writer import Post
 from gitops_hook.config import Settings
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.lock import holder
@@ -30,6 +30,7 @@ from gitops_hook.model import Run
 from gitops_hook.outcomes import BAD, BY_NAME, outcome_of, severity_of
 from gitops_hook.sync.run_log import last_lines
 from gitops_hook.text import escape, span
+from gitops_hook.users import requesting_user
 
 #: Seconds between two queries of the journal.
 _POLL = 0.1

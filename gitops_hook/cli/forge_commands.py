@@ -22,7 +22,7 @@ from gitops_hook.cli.messages import (
 )
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import become_owner, load_settings, open_reader
-from gitops_hook.cli.writer import requesting_user, requests_to_daemon
+from gitops_hook.cli.writer import requests_to_daemon
 from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.audit import Audit, Missed
@@ -30,6 +30,7 @@ from gitops_hook.github.client import ApiError, Client, is_at, read_token, web_u
 from gitops_hook.github.webhooks import Hooks, Listed, Registration
 from gitops_hook.names import is_valid, may_clone, name_in_url
 from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.users import requesting_user
 
 #: Seconds of a wait for the rate limit that is long enough to announce.
 _LONG_WAIT = 10

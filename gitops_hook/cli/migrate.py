@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from gitops_hook.cli.timers import Timer
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid
 from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.users import user_name
 
 #: The directory of the administrator's units. Units elsewhere belong to packages.
 OWN_UNITS = Path("/etc/systemd/system")
@@ -163,7 +163,7 @@ def _step(timer: Timer, checkouts: Checkouts, user: int) -> Step:
     path, owner = checkout.path, checkout.path.stat().st_uid
     if owner != user:
         return Step(
-            timer, obstacle=f"the checkout belongs to another user; chown -R {_user_name(user)}: {path}, and repeat"
+            timer, obstacle=f"the checkout belongs to another user; chown -R {user_name(user)}: {path}, and repeat"
         )
     managed = checkouts.find(checkout.repository) if is_valid(checkout.repository) else None
     if managed and managed.path.samefile(path):
@@ -176,13 +176,6 @@ def _step(timer: Timer, checkouts: Checkouts, user: int) -> Step:
         moved = f"mkdir -p {link.parent} && mv {path} {link}"
         return Step(timer, obstacle=f"home directories are hidden from the service; {moved}, and repeat")
     return Step(timer, link)
-
-
-def _user_name(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)
 
 
 def _run_as(service: os.stat_result, *command: str) -> None:

@@ -10,7 +10,7 @@ from gitops_hook.cli.follow import follow
 from gitops_hook.cli.messages import EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import become_owner, canonical_name, find_checkout, load_settings, open_reader
-from gitops_hook.cli.writer import requesting_user, requests_to_daemon
+from gitops_hook.cli.writer import requests_to_daemon
 from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid_checkout, may_clone
@@ -18,6 +18,7 @@ from gitops_hook.outcomes import outcome_of
 from gitops_hook.sync.checkouts import Checkouts, position
 from gitops_hook.sync.holds import Hold
 from gitops_hook.text import escape
+from gitops_hook.users import requesting_user
 
 
 def sync(given: Arguments) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import pwd
 
 from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, suggest
 from gitops_hook.config import OPTIONS, Settings, load, unit_environment
 from gitops_hook.errors import GitopsError
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.users import owner_of
 
 
 def load_settings(given: argparse.Namespace) -> Settings:
@@ -31,18 +31,17 @@ def become_owner(settings: Settings) -> None:
     """Continue as the owner of the state directory if the process is root's.
 
     git rejects a checkout of another user, and files that root creates there would block the daemon. Raises
-    `GitopsError` if the owner is unknown.
+    `GitopsError` if that is impossible.
     """
     owner = settings.state if settings.state.exists() else settings.root
     try:
-        uid = owner.stat().st_uid
-        if os.geteuid() == 0 and uid != 0:
-            account = pwd.getpwuid(uid)
-            os.initgroups(account.pw_name, account.pw_gid)
-            os.setgid(account.pw_gid)
-            os.setuid(uid)
-            os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
-    except (OSError, KeyError) as error:
+        account = owner_of(owner)
+        if os.geteuid() == 0 and account.uid != 0:
+            os.initgroups(account.name, account.gid)
+            os.setgid(account.gid)
+            os.setuid(account.uid)
+            os.environ.update(HOME=account.home, USER=account.name, LOGNAME=account.name)
+    except OSError as error:
         raise GitopsError(EX_NOPERM, f"{owner}: {error}") from error
 
 
@@ -66,7 +65,7 @@ def open_reader(settings: Settings) -> JournalReader:
     if settings.state.exists() and not os.access(settings.state, os.R_OK | os.X_OK):
         page = f", or read http://{settings.dashboard_listen}/api" if settings.dashboard_listen else ""
         raise GitopsError(
-            EX_NOPERM, f"only root and {settings.state.owner()} can read {settings.state}: use sudo{page}"
+            EX_NOPERM, f"only root and {owner_of(settings.state).name} can read {settings.state}: use sudo{page}"
         )
     if not (settings.state / "journal.db").exists():
         raise GitopsError(EX_NOINPUT, f"there is no journal in {settings.state}: has the daemon run with this state?")

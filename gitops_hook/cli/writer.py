@@ -10,8 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import os
-import pwd
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,14 +34,6 @@ _INTERVAL = 0.2
 _RESTART = 2.0
 #: The exit statuses for rejected requests, by HTTP status.
 _STATUSES = {400: EX_USAGE, 403: EX_NOPERM, 404: EX_NOINPUT, 409: EX_DATAERR}
-
-
-def requesting_user() -> str:
-    """Return the name of the user who runs the command, also through sudo."""
-    try:
-        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Runner:
         with self._registered(task.run):
             status = run_limited(command, environment, log_path, limit)
         timed_out = time.monotonic() - started >= limit
-        fields = _read_result(result_file)
+        fields = read_result(result_file)
         with suppress(OSError):
             result_file.unlink()
         result = classify_exit(status, fields, timed_out=timed_out)
@@ -258,7 +258,7 @@ def _contract(task: Task, result_file: Path, limit: int) -> dict[str, str]:
     return {name: value for name, value in variables.items() if value}
 
 
-def _read_result(path: Path) -> dict[str, str]:
+def read_result(path: Path) -> dict[str, str]:
     """Return the ``key=value`` lines that the script wrote, at most 64 KiB; none if there is no regular file."""
     try:
         if not path.is_file():

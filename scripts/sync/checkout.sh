@@ -72,7 +72,8 @@ enter_checkout() {
     else
         checkout=$root/${found[0]}
     fi
-    cd -P -- "$checkout" 2>/dev/null || finish denied "'$checkout' cannot be entered by $(user_name)" "$(give_to_user)"
+    check_enterable
+    cd -P -- "$checkout" 2>/dev/null || finish failed "'$checkout' was removed or renamed at this moment"
     checkout=$PWD
 }
 
@@ -106,7 +107,9 @@ find_checkouts() {
 # Sets: checkout, created.
 prepare_clone() {
     checkout=$1/$2
-    local inside=("$checkout"/*) fix=''
+    local inside fix=''
+    check_enterable
+    inside=("$checkout"/*)
     if ((${#inside[@]})) && [[ ${inside[*]##*/} != .git:gitops-building ]]; then
         finish missing "'$checkout' contains files but no git repository; move it away, and make a clone in its place" \
             "$(as_owner mv -- "$checkout" "$checkout.before-gitops")"
@@ -121,6 +124,16 @@ prepare_clone() {
     mkdir -p -- "$checkout" ||
         finish denied "'$checkout' cannot be created by $(user_name)" \
             "$(as_root install -d -o "$(user_name)" "$checkout")"
+}
+
+# End with `denied` if this user cannot look into the directory, so that it is unknown whether it is a checkout.
+# Needs: checkout.
+check_enterable() {
+    local parent=${checkout%/*}
+    [[ ! -d $parent || -x $parent ]] ||
+        finish denied "'$parent' cannot be entered by $(user_name)" "$(as_root chmod a+x -- "$parent")"
+    [[ ! -d $checkout || ( -r $checkout && -x $checkout ) ]] ||
+        finish denied "'$checkout' cannot be entered by $(user_name)" "$(give_to_user)"
 }
 
 # Name the repository explicitly, so that git never searches upwards and finds one that contains this directory.

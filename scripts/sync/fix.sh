@@ -56,7 +56,7 @@ force_fix() {
 }
 
 # Let the checkout follow its repository to the new name. Needs: repository, name, renamed.
-rename_fix() { as_root gitops-hook rename "${repository:-$name}" "$renamed"; }
+rename_fix() { type -P gitops-hook >/dev/null && as_root gitops-hook rename "${repository:-$name}" "$renamed"; }
 
 # url_fix URL WANTED: set origin to the URL of the repository WANTED at the same host, or print nothing.
 url_fix() {

@@ -30,7 +30,10 @@ is_branch() {
     [[ $1 && $1 != *[[:cntrl:]\ ~^:?*\\[]* && $1 != [-/.]* && $1 != *@(..|//|@\{|/.)* && $1 != *@(/|.|.lock) ]]
 }
 
-is_commit() { [[ $1 =~ ^([0-9a-f]{40}|[0-9a-f]{64})$ && $1 == *[!0]* ]]; }
+# Return true for a full object id. Not a regular expression: bash needs half a millisecond to compile {40}|{64}.
+is_object_id() { [[ $1 != *[!0-9a-f]* && ${#1} == @(40|64) ]]; }
+
+is_commit() { is_object_id "$1" && [[ $1 == *[!0]* ]]; }
 
 # Read HEAD, the branches and the state. Called again whenever a person had time to commit.
 # Needs: branch or setting. Sets: see list_refs.

@@ -45,10 +45,14 @@ check_settings() {
     [[ ${setting[timeout]} =~ ^[1-9][0-9]{0,5}$ ]] || reject_setting timeout 'a number of seconds'
     [[ ${setting[healthtimeout]} =~ ^(0|[1-9][0-9]{0,5})$ ]] || reject_setting healthTimeout 'a number of seconds'
     for key in pin pinTip; do
-        [[ ${setting[${key,,}]} =~ ^(|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting "$key" 'a full commit id'
+        [[ ! ${setting[${key,,}]} ]] || is_object_id "${setting[${key,,}]}" || reject_setting "$key" 'a full commit id'
     done
-    [[ ${setting[approved]} =~ ^(|hold|[0-9a-f]{40}|[0-9a-f]{64})$ ]] || reject_setting approved 'a commit id or hold'
-    [[ ${setting[tag]} =~ ^[^[:cntrl:]\ ~^:\\]{0,200}$ ]] || reject_setting tag 'a pattern of tags, such as v*'
+    [[ ${setting[approved]} == @(|hold) ]] || is_object_id "${setting[approved]}" ||
+        reject_setting approved 'a commit id or hold'
+    # Not a regular expression: bash needs milliseconds to compile one with 200 repetitions.
+    if [[ ${setting[tag]} == *[[:cntrl:]\ ~^:\\]* ]] || ((${#setting[tag]} > 200)); then
+        reject_setting tag 'a pattern of tags, such as v*'
+    fi
     [[ ! ${setting[branch]} ]] || is_branch "${setting[branch]}" || reject_setting branch 'the name of a branch'
 }
 

@@ -37,6 +37,7 @@ ask_for_tags() {
     local -A commits=()
     tag='' target='' is_announced_shown=''
     remote_git ls-remote --tags --sort=-version:refname -- origin || return
+    read_redirect
     while IFS=$'\t' read -r value ref; do
         name=${ref#refs/tags/}
         if [[ ${name%'^{}'} == "$announced_tag" && $value == "$announced_commit" ]]; then is_announced_shown=yes; fi

@@ -32,9 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[object]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="SKIPPED FOR WANT OF PLAYWRIGHT")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright in this environment")
     if not CHROMIUM:
-        pytest.skip("SKIPPED FOR WANT OF CHROMIUM: apt-get install chromium")
+        pytest.skip("no chromium on this machine")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

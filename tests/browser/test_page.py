@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-axe_core = pytest.importorskip("axe_core_python", reason="SKIPPED FOR WANT OF AXE-CORE")
-AXE = (Path(axe_core.__file__).parent / "axe.min.js").read_text()
-
 #: Everything that a page can be asked for on the host of `scene`; the names stand for numbers of runs.
 PATHS = (
     "/",
@@ -166,14 +163,21 @@ class TestRun:
             assert page.evaluate("typeof window.pwned") == "undefined"
 
 
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """Return the script of axe-core, which checks a page for faults of accessibility."""
+    package = pytest.importorskip("axe_core_python", reason="no axe-core-python in this environment")
+    return (Path(package.__file__).parent / "axe.min.js").read_text()
+
+
 class TestEverybody:
     @pytest.mark.parametrize("path", PATHS)
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_axe_finds_nothing_serious(self, scene, chromium, path, scheme):
+    def test_axe_finds_nothing_serious(self, scene, chromium, axe, path, scheme):
         context = chromium.new_context(color_scheme=scheme)
         page = context.new_page()
         page.goto(at(scene, path))
-        page.evaluate(AXE)
+        page.evaluate(axe)
         found = page.evaluate("axe.run()")["violations"]
         context.close()
         violations = [

@@ -476,7 +476,8 @@ def test_the_units_environment_need_not_be_utf_8(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="the other user needs the system's python3")
-def test_root_continues_as_the_owner_of_the_state(tmp_path, upstream, hook):
+@pytest.mark.parametrize("user", [65534, 54321], ids=["nobody", "without a passwd entry"])
+def test_root_continues_as_the_owner_of_the_state(tmp_path, upstream, hook, user):
     checkout = upstream.checkout(tmp_path / "root", deploy="id -u > ../who")
     (tmp_path / "state").mkdir()
     for folder in (tmp_path, *tmp_path.parents):
@@ -488,9 +489,10 @@ def test_root_continues_as_the_owner_of_the_state(tmp_path, upstream, hook):
         *(tmp_path / "root").rglob("*"),
         *(tmp_path / "forge").rglob("*"),
     ):
-        os.chown(path, 65534, 65534, follow_symlinks=False)
+        os.chown(path, user, user, follow_symlinks=False)
     hook("sync", "--all", python="/usr/bin/python3", PYTHONDONTWRITEBYTECODE="1")
-    assert (checkout.parent / "who").read_text() == "65534\n"
+    assert (checkout.parent / "who").read_text() == f"{user}\n"
+    hook("status", python="/usr/bin/python3", PYTHONDONTWRITEBYTECODE="1")
 
 
 def test_a_reader_that_closes_the_pipe_causes_no_error(tmp_path, upstream, environ):

@@ -601,6 +601,13 @@ def test_local_changes_are_a_failure(settings, upstream):
     assert finding.fix == f"sudo -u {pwd.getpwuid(os.geteuid()).pw_name} git -C {checkout} status"
 
 
+def test_a_message_of_the_remote_is_not_a_fix(settings, script):
+    message = "unreachable: site: origin cannot be fetched: ERR no; sudo sh -c 'touch ran'; tried again later"
+    finding = only("fetch", settings._replace(sync_script=Path(script(f'echo "{message}"; exit 75'))), FAILURE)
+    assert "touch ran" in finding.message
+    assert finding.fix.endswith(f"git -C {settings.root}/acme/site fetch origin")
+
+
 def test_a_current_run_passes(settings):
     with subprocess.Popen(
         ["flock", settings.root / "acme/site/.git/gitops.lock", "bash", "-c", "echo; read -r"], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import SECRET, Daemon, push, until
+from harness import Daemon, push, until
 from scratch import Upstream, git
 
 #: A deploy that announces its start in one FIFO, and waits for a line in another.
@@ -242,53 +241,3 @@ def test_config_lists_sets_and_unsets(tmp_path, upstream, hook, start_daemon):
     hook("config", "acme/site", "branch", "--unset")
     assert "branch" not in git("config", "--list", "--local", cwd=checkout).replace("branch.main", "")
     hook("config", "acme/none", status=66)
-
-
-# -- one writer ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not shutil.which("strace"), reason="NOT TESTED: there is no strace here")
-def test_no_command_opens_the_journal_for_writing(tmp_path, upstream, environ, start_daemon):
-    daemon = start_daemon()
-    upstream.checkout(daemon.root)
-    Upstream(tmp_path / "forge", "acme/blog")
-    environ = {**environ, "GITOPS_LISTEN": f"127.0.0.1:{daemon.port}"}
-    for words in (
-        ["sync", "acme/site"],
-        ["sync", "--all"],
-        ["pause", "acme/site"],
-        ["resume", "acme/site"],
-        ["add", "acme/blog"],
-        ["config", "acme/site", "branch", "main"],
-        ["send", "acme/site"],
-        ["status"],
-        ["runs"],
-        ["logs", "1"],
-        ["sync", "--cancel", "acme/site"],
-        ["doctor"],
-    ):
-        trace = tmp_path / "trace"
-        command = [
-            "strace",
-            "-f",
-            "-qq",
-            "-y",
-            "-e",
-            "trace=open,openat,creat,write,pwrite64,ftruncate",
-            "-o",
-            trace,
-            sys.executable,
-            "-m",
-            "gitops_hook",
-        ]
-        done = subprocess.run(
-            [*command, *words], env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=120
-        )
-        if b"PTRACE" in done.stderr:
-            pytest.skip("NOT TESTED: this process may not be traced")
-        calls = [line for line in trace.read_text().splitlines() if "journal.db" in line]
-        assert [line for line in calls if re.search(r'journal\.db",.*(O_WRONLY|O_RDWR|O_CREAT)', line)] == [], words
-        # SQLite opens -wal and -shm in the same way to read and to write.
-        assert [line for line in calls if re.search(r"(write|pwrite64|ftruncate)\(\d+<[^>]*-wal>", line)] == [], words
-        assert "openat(" in trace.read_text()
-        assert SECRET.encode() not in done.stdout + done.stderr

@@ -19,7 +19,7 @@ from gitops_hook.cli import migrate as migration
 from gitops_hook.cli import timers
 from gitops_hook.errors import GitopsError
 
-pytestmark = pytest.mark.skipif(not shutil.which("systemctl"), reason="SKIPPED: there is no systemctl to enable with")
+pytestmark = pytest.mark.skipif(not shutil.which("systemctl"), reason="no systemctl on this machine")
 
 #: A systemctl for units below a folder: what is active is a file there, and what a service is made of is another.
 SYSTEMCTL = """#!/bin/bash

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -26,7 +29,7 @@ PARTS = sorted((SCRIPT.parent / "sync").glob("*.sh"))
 #: The exit status of each outcome that the script reports. It also reports `failed`, for a fault of git or of its own.
 EXIT = {outcome.name: outcome.exit for outcome in OUTCOMES if outcome.by_script or outcome.name == "failed"}
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED FOR WANT OF ROOT: mounts and other users need it")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount and become another user")
 
 
 class Run(NamedTuple):
@@ -62,8 +65,12 @@ class Site:
 
     def checkout(self, **settings: str) -> Path:
         """Clone as an operator would, and run the script once, so that the checkout has been synced."""
-        self.upstream.checkout(self.root, **settings)
-        self.run()
+        if settings or not self.upstream.is_untouched():
+            self.upstream.checkout(self.root, **settings)
+            self.run()
+        else:
+            self.path.parent.mkdir(exist_ok=True)
+            self.upstream.copy_checkout(_synced_checkout(), self.path)
         return self.path
 
     def set(self, key: str, value: str) -> None:
@@ -167,6 +174,17 @@ class Site:
         ]
 
 
+@cache
+def _synced_checkout() -> Path:
+    """Create a checkout that the script has synced, once for each process."""
+    folder = Path(tempfile.mkdtemp(prefix="gitops-hook-synced-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    site = Site(folder)
+    site.upstream.checkout(site.root)
+    site.run()
+    return site.path
+
+
 def tool(site: Site, body: str) -> str:
     """Put a git first on PATH that runs `body` and then git; return the PATH."""
     tools = site.folder / "tools"
@@ -209,7 +227,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
             ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", place], capture_output=True, check=False
         )
         if done.returncode:
-            pytest.skip(f"SKIPPED FOR WANT OF A MOUNT: {done.stderr.decode()}")
+            pytest.skip(f"this process may not mount: {done.stderr.decode()}")
         mounted.append(place)
         return place
 

@@ -1,7 +1,7 @@
 """Random histories of upstream, a person and kill -9: no work is lost, every outcome is true, and runs converge.
 
-Each sequence is drawn from a seed, which a failure names; ``HISTORY_SEED=<seed>`` plays that one alone.
-``RANDOM_HISTORIES`` says how many are played.
+Each sequence is drawn from a seed, which a failure names. ``RANDOM_HISTORIES`` is the number of seeds, from 0 on, and
+``HISTORY_SEED=<seed>`` or ``HISTORY_SEED=<first>-<last>`` selects others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import pytest
 from conftest import Site
 from scratch import git
 
-SEQUENCES = int(os.environ.get("RANDOM_HISTORIES", "20"))
-SEEDS = [int(os.environ["HISTORY_SEED"])] if "HISTORY_SEED" in os.environ else range(SEQUENCES)
+SEQUENCES = int(os.environ.get("RANDOM_HISTORIES", "8"))
+FIRST, _, LAST = os.environ.get("HISTORY_SEED", f"0-{SEQUENCES - 1}").partition("-")
+SEEDS = range(int(FIRST), int(LAST or FIRST) + 1)
 
 FILES = ["README", "a", "b/c", "b/d", "e f"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import socket
@@ -145,7 +146,7 @@ def test_message_contains_the_cause_and_not_git_s_advice(by_ssh: Site) -> None:
 
 @pytest.mark.skipif(
     not (shutil.which("localedef") and Path("/usr/share/locale/de/LC_MESSAGES/git.mo").exists()),
-    reason="SKIPPED: git speaks no German here, or localedef is missing (Debian's package locales)",
+    reason="no German messages of git, or no localedef, of Debian's package locales",
 )
 def test_message_is_english_in_every_locale(by_ssh: Site) -> None:
     subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", by_ssh.folder / "de_DE.UTF-8"], check=True)
@@ -204,10 +205,13 @@ def test_a_redirect_to_another_name_is_reported(synced: Site, new: str) -> None:
     synced.upstream.commit({"page": "1\n"})
     tip = synced.upstream.head()
     synced.upstream.bare.rename(place)
+    tools = synced.folder / "tools"
+    tools.mkdir()
+    (tools / "gitops-hook").symlink_to("/bin/true")
     with served(synced.folder / "forge", {"acme/site": new}) as url:
         synced.git("remote", "set-url", "origin", f"{url}/acme/site.git")
         for outcome in ("updated", "unchanged"):
-            run = synced.run()
+            run = synced.run(PATH=f"{tools}:{os.environ['PATH']}")
             assert (run.outcome, run.cause, run.after) == (outcome, "renamed", tip), run.output
             assert f"the forge calls the repository {new} now" in run.message
             assert shlex.split(run.fix)[-4:] == ["gitops-hook", "rename", "acme/site", new]

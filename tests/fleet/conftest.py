@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,23 +14,16 @@ from scratch import Upstream
 from gitops_hook.fleet.etcd import Etcd
 from gitops_hook.fleet.messages import delete_prefix
 
-#: The tests with a real etcd take minutes, so `make test` leaves them out. `make test-fleet` sets FLEET.
-PROGRAMS = binaries() if os.environ.get("FLEET") else {}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs etcd where there is none, and say how to get it."""
-    if not PROGRAMS:
-        missing = pytest.mark.skip(reason="needs etcd: run `make test-fleet`")
-        for item in items:
-            here = Path(item.fspath).parent == Path(__file__).parent
-            if here and {"cluster", "trio", "program"} & set(getattr(item, "fixturenames", ())):
-                item.add_marker(missing)
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat the tests that need etcd with each version of it. They take minutes, so only `make test-fleet` runs them."""
     if "program" in metafunc.fixturenames:
-        metafunc.parametrize("program", list(PROGRAMS.values()), ids=list(PROGRAMS), scope="session", indirect=False)
+        programs = [
+            pytest.param(program, id=version, marks=pytest.mark.etcd) for version, program in binaries().items()
+        ]
+        skip = pytest.mark.skip(reason="no etcd on this machine")
+        missing = pytest.param(None, id="none", marks=[pytest.mark.etcd, skip])
+        metafunc.parametrize("program", programs or [missing], scope="session")
 
 
 @pytest.fixture(scope="session")

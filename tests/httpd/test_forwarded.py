@@ -132,7 +132,7 @@ def go(folder: Path, daemon: int, port: int) -> list[str]:
 def standing(program: Callable[[Path, int, int], list[str]], folder: Path, daemon: int) -> Iterator[int]:
     """A proxy before the port `daemon`, with all it keeps in `folder`; its own port."""
     if not shutil.which(program.__name__):
-        pytest.skip(f"SKIPPED: there is no {program.__name__} here to stand before the daemon")
+        pytest.skip(f"no {program.__name__} on this machine")
     port = free_port()
     folder.mkdir()
     with (folder / "log").open("wb") as log, subprocess.Popen(
@@ -197,7 +197,7 @@ def test_a_delivery_arrives_whole_with_its_signature_and_the_client_s_address(pr
 def test_forwarded_headers_of_a_client_are_ignored(proxy):
     address = own_address()
     if not address:
-        pytest.skip("SKIPPED: this host has no address but loopback's to be a client from")
+        pytest.skip("this host has only loopback addresses")
     assert proxy.deliver(payload(), host=address, **{"X-Forwarded-For": "6.6.6.6, 127.0.0.1"}) == 202
     proxy.daemon.wait_for(rf"webhook queued .* peer={re.escape(address)} ")
     assert "6.6.6.6" not in proxy.daemon.log

@@ -421,7 +421,10 @@ def test_the_memory_of_a_disconnected_peer_is_released() -> None:
 
 def test_an_unread_response_counts_against_the_limit_and_is_closed_first() -> None:
     with Serving(memory=10 << 20, uncounted=0) as serving:
-        unread = [serving.connect().send(request("/large")) for _ in range(2)]
+        unread = []
+        for _ in range(2):
+            unread.append(serving.connect().send(request("/large")))
+            assert unread[-1].has_news(within=PATIENCE)  # so the server has waited for the first of them for longest
         until(lambda: sum(stream.held for stream in serving.server.resources._streams) > 8 << 20)
         assert serving.connect().get("/large").status == 200
         assert serving.connect().get("/echo").status == 200

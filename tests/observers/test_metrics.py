@@ -229,6 +229,7 @@ class TestRepositories:
         assert "gitops_hook_runs_in_hand" in shown and "process_open_fds" in shown
         assert not [name for name in shown if "repository" in name or "owed" in name]
 
+    @pytest.mark.slow
     def test_a_thousand_repositories_with_a_hundred_thousand_runs(self, host: Host, tmp_path: Path):
         import sqlite3
 
@@ -336,7 +337,7 @@ def served(tmp_path: Path, start_daemon) -> Iterator[str]:
 
 def test_promtool_accepts_the_metrics_of_a_daemon(served: str):
     if not shutil.which("promtool"):
-        pytest.skip("SKIPPED: there is no promtool here (Debian's package prometheus)")
+        pytest.skip("no promtool on this machine")
     with urllib.request.urlopen(f"http://{served}/metrics", timeout=30) as answer:
         text = answer.read()
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
@@ -345,7 +346,7 @@ def test_promtool_accepts_the_metrics_of_a_daemon(served: str):
 
 def test_a_real_prometheus_scrapes_it(served: str, tmp_path: Path):
     if not shutil.which("prometheus"):
-        pytest.skip("SKIPPED: there is no prometheus here (Debian's package prometheus)")
+        pytest.skip("no prometheus on this machine")
     config = tmp_path / "prometheus.yml"
     job = {"job_name": "gitops-hook", "scrape_interval": "200ms", "static_configs": [{"targets": [served]}]}
     config.write_text(json.dumps({"scrape_configs": [job]}))  # JSON is YAML

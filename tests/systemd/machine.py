@@ -39,7 +39,7 @@ def missing() -> str | None:
     tools = [tool for tool in ("systemd-nspawn", "nsenter", "dpkg-deb") if not shutil.which(tool)]
     if not CACHE.exists() and not shutil.which("debootstrap"):
         tools.append("debootstrap")
-    return f"not installed here: {', '.join(tools)}" if tools else None
+    return "; ".join(f"no {tool} on this machine" for tool in tools) or None
 
 
 def make_root() -> None:

@@ -17,6 +17,7 @@ from typing import Callable
 
 from torture.account import Account
 from torture.clients import clients
+from torture.commands import kill_commands, sweep_beside_pushes, upgrade
 from torture.consumption import consumption
 from torture.faults import disks, journals, limits
 from torture.kills import kill_at_random_moments
@@ -39,6 +40,9 @@ def ordeals(short: bool, seed: int, kills: int) -> dict[str, Ordeal]:
         "storms of deliveries": lambda folder, account: deliveries(folder, account, short),
         "misbehaving deploys": lambda folder, account: misbehaving_deploys(folder, account, 1 if short else 3),
         "everyone at once": lambda folder, account: everyone(folder, account, 5 if short else 30),
+        "killed commands": lambda folder, account: kill_commands(folder, account, 5 if short else 200, seed),
+        "sweeps": lambda folder, account: sweep_beside_pushes(folder, account, 3 if short else 50),
+        "upgrades": lambda folder, account: upgrade(folder, account, 2 if short else 20),
         "clients": lambda folder, account: clients(folder, account, short),
         "pressure": lambda folder, account: pressure(folder, account, 4 if short else 10),
         "consumption": lambda folder, account: consumption(folder, account, short),

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote, skipped, warning
@@ -13,15 +14,14 @@ from gitops_hook.cli.doctor.host import SYSTEMD_IS_INIT
 from gitops_hook.config import Settings
 from gitops_hook.names import name_in_url, repository_of
 from gitops_hook.sync.checkouts import Checkout
-from gitops_hook.sync.runner import inherited
+from gitops_hook.sync.runner import classify_exit, inherited, read_result
 from gitops_hook.text import redact
+from gitops_hook.users import sudo_user
 
 #: Seconds to wait for a remote.
 FETCH_TIMEOUT = 30
 #: A deploy command that asks systemd, which asks polkit.
 _MANAGES_UNITS = re.compile(r"\bsystemctl\s+(?!--user)(?:-\S+\s+)*(?:re)?(?:start|stop|load|enable|daemon-reload)")
-#: A fix at the end of a message of the script.
-_FIX = re.compile(r"; ((?:sudo |git |rm |mkdir |mv )[^;]+)$")
 
 
 def ownership(settings: Settings, checkout: Checkout) -> Results:
@@ -92,26 +92,27 @@ def fetch(settings: Settings, checkout: Checkout) -> Results:
     environment = inherited(os.environ, settings.root)
     if owner:
         environment["GITOPS_REPOSITORY"] = checkout.repository
-    done = subprocess.run(
-        ["timeout", "--kill-after=2", str(FETCH_TIMEOUT), settings.sync_script, "--dry-run", name],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        result = Path(directory) / "result"
+        done = subprocess.run(
+            ["timeout", "--kill-after=2", str(FETCH_TIMEOUT), settings.sync_script, "--dry-run", name],
+            env={**environment, "GITOPS_RESULT": str(result)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        fix = classify_exit(done.returncode, read_result(result)).fix
     message = (done.stdout.strip().splitlines() or [f"no answer within {FETCH_TIMEOUT} s"])[-1]
     message = message.replace("; tried again later", "")  # true of a run, not of this check
-    fix = _FIX.search(message)
     if done.returncode == 0:
         yield passed(message)
     elif "another run holds" in message:
         yield skipped("a run is in progress")
     elif fix:
-        command = f"sudo -u {current_user()} {fix[1]}" if fix[1].startswith("git ") else fix[1]
-        yield failure(message[: fix.start()], command)
+        yield failure(message, fix)
     elif done.returncode in (75, 124):
         yield failure(message, f"{_git(checkout)} fetch origin")
     elif done.returncode == 65:
@@ -159,4 +160,4 @@ def _program(command: str) -> str:
 
 
 def _git(checkout: Checkout) -> str:
-    return f"sudo -u {current_user()} git -C {quote(checkout.path)}"
+    return f"sudo -u {sudo_user(os.geteuid())} git -C {quote(checkout.path)}"

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gitops_hook.users import user_name
+
 OK, SKIPPED, WARNING, FAILURE = "ok", "skipped", "warning", "failure"
 #: The exit statuses of monitoring plugins, by the worst level.
 EXIT = {OK: 0, SKIPPED: 0, WARNING: 1, FAILURE: 2}
@@ -92,10 +94,7 @@ def service_user() -> str:
 
 def current_user() -> str:
     """Return the name of the current user, or its number if it has no name."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
+    return user_name(os.geteuid())
 
 
 def quote(text: str | Path) -> str:

@@ -28,6 +28,7 @@ from gitops_hook.cli.doctor.finding import (
     warning,
 )
 from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, Settings
+from gitops_hook.users import owner_of
 
 #: Exists if systemd is the init system (sd_booted(3)).
 SYSTEMD_IS_INIT = Path("/run/systemd/system")
@@ -81,7 +82,7 @@ def user(settings: Settings) -> Results:
     if path.stat().st_uid == os.geteuid():
         yield passed(f"{current_user()} owns {path}")
     else:
-        message = f"{path} belongs to {path.owner()}, but this check runs as {current_user()}"
+        message = f"{path} belongs to {owner_of(path).name}, but this check runs as {current_user()}"
         yield warning(message, "sudo gitops-hook doctor")
 
 
