@@ -73,9 +73,10 @@ class Log:
 class _StandardError(logging.Handler):
     """Write each line to descriptor 2 in one system call. If nobody reads it, continue without."""
 
-    def createLock(self) -> None:
-        """Use no lock, because write(2) needs none."""
-        self.lock = None
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write without a lock, because write(2) needs none."""
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)

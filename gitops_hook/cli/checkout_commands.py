@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from gitops_hook.github.client import ApiError, Client, is_at
 from gitops_hook.model import History
 from gitops_hook.names import is_valid_checkout, repository_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.sync.git import git_output
 from gitops_hook.text import redact
 from gitops_hook.users import requesting_user
 
@@ -135,12 +137,13 @@ def remove(given: Arguments) -> int:
         hooks = forge_commands.open_hooks(given, needs_url=False)[1]
     with requests_to_daemon(settings, "gitops-hook remove") as post:
         body = {"checkout": name, "keep_files": given.keep_files, "force": given.force, "by": user}
+        key = _key(settings, name)
         answer = post("/remove", body)
         print(f"{name} was removed" + (f"; its files stay in {answer['kept']}" if answer["kept"] else ""))
         if answer["leftover"]:
             _delete(settings.root, Path(answer["leftover"]))
-        if not given.keep_files and not Checkouts(settings.root).find_all(repository_of(name)):
-            shutil.rmtree(access.key_directory(settings.state, name), ignore_errors=True)
+        if key and not given.keep_files and not Checkouts(settings.root).find_all(repository_of(name)):
+            shutil.rmtree(key.parent, ignore_errors=True)
         if hooks:
             target = repository_of(name)
             try:
@@ -149,6 +152,18 @@ def remove(given: Arguments) -> int:
                 raise GitopsError(EX_UNAVAILABLE, f"{error}; then: gitops-hook unregister {target}") from None
             post("/forget-ping", {"target": target, "url": hooks.url, "by": user})
     return 0
+
+
+def _key(settings: Settings, name: str) -> Path | None:
+    """Return the key that `add --ssh-key` created for a checkout, which may have had another name then."""
+    checkout = Checkouts(settings.root).find(name)
+    if not checkout:
+        return None
+    try:
+        key = access.key_of(git_output(checkout.path, "config", "core.sshCommand"))
+    except subprocess.SubprocessError:  # there is none
+        return None
+    return key if key and key.is_relative_to(settings.state / "keys") else None
 
 
 def _recorded_name(settings: Settings, name: str) -> str:

@@ -75,6 +75,11 @@ url_fix() {
 # host_key_fix: print the command with which the owner can compare and accept the host key of the remote, or nothing.
 # Needs: config, remote_messages.
 host_key_fix() {
+    local command=${config[core.sshcommand]:-}
+    if [[ $command =~ UserKnownHostsFile=([^\ \'\"]+/known_hosts) ]]; then # pinned by `gitops-hook add --ssh-key`
+        command=$(hook_fix add --ssh-key) && printf '%s && %s' "$(as_root rm -f -- "${BASH_REMATCH[1]}")" "$command"
+        return
+    fi
     local url=${config[remote.origin.url]:-} host port=''
     if [[ $url =~ ^ssh://([^/]+)/ ]]; then
         host=${BASH_REMATCH[1]}

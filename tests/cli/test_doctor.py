@@ -291,6 +291,15 @@ def test_an_ordinary_user_gets_one_finding_and_one_line(tmp_path, environ, hook,
     assert "use sudo" in done.stderr
 
 
+def test_the_fix_of_a_run_is_the_fix_of_the_check(settings, upstream, apply_fix):
+    checkout = settings.root / "acme/site"
+    git("config", "gitops.dirty", "ignore", cwd=checkout)
+    finding = only("fetch", settings, FAILURE)
+    assert finding.fix.endswith("--unset-all gitops.dirty")
+    apply_fix(finding.fix)
+    only("fetch", settings, OK)
+
+
 def test_a_check_runs_for_one_repository_only(upstream, hook, tmp_path):
     upstream.checkout(tmp_path / "root")
     Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root", deploy="no-such-program")

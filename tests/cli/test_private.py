@@ -133,21 +133,31 @@ def test_add_creates_a_key_shows_it_and_continues_after_it_was_entered(tmp_path,
     hook("add", "acme/site@staging", *words[2:])
     hook("remove", "acme/site@staging")
     assert key.exists()
-    hook("remove", "acme/site")
+    hook("rename", "acme/site", "acme/shop", status=75)  # the forge has not renamed it
+    hook("remove", "acme/shop")
     assert not key.exists()
 
 
 @needs_sshd
-def test_a_changed_host_key_ends_every_run_without_access(tmp_path, upstream, server, hook):
+def test_a_changed_host_key_ends_every_run_without_access(tmp_path, upstream, server, hook, environ):
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    (tmp_path / "bin").mkdir()
+    for name, command in (("sudo", 'exec "$@"'), ("gitops-hook", f'exec {sys.executable} -m gitops_hook "$@"')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
     words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
     server.authorize(public_key(hook(*words, status=75).stdout))
     hook(*words)
     server.stop()
     server.new_host_key()
     server.start()
-    (row,) = map(json.loads, hook("sync", "--json", "acme/site", status=75).stdout.splitlines())
+    (row,) = map(json.loads, hook("sync", "--json", "acme/site", status=75, **path).stdout.splitlines())
     assert row["outcome"] == "no-access"
     assert "host key" in row["message"]
+    known_hosts = tmp_path / "state/keys/acme/site/known_hosts"
+    assert row["fix"] == f"sudo rm -f -- {known_hosts} && sudo gitops-hook add --ssh-key acme/site"
+    subprocess.run(["bash", "-c", row["fix"]], env={**environ, **path}, check=True, stdin=subprocess.DEVNULL)
+    hook("sync", "acme/site")
 
 
 @needs_sshd

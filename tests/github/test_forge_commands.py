@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import stat
 import subprocess
@@ -85,6 +86,20 @@ def test_hooks_are_listed_and_deleted(forge, daemon, hook, at_forge, url):
     assert len(forge.hooks["acme/site"]) == 1
     assert daemon.query("SELECT * FROM pings") == []  # so no audit asks about it
     assert "no webhook has reached this host" in hook("audit", status=66).stderr
+
+
+def test_remove_deletes_the_webhook_unless_another_checkout_needs_it(forge, daemon, hook, at_forge, url):
+    checkouts(daemon, "git@127.0.0.1:acme/site.git")
+    shutil.copytree(daemon.root / "acme/site", daemon.root / "acme/site@staging")
+    hook("register", "acme/site", "--url", url)
+    words = ["remove", "--webhook", "--force"]
+    message = hook(*words, "acme/site", status=64).stderr
+    assert "acme/site@staging needs the webhook; repeat without --webhook" in message
+    hook("remove", "--force", "acme/site@staging")
+    said = hook(*words, "acme/site").stdout
+    assert "acme/site was removed\nacme/site: deleted (hook " in said
+    assert forge.hooks["acme/site"] == []
+    assert daemon.query("SELECT * FROM pings") == []
 
 
 def test_a_deleted_hook_is_reported_with_the_command_that_forgets_it(forge, daemon, hook, at_forge, url):
