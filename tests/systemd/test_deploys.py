@@ -130,7 +130,7 @@ def test_a_migration_uses_the_environment_file_and_prevents_a_restart_if_it_fail
     (commands,) = code_blocks(DEPLOYS, "An environment file", "sh")
     machine.run("set -e\n" + commands)
     assert deploy(machine, upstream, "one") == "updated"
-    assert machine.run("tail -n 1 /srv/www/app.db") == "one"
+    assert machine.run("tail -n 1 /var/lib/gitops-hook/app.db") == "one"
     (commands,) = code_blocks(DEPLOYS, "Migrations", "sh")
     machine.run(commands)
     started = machine.show("ExecMainStartTimestampMonotonic", "app")
@@ -138,4 +138,4 @@ def test_a_migration_uses_the_environment_file_and_prevents_a_restart_if_it_fail
     assert machine.show("ExecMainStartTimestampMonotonic", "app") == started
     assert deploy(machine, upstream, "two") == "updated"
     assert machine.show("ExecMainStartTimestampMonotonic", "app") != started
-    assert machine.run("tail -n 1 /srv/www/app.db") == "two"
+    assert machine.run("tail -n 1 /var/lib/gitops-hook/app.db") == "two"
