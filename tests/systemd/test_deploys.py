@@ -31,7 +31,6 @@ server.socket = socket.socket(fileno=3)
 server.serve_forever()
 """
 MIGRATE = '[[ $(cat page) != bad ]] && echo "$(cat page)" >> "$DATABASE"\n'
-DEPLOYS = "docs/deploys.md"
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +47,13 @@ def machine(tmp_path_factory) -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def upstream(machine: Machine) -> Upstream:
     upstream = machine.upstream("acme/app")
-    (publish,) = code_blocks(DEPLOYS, "A static site", "bash")
+    (publish,) = code_blocks("docs/deploys.md", "A static site", "bash")
     upstream.commit({"app.py": APP, "publish.sh": publish, "migrate.sh": MIGRATE, "page": "first"})
     machine.run("gitops-hook add acme/app")
-    for unit in code_blocks(DEPLOYS, "Zero downtime with a socket unit", "ini"):
+    for unit in code_blocks("docs/deploys.md", "Zero downtime with a socket unit", "ini"):
         machine.put(unit.split()[1], unit)
     machine.run("systemctl daemon-reload && systemctl enable --now app.socket")
-    (rule,) = code_blocks(DEPLOYS, "Restart or reload a unit", "js")
+    (rule,) = code_blocks("docs/deploys.md", "Restart or reload a unit", "js")
     machine.put(rule.split()[1], rule)
     machine.run("systemctl restart polkit")
     return upstream
@@ -90,7 +89,7 @@ def test_a_deploy_sees_the_documented_environment(machine: Machine, upstream: Up
 
 
 def test_a_deploy_restarts_its_unit_and_no_other(machine: Machine, upstream: Upstream) -> None:
-    plain, dropin = code_blocks(DEPLOYS, "Restart or reload a unit", "sh")
+    plain, dropin = code_blocks("docs/deploys.md", "Restart or reload a unit", "sh")
     machine.run(plain)
     assert served(machine) == "second"
     started = machine.show("ExecMainStartTimestampMonotonic", "app")
@@ -104,7 +103,7 @@ def test_a_deploy_restarts_its_unit_and_no_other(machine: Machine, upstream: Ups
 
 
 def test_a_restart_of_a_unit_with_a_socket_refuses_no_connection(machine: Machine, upstream: Upstream) -> None:
-    (plain, _) = code_blocks(DEPLOYS, "Restart or reload a unit", "sh")
+    (plain, _) = code_blocks("docs/deploys.md", "Restart or reload a unit", "sh")
     machine.run(plain)
     loop = "for i in $(seq 200); do curl -sS -o /dev/null http://127.0.0.1:9000/ || exit 1; sleep 0.02; done"
     with ThreadPoolExecutor(1) as clients:
@@ -115,7 +114,7 @@ def test_a_restart_of_a_unit_with_a_socket_refuses_no_connection(machine: Machin
 
 
 def test_a_static_site_is_replaced_at_once(machine: Machine, upstream: Upstream) -> None:
-    (commands,) = code_blocks(DEPLOYS, "A static site", "sh")
+    (commands,) = code_blocks("docs/deploys.md", "A static site", "sh")
     machine.run("set -e\n" + commands)
     for page in ("1", "2", "3", "4", "5", "6"):
         assert deploy(machine, upstream, page) == "updated"
@@ -127,11 +126,11 @@ def test_a_static_site_is_replaced_at_once(machine: Machine, upstream: Upstream)
 def test_a_migration_uses_the_environment_file_and_prevents_a_restart_if_it_fails(
     machine: Machine, upstream: Upstream
 ) -> None:
-    (commands,) = code_blocks(DEPLOYS, "An environment file", "sh")
+    (commands,) = code_blocks("docs/deploys.md", "An environment file", "sh")
     machine.run("set -e\n" + commands)
     assert deploy(machine, upstream, "one") == "updated"
     assert machine.run("tail -n 1 /var/lib/gitops-hook/app.db") == "one"
-    (commands,) = code_blocks(DEPLOYS, "Migrations", "sh")
+    (commands,) = code_blocks("docs/deploys.md", "Migrations", "sh")
     machine.run(commands)
     started = machine.show("ExecMainStartTimestampMonotonic", "app")
     assert deploy(machine, upstream, "bad") == "deploy-failed"
