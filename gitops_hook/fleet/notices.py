@@ -111,6 +111,7 @@ def _run(state: FleetState, checkout: str) -> Run | None:
     first = failing[names[0]]
     hosts = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if names[_NAMED:] else "")
     total = len(state.statuses.get(checkout, {}))
-    message = f"{checkout}: on {hosts} of {total} hosts: {first.message}"
+    reason = first.message[len(checkout) + 2 :] if first.message.lower().startswith(f"{checkout}: ") else first.message
+    message = f"{checkout}: on {hosts} of {total} hosts: {reason}"
     since = min(have.ended for have in failing.values())
     return Run(0, checkout, "push", since, now, outcome, after=first.commit, message=message)

@@ -38,6 +38,8 @@ def test_a_fleet_sends_one_notice_and_the_next_holder_goes_on(hosts: Hosts, forg
         hosts.start(name, GITOPS_NOTIFY=command)
     hosts.wait_until_live("a", "b", "c")
     until(lambda: hosts.client.get(KEYS.role("notices")), "no host has the role")
+    for name in ("a", "b", "c"):
+        until(lambda name=name: hosts.status(name).outcome, f"{name} has no status")
     bad = forge.commit({"bad": "x"})
     hosts.daemons["a"].deliver(push(SITE, bad), guid="guid-1")
     for name in ("a", "b", "c"):
@@ -47,7 +49,7 @@ def test_a_fleet_sends_one_notice_and_the_next_holder_goes_on(hosts: Hosts, forg
     (first,) = notices(hosts.folder)
     assert (first["notice"], first["host"], first["repository"]) == ("failing", "test", SITE)
     assert first["outcome"] == "deploy-failed"
-    assert "of 3 hosts: " in first["message"]
+    assert "of 3 hosts: gitops.deploy failed" in first["message"]
 
     until(lambda: hosts.value(KEYS.report("notices", SITE)), "the notice is not recorded")
     holder = hosts.client.get(KEYS.role("notices")).value.decode()
