@@ -131,7 +131,7 @@ fuzz: ## fuzz the path of a request for TIME=600 seconds; failing inputs are kep
 	    nice $(FUZZ)/bin/python tests/fuzz.py .cache/fuzz -max_total_time=$(or $(TIME),600) -print_final_stats=1; \
 	else echo 'SKIPPED: no atheris for $(PYTHON); there are wheels for 3.11 to 3.13 on x86-64'; fi
 
-mutation: .venv-mutation/.ready ## measure whether the tests notice small faults in the core; ARGS='--jobs 8 journal'
+mutation: .venv-mutation/.ready ## measure whether the tests notice small faults in the core; ARGS='--jobs 8 journal/writer'
 	nice .venv-mutation/bin/python tests/mutation.py $(ARGS)
 
 figures: ## print the code metrics of docs/design.md

@@ -115,6 +115,15 @@ class Upstream:
             git("config", f"gitops.{key}", value, cwd=path)
         return path
 
+    def rename(self, repository: str) -> None:
+        """Rename the repository at the forge. The clone in which commits are made follows it."""
+        bare = self.bare.parents[1] / f"{repository}.git"
+        bare.parent.mkdir(exist_ok=True)
+        self.bare = self.bare.rename(bare)
+        (self.work / ".git/objects").unlink()
+        (self.work / ".git/objects").symlink_to(bare / "objects")
+        self._become_origin(self.work)
+
     def is_untouched(self) -> bool:
         """Return True if a clone would be equal to one of the template."""
         return _contents(self.bare) == _contents(_template(self.branch) / "bare")

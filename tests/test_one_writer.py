@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from harness import SECRET, SOURCE, until
 from scratch import Upstream, git
 from unix_client import UnixConnection
 
+from gitops_hook.cli.parser import build_parser
 from gitops_hook.lock import DAEMON, Holder, StateLock, holder
 
 VERSION_0_1 = (Path(__file__).parent / "journal/version-0.1.sql").read_text()
@@ -79,10 +81,18 @@ WRITE = re.compile(
 CALLS = "?open,openat,?creat,truncate,ftruncate,?rename,renameat,renameat2,?unlink,unlinkat,write,pwrite64,pwritev"
 STRACE = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-e", f"trace={CALLS}", "-o"]
 COMMANDS = [
-    ["status"], ["runs"], ["sync", "acme/site"], ["sync", "--all"], ["sync", "--cancel", "acme/site"],
-    ["pause", "acme/site"], ["resume", "acme/site"], ["send", "acme/site"], ["logs", "1"], ["doctor"],
-    ["config", "acme/site", "branch", "main"], ["add", "acme/site"],
+    ["status"], ["runs"], ["sync", "acme/site"], ["sync", "--all"],
+    ["sync", "--cancel", "acme/site"], ["pause", "acme/site"], ["resume", "acme/site"], ["send", "acme/site"],
+    ["logs", "1"], ["doctor"], ["config", "acme/site", "timeout", "60"], ["deploy", "acme/site"],
+    ["rollback", "acme/site"], ["migrate", "--dry-run"], ["add", "acme/site"], ["rename", "acme/site", "acme/shop"],
+    ["remove", "acme/shop", "--keep-files"], ["register", "acme/site", "--url", "https://hooks.example.org"],
+    ["unregister", "acme/site"], ["hooks", "acme/site"], ["audit"], ["fleet", "status"],
 ]  # fmt: skip
+
+
+def test_every_command_is_traced():
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert set(commands.choices) - {"serve"} == {arguments[0] for arguments in COMMANDS}
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="no strace on this machine")
@@ -91,14 +101,17 @@ def test_no_command_opens_the_journal_for_writing_next_to_a_daemon(tmp_path: Pat
     until(lambda: daemon.query("SELECT 1 FROM runs WHERE outcome IS NOT NULL"))
     for number, arguments in enumerate(COMMANDS):
         trace = tmp_path / f"trace.{number}"
-        subprocess.run(
+        done = subprocess.run(
             [*STRACE, trace, sys.executable, "-m", "gitops_hook", *arguments],
-            env=environment(tmp_path, GITOPS_LISTEN=f"127.0.0.1:{daemon.port}"),
+            env=environment(tmp_path, GITOPS_LISTEN=f"127.0.0.1:{daemon.port}", GITHUB_API_URL="http://127.0.0.1:1"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=120,
         )
+        assert done.returncode != os.EX_USAGE, (arguments, done.stderr)
         assert [line for line in trace.read_text().splitlines() if WRITE.search(line)] == [], arguments
+    assert not (daemon.root / "acme/site").exists()
+    assert (daemon.root / "acme/shop/.git.removed").exists()
     assert daemon.stop() == 0
     # The same pattern finds the writes of a process that holds the lock.
     trace = tmp_path / "trace"
@@ -216,7 +229,10 @@ def test_a_daemon_that_starts_waits_for_the_temporary_one(tmp_path: Path, site: 
     process = command(tmp_path, "sync", "acme/site", GITOPS_SYNC_SCRIPT=gated)
     until((tmp_path / "began").exists)
     threading.Thread(target=open_when_stopped, args=(tmp_path,)).start()
-    daemon = start_daemon(GITOPS_SYNC_SCRIPT=script("exit 0"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        daemon = start_daemon(GITOPS_SYNC_SCRIPT=script("exit 0"), NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert manager.recv(1000).startswith(b"EXTEND_TIMEOUT_USEC=")
     assert "waiting for a command to end" in daemon.log
     assert daemon.query("SELECT outcome FROM runs ORDER BY id LIMIT 1") == [("updated",)]
     assert result_of(process)[0] == 0

@@ -87,7 +87,7 @@ def test_an_environment_has_its_own_runs_page_and_commands(tmp_path, branches, h
 def test_rename_of_a_repository_renames_its_environments(tmp_path, branches, hook):
     hook("add", "acme/site")
     hook("add", "acme/site@staging", "--branch", "staging")
-    branches.bare.rename(branches.bare.with_name("shop.git"))
+    branches.rename("acme/shop")
     hook("rename", "acme/site", "acme/shop")
     assert names_in(tmp_path / "root/acme") == ["shop", "shop@staging"]
     assert statuses(hook) == {"acme/shop": "in sync", "acme/shop@staging": "in sync"}
@@ -266,19 +266,18 @@ def test_rename_moves_the_directory_the_origin_and_the_history(tmp_path, upstrea
     daemon = start_daemon()
     checkout = upstream.checkout(daemon.root, nested=nested, deploy="true")
     hook("sync", "acme/site")
-    upstream.bare.rename(upstream.bare.with_name("shop.git"))
+    upstream.rename("acme/shop")
     new = daemon.root / ("acme/shop" if nested else "shop")
     assert f"acme/site is now acme/shop at {new}" in hook("rename", "acme/site", "acme/shop").stdout
     daemon.wait_for(r"checkout renamed .*repository=acme/shop name=acme/site by=")
     assert not checkout.exists()
-    assert git("remote", "get-url", "origin", cwd=new) == str(upstream.bare.with_name("shop.git"))
+    assert git("remote", "get-url", "origin", cwd=new) == str(upstream.bare)
     assert git("config", "gitops.deploy", cwd=new) == "true"
     assert statuses(hook) == {"acme/shop": "in sync"}
     assert daemon.query("SELECT repository, outcome FROM runs") == [
         ("acme/shop", "updated"),
         ("acme/shop", "unchanged"),
     ]
-    git("config", "remote.origin.url", upstream.bare.with_name("shop.git"), cwd=upstream.work)
     assert daemon.deliver(push("acme/shop", upstream.commit({"a": "b"})))[0] == 202
     daemon.wait_for_run("updated")
     assert (new / "a").read_text() == "b"
@@ -287,7 +286,7 @@ def test_rename_moves_the_directory_the_origin_and_the_history(tmp_path, upstrea
 def test_rename_completes_a_move_by_hand(tmp_path, upstream, hook):
     checkout = upstream.checkout(tmp_path / "root")
     hook("sync", "acme/site")
-    upstream.bare.rename(upstream.bare.with_name("shop.git"))
+    upstream.rename("acme/shop")
     checkout.rename(checkout.with_name("shop"))
     hook("rename", "acme/site", "acme/shop")
     assert statuses(hook) == {"acme/shop": "in sync"}
@@ -303,7 +302,7 @@ def test_rename_keeps_pending_deliveries_and_notices(tmp_path, upstream, hook, s
     with closing(Journal(daemon.state)) as journal:
         journal.record_notice(NoticeState("acme/site", "dirty", 1.0, 2.0))
         journal.remember_hook(7, "acme/site", "https://hooks.example/")
-    upstream.bare.rename(upstream.bare.with_name("shop.git"))
+    upstream.rename("acme/shop")
     git("checkout", "README", cwd=checkout)
     hook("rename", "acme/site", "acme/shop")
     reader = JournalReader(daemon.state)
@@ -314,8 +313,7 @@ def test_rename_keeps_pending_deliveries_and_notices(tmp_path, upstream, hook, s
 
 def test_rename_moves_a_checkout_to_another_owner_and_removes_the_empty_directory(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
-    (tmp_path / "forge/corp").mkdir()
-    upstream.bare.rename(tmp_path / "forge/corp/site.git")
+    upstream.rename("corp/site")
     hook("rename", "acme/site", "corp/site")
     assert names_in(tmp_path / "root") == ["corp"]
 
@@ -333,7 +331,7 @@ def test_rename_to_a_name_in_use_changes_nothing(tmp_path, upstream, hook):
 
 def test_rename_changes_the_case_of_a_name(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
-    upstream.bare.rename(upstream.bare.with_name("Site.git"))
+    upstream.rename("acme/Site")
     hook("rename", "acme/site", "acme/Site")
     assert names_in(tmp_path / "root/acme") == ["Site"]
 
@@ -341,6 +339,6 @@ def test_rename_changes_the_case_of_a_name(tmp_path, upstream, hook):
 def test_rename_repairs_the_links_of_worktrees(tmp_path, upstream, hook):
     checkout = upstream.checkout(tmp_path / "root")
     git("worktree", "add", "--quiet", "--detach", tmp_path / "other", cwd=checkout)
-    upstream.bare.rename(upstream.bare.with_name("shop.git"))
+    upstream.rename("acme/shop")
     hook("rename", "acme/site", "acme/shop")
     assert git("rev-parse", "HEAD", cwd=Path(tmp_path / "other")) == upstream.head()
