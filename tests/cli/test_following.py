@@ -191,6 +191,8 @@ def test_a_push_during_the_clone_sees_no_checkout(tmp_path, upstream, environ, s
     )
     environ = {**environ, "GIT_ALLOW_PROTOCOL": "ext:file"}
     with typed(environ, "add", "acme/site", "--url", slow, "--deploy", "echo live > ../../../live") as command:
+        wait_for_begin(gate)  # the command asks the remote before it clones
+        gate.write_text("go on\n")
         wait_for_begin(gate)
         assert not (daemon.root / "acme/site").exists()
         assert daemon.deliver(push("acme/site", upstream.head()))[1]["status"] == "ignored"
@@ -206,13 +208,14 @@ def test_a_push_during_the_clone_sees_no_checkout(tmp_path, upstream, environ, s
 
 
 def test_the_messages_of_the_remote_are_captured_and_escaped(tmp_path, upstream, hook, environ):
-    remote = tmp_path / "remote"
+    remote = tmp_path / "acme/site"
+    remote.parent.mkdir()
     remote.write_text("#!/bin/sh\nprintf '\\033[31mno such project\\n' >&2\nexit 1\n")
     remote.chmod(0o755)
     done = hook("add", "acme/site", "--url", f"ext::{remote}", status=75, GIT_ALLOW_PROTOCOL="ext")
     assert "no such project" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout
-    assert list((tmp_path / "root/acme").iterdir()) == []
+    assert list((tmp_path / "root").iterdir()) == []
 
 
 def test_add_rejects_invalid_settings_before_it_clones(tmp_path, upstream, hook):
