@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -28,8 +29,12 @@ from gitops_hook import __version__
 
 SUITE = os.environ.get("DEBIAN_SUITE", "bookworm")
 #: A server's minimum, what the package depends on, and what an operator has at hand who follows the README.
-PACKAGES = "apt,ca-certificates,curl,dbus,git,libpam-systemd,make,openssl,polkitd,procps,python3,systemd,systemd-sysv"
-CACHE = SOURCE / ".cache" / f"debian-{SUITE}.tar"
+PACKAGES = (
+    "apt,ca-certificates,curl,dbus,git,libpam-systemd,make,openssh-client,openssl,polkitd,procps,python3,sudo,systemd,"
+    "systemd-sysv"
+)
+#: Another list of packages makes another tarball.
+CACHE = SOURCE / ".cache" / f"debian-{SUITE}-{zlib.crc32(PACKAGES.encode()):08x}.tar"
 
 
 def missing() -> str | None:

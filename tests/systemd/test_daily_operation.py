@@ -33,14 +33,18 @@ def upstream(machine: Machine) -> Upstream:
     return upstream
 
 
-def push(machine: Machine, upstream: Upstream, page: str, branch: str = "main") -> str:
+def push(machine: Machine, upstream: Upstream, page: str, branch: str = "main") -> None:
     """Push a commit with a new page to a branch of the forge, and deliver its webhook."""
     git("checkout", "--quiet", "-B", branch, f"origin/{branch}", cwd=upstream.work)
     after = upstream.commit({"page": page}, page)
+    deliver(machine, upstream, after, f"refs/heads/{branch}")
+
+
+def deliver(machine: Machine, upstream: Upstream, after: str, ref: str) -> None:
+    """Deliver the webhook of a push."""
     secret = (machine.root / "etc/gitops-hook/webhook-secret").read_text().split()[0]
-    with machine.delivering(upstream.repository, after, secret, 1, 1, f"refs/heads/{branch}") as answers:
+    with machine.delivering(upstream.repository, after, secret, 1, 1, ref) as answers:
         assert answers() == {"202": 1}
-    return after
 
 
 def status(machine: Machine, checkout: str = "acme/site") -> dict[str, Any]:
@@ -85,7 +89,7 @@ def test_a_bad_commit_is_rolled_back(machine, upstream):
     machine.run("gitops-hook config acme/site healthTimeout 0")
     push(machine, upstream, "broken")
     reaches(machine, "rolled back", "3")
-    assert status(machine)["fix"].startswith("gitops-hook deploy --force ")
+    assert status(machine)["fix"] == "sudo gitops-hook deploy --force acme/site"
     push(machine, upstream, "4")
     reaches(machine, "in sync", "4")
 
@@ -111,6 +115,21 @@ def test_a_push_waits_for_the_end_of_a_pause(machine, upstream):
     reaches(machine, "paused", "5")
     machine.run(resume)
     reaches(machine, "in sync", "6")
+
+
+def test_a_release_is_deployed_by_its_tag(machine, upstream):
+    git("tag", "v1.9", "HEAD~1", cwd=upstream.work)
+    git("push", "--quiet", "origin", "v1.9", cwd=upstream.work)
+    (commands,) = code_blocks("docs/operations.md", "Following releases", "sh")
+    machine.run("set -e\n" + commands)
+    assert live(machine) == "5"
+    git("tag", "v1.10", cwd=upstream.work)
+    git("push", "--quiet", "origin", "v1.10", cwd=upstream.work)
+    deliver(machine, upstream, upstream.head(), "refs/tags/v1.10")
+    reaches(machine, "in sync", "6")
+    assert "v1.10" in machine.run("gitops-hook status acme/site")
+    machine.run("gitops-hook config acme/site --unset tag")
+    machine.run("gitops-hook sync acme/site")
 
 
 def test_a_backup_restores_a_lost_host(machine, upstream):
