@@ -209,7 +209,7 @@ def _add_settings(commands: _Commands) -> None:
     config.add_argument("repository", metavar="REPO")
     config.add_argument("name", nargs="?", metavar="NAME", help="the setting, such as branch or deploy [all]")
     config.add_argument("value", nargs="?", metavar="VALUE", help="the new value")
-    config.add_argument("--unset", action="store_true", help="remove the setting")
+    config.add_argument("--unset", nargs="?", const="", metavar="NAME", help="remove the setting")
 
     pause = commands.add(
         "pause", "setting_commands.pause", "stop updates of a checkout until resume", settings=_FOLDERS

@@ -241,6 +241,10 @@ def test_config_lists_sets_and_unsets(tmp_path, upstream, hook, start_daemon):
     assert "gitops.dirty must be" in hook("config", "acme/site", "dirty", "maybe", status=65).stderr
     assert "did you mean branch?" in hook("config", "acme/site", "brnch", "x", status=64).stderr
     hook("config", "acme/site", "--unset", status=64)
+    hook("config", "acme/site", "--unset", "branch", "main", status=64)
     hook("config", "acme/site", "branch", "--unset")
+    hook("config", "acme/site", "deploy", "true")
+    hook("config", "acme/site", "--unset", "deploy")
+    assert "deploy" not in git("config", "--list", "--local", cwd=checkout)
     assert "branch" not in git("config", "--list", "--local", cwd=checkout).replace("branch.main", "")
     hook("config", "acme/none", status=66)
