@@ -35,6 +35,7 @@ def upstream(machine: Machine) -> Upstream:
 
 def push(machine: Machine, upstream: Upstream, page: str, branch: str = "main") -> None:
     """Push a commit with a new page to a branch of the forge, and deliver its webhook."""
+    git("fetch", "--quiet", "origin", cwd=upstream.work)
     git("checkout", "--quiet", "-B", branch, f"origin/{branch}", cwd=upstream.work)
     after = upstream.commit({"page": page}, page)
     deliver(machine, upstream, after, f"refs/heads/{branch}")
@@ -148,13 +149,10 @@ def test_a_backup_restores_a_lost_host(machine, upstream):
 
 
 def test_a_renamed_repository_keeps_its_history(machine, upstream):
-    renamed = machine.upstream("acme/shop")
-    shutil.rmtree(renamed.bare)
-    shutil.move(upstream.bare, renamed.bare)
+    upstream.rename("acme/shop")
     machine.run("gitops-hook rename acme/site acme/shop")
     assert machine.query("SELECT count(*) FROM runs WHERE repository = 'acme/site'") == [(0,)]
-    git("remote", "set-url", "origin", renamed.bare, cwd=upstream.work)
-    upstream.repository = renamed.repository
+    upstream.repository = "acme/shop"
     push(machine, upstream, "9")
     reaches(machine, "in sync", "9", "acme/shop")
     assert status(machine, "acme/shop@staging")["state"] == "in sync"
