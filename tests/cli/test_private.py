@@ -2,97 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-import getpass
 import json
 import os
 import pty
 import re
 import shlex
-import shutil
 import socket
-import ssl
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 from documents import code_blocks
 from fake_github import TOKEN as API_TOKEN
 from fake_github import Forge
-from forge import _Handler
 from harness import push, until
+from private_forge import PrivateHandler, Sshd, create_certificate, https_server, needs_openssl, needs_sshd
 from scratch import Upstream, git
 
 from gitops_hook.cli import access
 
 TOKEN = "glpat-a-token-of-the-forge"
-SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or ""
-
-needs_sshd = pytest.mark.skipif(not SSHD, reason="no sshd on this machine")
-needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl on this machine")
-
-
-class Server:
-    """An sshd for the current user, whose authorized keys are in a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.authorized = folder / "authorized_keys"
-        self.authorized.touch(0o600)
-        self._folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.new_host_key()
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        config = folder / "sshd_config"
-        config.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
-            f"AuthorizedKeysFile {self.authorized}\nStrictModes no\nPasswordAuthentication no\n"
-            "PermitRootLogin prohibit-password\nKbdInteractiveAuthentication no\n"
-        )
-        self.start()
-
-    def new_host_key(self) -> None:
-        (self._folder / "host_key").unlink(missing_ok=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._folder / "host_key"], check=True)
-
-    def start(self) -> None:
-        command = [SSHD, "-D", "-e", "-f", self._folder / "sshd_config"]
-        with (self._folder / "sshd.log").open("w") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-        until(self._answers, "sshd does not answer")
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, (self._folder / "sshd.log").read_text()
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
-    def authorize(self, key: str) -> None:
-        with self.authorized.open("a") as file:
-            file.write(f"{key}\n")
-
-    def url(self, upstream: Upstream) -> str:
-        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{upstream.bare}"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "sshd").mkdir()
-    started = Server(tmp_path / "sshd")
+def server(tmp_path: Path) -> Iterator[Sshd]:
+    started = Sshd(tmp_path / "sshd")
     yield started
     started.stop()
 
@@ -215,38 +153,12 @@ def test_a_key_needs_a_host_that_answers(upstream, hook):
 # -- a token -------------------------------------------------------------------------------------------------------
 
 
-class _Private(_Handler):
-    """Serve repositories to the user and the token of `accepted`."""
-
-    accepted = ""
-
-    def do_GET(self) -> None:
-        expected = base64.b64encode(self.accepted.encode()).decode()
-        if self.headers.get("Authorization") != f"Basic {expected}":
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", 'Basic realm="forge"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        super().do_GET()
-
-    do_POST = do_GET
-
-
 @pytest.fixture
 def https(tmp_path: Path, upstream: Upstream) -> Iterator[str]:
     """The URL of an HTTPS server for `upstream`. Its certificate is in ``ca.pem``, which git trusts through HOME."""
-    certificate, key = tmp_path / "ca.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1"
-    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-    subprocess.run([*command.split(), *extension], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    handler = partial(_Private, upstream.bare.parents[1], MappingProxyType({}))
-    _Private.accepted = f"x-access-token:{TOKEN}"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    certificate, key = create_certificate(tmp_path)
+    PrivateHandler.accepted = f"x-access-token:{TOKEN}"
+    server = https_server(upstream.bare.parents[1], certificate, key)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     (tmp_path / ".gitconfig").write_text(f"[http]\n\tsslCAInfo = {certificate}\n")
@@ -270,7 +182,7 @@ def test_a_token_file_gives_access_over_https(tmp_path, upstream, https, token, 
     daemon = start_daemon()
     token.write_text(line)
     if line.startswith("deploy:"):
-        _Private.accepted = line
+        PrivateHandler.accepted = line
     (block,) = code_blocks("docs/private.md", "A token", "sh")
     words = shlex.split(block.splitlines()[-1].replace("/etc/gitops-hook/site-token", str(token)))
     hook(*words[1:-1], https, HOME=str(tmp_path))

@@ -189,6 +189,22 @@ class Machine:
         """Create a repository at the forge."""
         return Upstream(self.forge, repository)
 
+    def serve(self, *command: str) -> None:
+        """Start a program of this host in the machine's network. It ends with the machine."""
+        server = subprocess.Popen(
+            [*self.network(), *command],
+            env=GIT_ENV,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._stack.callback(server.wait)
+        self._stack.callback(os.killpg, server.pid, signal.SIGTERM)
+
+    def network(self) -> tuple[str, ...]:
+        """Return the command that runs its arguments, a program of this host, in the machine's network."""
+        return ("nsenter", "--target", str(self._init), "--net")
+
     def _enter(self, *namespaces: str) -> list[str]:
         return ["nsenter", "--target", str(self._init), *namespaces]
 
@@ -204,15 +220,7 @@ class Machine:
     def _serve_git(self) -> None:
         # On the machine, https://github.com leads to the local forge.
         self.put("/etc/gitconfig", '[url "git://127.0.0.1/"]\n\tinsteadOf = https://github.com/\n')
-        server = subprocess.Popen(
-            [*self._enter("--net"), "git", "daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--base-path={self.forge}"],
-            env=GIT_ENV,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        self._stack.callback(server.wait)
-        self._stack.callback(os.killpg, server.pid, signal.SIGTERM)
+        self.serve("git", "daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--base-path={self.forge}")
 
     def _power_off(self) -> None:
         self._container.terminate()

@@ -6,13 +6,19 @@ One machine goes through the tests in their order, from the installation to the 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import private_forge
 import pytest
 from documents import code_blocks
 from machine import Machine, boot, package, wait_for
+from private_forge import Sshd, create_certificate, needs_openssl, needs_sshd
 from scratch import Upstream, git
 
 pytestmark = pytest.mark.systemd
@@ -131,6 +137,52 @@ def test_a_release_is_deployed_by_its_tag(machine, upstream):
     assert "v1.10" in machine.run("gitops-hook status acme/site")
     machine.run("gitops-hook config acme/site --unset tag")
     machine.run("gitops-hook sync acme/site")
+
+
+@needs_sshd
+def test_a_private_repository_with_a_key(machine, tmp_path):
+    private = machine.upstream("acme/blog")
+    server = Sshd(tmp_path / "sshd", machine.network())
+    try:
+        (command, *_) = code_blocks("docs/private.md", "A key", "sh")
+        add = shlex.join([*shlex.split(command)[:-1], server.url(private)]).replace("acme/site", "acme/blog")
+        said = machine.run(add, check=False)
+        server.authorize(re.search("^ssh-ed25519 .*", said, re.MULTILINE)[0])
+        machine.run(add)
+        after = private.commit({"a": "by ssh"})
+        deliver(machine, private, after, "refs/heads/main")
+        wait_for((machine.root / "srv/gitops/acme/blog/a").exists, "it is not deployed")
+        (command,) = code_blocks("docs/private.md", "Problems", "sh")
+        machine.run(command.replace("acme/site", "acme/blog"))
+        machine.run("gitops-hook remove acme/blog")
+        assert not (machine.root / "var/lib/gitops-hook/keys/acme/blog").exists()
+    finally:
+        server.stop()
+
+
+@needs_openssl
+def test_a_private_repository_with_a_token(machine, tmp_path):
+    private = machine.upstream("acme/docs")
+    certificate, key = create_certificate(tmp_path)
+    machine.put("/etc/ssl/forge.pem", certificate.read_text())
+    machine.run("git config --system http.sslCAInfo /etc/ssl/forge.pem")
+    (block,) = code_blocks("docs/private.md", "A token", "sh")
+    create, write, add = block.replace("acme/site", "acme/docs").splitlines()
+    url = shlex.split(add)[-1]
+    address = "https://127.0.0.1:8443/acme/docs.git"
+    program = Path(private_forge.__file__)
+    machine.serve(
+        sys.executable, str(program), str(machine.forge), str(certificate), str(key), "8443", "x-access-token:s3cret"
+    )
+    probe = f"curl -s -o /dev/null -w '%{{http_code}}' --cacert /etc/ssl/forge.pem {address}/info/refs"
+    wait_for(lambda: machine.run(probe, check=False) == "401", "the forge does not answer")
+    machine.run(create)
+    machine.run(f"echo s3cret | {write}")
+    machine.run(add.replace(url, address))
+    deliver(machine, private, private.commit({"a": "by https"}), "refs/heads/main")
+    wait_for((machine.root / "srv/gitops/acme/docs/a").exists, "it is not deployed")
+    assert "s3cret" not in machine.log() + machine.run("cat /srv/gitops/acme/docs/.git/config")
+    machine.run("gitops-hook remove acme/docs && rm /etc/gitops-hook/site-token")
 
 
 def test_a_backup_restores_a_lost_host(machine, upstream):
