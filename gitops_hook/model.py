@@ -93,6 +93,15 @@ class Served(NamedTuple):
     deliveries: Sequence[Delivery]
 
 
+class Waited(NamedTuple):
+    """The pushes of one repository that waited for their run: the longest time in seconds, and the newest arrival."""
+
+    repository: str
+    pushes: int
+    longest: float
+    last: float
+
+
 class Commit(NamedTuple):
     """A commit as the page shows it. `time` is the committer's."""
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,32 +28,24 @@ from urllib.parse import quote
 from gitops_hook import __version__
 from gitops_hook.dashboard import ansi, details, pages
 from gitops_hook.dashboard.api import commit_object, delivery_object, repository_object, run_object, time_text
-from gitops_hook.dashboard.details import Output, RunWithCommits
 from gitops_hook.dashboard.html import POLICY, MakePage, Page, document
-from gitops_hook.dashboard.pages import Health, Overview, Query
+from gitops_hook.dashboard.lookup import LOG_PART, Lookup, output_path
+from gitops_hook.dashboard.pages import Query
 from gitops_hook.dashboard.query import entity_tags, is_address, limit_field, number_field, query_fields
 from gitops_hook.dashboard.rejections import Rejected
 from gitops_hook.errors import HTTPError, JournalError
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import Commit, Delivery, Run
 from gitops_hook.outcomes import STATES
-from gitops_hook.sync.checkouts import Checkouts
+from gitops_hook.sync.checkouts import Checkouts, Position, position
 from gitops_hook.sync.run_log import read_log
-from gitops_hook.sync.status import InForce, RepositoryStatus, repository_statuses, settings_in_force
 from gitops_hook.text import rfc3339
 
 #: The runs on the page of a repository.
 _PAGE_ROWS = 50
 #: Deliveries that the page of a run lists. One run can claim thousands.
 _SHOWN_DELIVERIES = 100
-#: Bytes of a log in one response, which has the offset of the next part.
-_LOG_PART = 1 << 20
 #: The period in seconds in which a page without the script keeps its ETag although its ages change.
 _AGE_PERIOD = 60
-#: The last lines of a failed run that the first page shows, and the bytes of the log to look for them.
-_TAIL_LINES, _TAIL_BYTES = 4, 2 << 10
-#: Failed runs whose commit is looked up, the limit of `JournalReader.commits`.
-_MOST_PROBLEMS = 999
 _HEADERS = [
     ("Content-Security-Policy", POLICY),
     ("X-Content-Type-Options", "nosniff"),
@@ -96,13 +87,8 @@ class Dashboard:
         `sync_timeout` is the daemon's time limit of a run in seconds. `metrics` returns the media type and the text for
         Prometheus. `rejections` returns the rejected webhooks of the last day. `more` has further pages by pattern.
         """
-        self._rejections = rejections
-        self._host = os.uname().nodename
+        self._lookup = Lookup(journal, checkouts, sync_timeout, rejections)
         self._read_metrics = metrics
-        self._journal = journal
-        self._checkouts = checkouts
-        self._sync_timeout = sync_timeout
-        self._started = time.time()
         name, number = r"([^/]+(?:/[^/]+)?)", r"([0-9]{1,18})"
         self._routes: list[tuple[re.Pattern[str], Callable[..., Content]]] = [
             (re.compile(route), answer)
@@ -165,75 +151,56 @@ class Dashboard:
         order = given.get("sort", "")
         order = order if order.lstrip("-") in pages.SORTABLE else "state"
         query = Query(given.get("q", "").strip(), given.get("state", ""), order, number_field(given, "page", 1) or 1)
-        if query.words and self._journal.deliveries(query.words, 1):
+        if query.words and self._lookup.journal.deliveries(query.words, 1):
             address = f"/deliveries/{quote(query.words, safe='')}"
             return Content("text/plain", "", "303 See Other", [("Location", address)])
-        view = self._view(query)
+        view = self._lookup.overview(query)
         period = 0 if "known" in given else int(time.time() // _AGE_PERIOD)
         tag = _hash(repr((__version__, period, given.get("known"), view)).encode("utf-8", "replace"))
-        return self._page(given, lambda known: pages.overview(self._with_tails(view), known), tag)
-
-    def _view(self, query: Query) -> Overview:
-        """Return the content of the first page without the output of runs."""
-        found = repository_statuses(self._journal, self._checkouts)
-        failed = [status.run for status in found if status.run and pages.filter_of(status.state) == pages.ACTION_NEEDED]
-        rejected = self._rejected_commits(failed[:_MOST_PROBLEMS])
-        shown = [status for status in found if _matches(status, query, rejected)]
-        shown.sort(key=pages.SORTABLE[query.order.lstrip("-")].key, reverse=query.order.startswith("-"))
-        return Overview(found, shown, query, self._health(found), self._host, rejected, {}, self._rejections())
-
-    def _rejected_commits(self, runs: Sequence[Run]) -> dict[int, Commit]:
-        """Return the commit that failed in each of these runs, as far as it is known."""
-        commits = self._journal.commits([run.id for run in runs])
-        tried = {run.id: details.tried_commit(run, commits.get(run.id, ())) for run in runs}
-        return {run: commit for run, commit in tried.items() if commit}
-
-    def _with_tails(self, view: Overview) -> Overview:
-        runs = [status.run for status in view.problems[: view.most_problems] if status.run]
-        return view._replace(tails={run.id: self._tail(run) for run in runs})
+        return self._page(given, lambda known: pages.overview(self._lookup.with_tails(view), known), tag)
 
     def _repository_page(self, given: dict[str, str], name: str) -> Content:
-        status, settings = self._known_repository(name)
-        runs, older = self._page_of_runs(given, status.repository, _PAGE_ROWS)
-        commits = self._journal.commits([run.id for run in runs])
-        shown_runs = [RunWithCommits(run, commits.get(run.id, ())) for run in runs]
-        return self._page(given, lambda known: details.repository(status, settings, shown_runs, older))
+        status, settings = self._lookup.repository(name)
+        checkout = self._lookup.checkouts.find(name)
+        at = position(checkout) if checkout else Position()
+        runs, older = self._lookup.page_of_runs(given, status.repository, _PAGE_ROWS)
+        shown = self._lookup.with_commits(runs)
+        return self._page(given, lambda known: details.repository(status, settings, at, shown, older))
 
     def _run_page(self, given: dict[str, str], number: str) -> Content:
-        run = self._known_run(number)  # read before the log, so that no output is missed
-        printed, offset = self._whole_log(run.id)
-        printed, whole = ansi.end_of(printed)
-        log = ansi.render(printed, more=not run.outcome)
-        follow = None if run.outcome else _output_path(run.id, offset - len(printed) + log.size, log.pen)
-        served = self._journal.served(run.id, _SHOWN_DELIVERIES)
-        output = Output(log.shown, follow, whole)
-        return self._page(given, lambda known: details.run(self._with_commits(run), served, output))
+        run = self._lookup.run(number)
+        output = self._lookup.output(run)
+        served = self._lookup.journal.served(run.id, _SHOWN_DELIVERIES)
+        (shown,) = self._lookup.with_commits([run])
+        return self._page(given, lambda known: details.run(shown, served, output))
 
     def _output(self, given: dict[str, str], number: str) -> Content:
         """Return the output after an offset as HTML, and the path of the next part, for the script of the page."""
-        run = self._known_run(number)  # before the log, as above
-        part = read_log(self._journal.log_path(run.id), number_field(given, "offset", 0), _LOG_PART)
+        run = self._lookup.run(number)  # before the log, so that no output is missed
+        part = read_log(self._lookup.journal.log_path(run.id), number_field(given, "offset", 0), LOG_PART)
         more = not run.outcome or bool(part.content)
         log = ansi.render(part.content, given.get("pen", ""), more=more)
         if run.outcome and not log.size:  # a killed run never completes a truncated sequence
             log = ansi.render(part.content, given.get("pen", ""), more=False)
         offset = part.offset - len(part.content) + log.size
-        return _json({"html": log.shown, "next": _output_path(run.id, offset, log.pen) if more else None})
+        return _json({"html": log.shown, "next": output_path(run.id, offset, log.pen) if more else None})
 
     def _plain_log(self, given: dict[str, str], number: str) -> Content:
-        printed, _ = self._whole_log(self._known_run(number).id)
+        printed, _ = self._lookup.whole_log(self._lookup.run(number).id)
         return Content("text/plain; charset=utf-8", printed.decode("utf-8", "replace"))
 
     def _delivery_page(self, given: dict[str, str], guid: str) -> Content:
-        deliveries = self._known_deliveries(guid)
-        runs = {delivery.run: self._journal.run(delivery.run) for delivery in deliveries}
-        shown = {number: self._with_commits(run) for number, run in runs.items() if run}
+        deliveries = self._lookup.deliveries(guid)
+        runs = [self._lookup.journal.run(number) for number in {delivery.run for delivery in deliveries}]
+        shown = {shown.run.id: shown for shown in self._lookup.with_commits([run for run in runs if run])}
         return self._page(given, lambda known: details.delivery(guid, deliveries, shown))
 
     def _page(self, given: dict[str, str], render: Callable[[Collection[str]], Page], tag: str = "") -> Content:
         """Return a page, or its variable parts as JSON if the request is a refresh."""
         if "known" not in given:
-            return Content("text/html; charset=utf-8", lambda: document(render(()), self._host, self._links), tag=tag)
+            return Content(
+                "text/html; charset=utf-8", lambda: document(render(()), self._lookup.host, self._links), tag=tag
+            )
 
         def parts() -> str:
             page = render(frozenset(given["known"].split(".")))
@@ -248,13 +215,9 @@ class Dashboard:
         """Return an error, as a page for browsers and as JSON for programs."""
         headers = [("Allow", "GET, HEAD")] if status.startswith("405") else []
         if "text/html" in environ.get("HTTP_ACCEPT", "") and not environ.get("PATH_INFO", "").startswith("/api/"):
-            text = document(pages.error(status, reason), self._host)
+            text = document(pages.error(status, reason), self._lookup.host)
             return Content("text/html; charset=utf-8", text, status, headers)
         return _json({"reason": reason})._replace(status=status, headers=headers)
-
-    def _health(self, found: Sequence[RepositoryStatus]) -> Health:
-        running = sum(1 for status in found if status.run and not status.run.outcome)
-        return Health(__version__, self._started, self._journal.fault, running, sum(status.pending for status in found))
 
     def _metrics(self, given: dict[str, str]) -> Content:
         return Content(*self._read_metrics())
@@ -263,10 +226,10 @@ class Dashboard:
 
     def _repositories(self, given: dict[str, str]) -> Content:
         limit, after = limit_field(given), given.get("after", "").lower()
-        found = repository_statuses(self._journal, self._checkouts)
+        found = self._lookup.statuses()
         found.sort(key=lambda status: status.repository.lower())
         rest = [status for status in found if status.repository.lower() > after]
-        health = self._health(found)
+        health = self._lookup.health(found)
         return _json(
             {
                 "daemon": {**health._asdict(), "started": rfc3339(health.started)},
@@ -277,7 +240,7 @@ class Dashboard:
         )
 
     def _repository(self, given: dict[str, str], name: str) -> Content:
-        status, settings = self._known_repository(name)
+        status, settings = self._lookup.repository(name)
         return _json(
             {
                 **repository_object(status),
@@ -286,102 +249,37 @@ class Dashboard:
         )
 
     def _runs(self, given: dict[str, str]) -> Content:
-        runs, older = self._page_of_runs(given, given.get("repository"), limit_field(given))
+        runs, older = self._lookup.page_of_runs(given, given.get("repository") or None, limit_field(given))
         return _json({"runs": [run_object(run) for run in runs], "next": older})
 
     def _run(self, given: dict[str, str], number: str) -> Content:
-        run = self._known_run(number)
-        served = self._journal.served(run.id, _SHOWN_DELIVERIES)
+        run = self._lookup.run(number)
+        served = self._lookup.journal.served(run.id, _SHOWN_DELIVERIES)
         return _json(
             {
                 **run_object(run),
                 "received": time_text(served.received),
                 "served": served.number,
                 "deliveries": [delivery_object(delivery) for delivery in served.deliveries],
-                "commits": [commit_object(commit) for commit in self._with_commits(run).commits],
+                "commits": [commit_object(commit) for commit in self._lookup.with_commits([run])[0].commits],
             }
         )
 
     def _log(self, given: dict[str, str], number: str) -> Content:
-        run = self._known_run(number)
-        part = read_log(self._journal.log_path(run.id), number_field(given, "offset", 0), _LOG_PART)
+        run = self._lookup.run(number)
+        part = read_log(self._lookup.journal.log_path(run.id), number_field(given, "offset", 0), LOG_PART)
         text = part.content.decode("utf-8", "replace")
         return _json({"text": text, "offset": part.offset, "ended": run.outcome is not None})
 
     def _deliveries(self, given: dict[str, str], guid: str) -> Content:
-        deliveries = self._known_deliveries(guid)
-        runs = (self._journal.run(number) for number in sorted({delivery.run for delivery in deliveries}))
+        deliveries = self._lookup.deliveries(guid)
+        runs = (self._lookup.journal.run(number) for number in sorted({delivery.run for delivery in deliveries}))
         return _json(
             {
                 "deliveries": [delivery_object(delivery) for delivery in deliveries],
                 "runs": [run_object(run) for run in runs if run],
             }
         )
-
-    # -- shared --------------------------------------------------------------------------------------------
-
-    def _known_repository(self, name: str) -> tuple[RepositoryStatus, list[InForce]]:
-        (found,) = repository_statuses(self._journal, self._checkouts, [name])
-        if found.path is None and found.run is None:
-            raise HTTPError(404, "this repository is unknown")
-        checkout = self._checkouts.find(name)
-        return found, settings_in_force(checkout, self._sync_timeout) if checkout else []
-
-    def _known_run(self, number: str) -> Run:
-        run = self._journal.run(int(number))
-        if not run:
-            raise HTTPError(404, "no such run")
-        return run
-
-    def _known_deliveries(self, guid: str) -> list[Delivery]:
-        found = self._journal.deliveries(guid)
-        if not found:
-            raise HTTPError(404, "no such delivery")
-        return found
-
-    def _page_of_runs(self, given: dict[str, str], repository: str | None, limit: int) -> tuple[list[Run], int | None]:
-        """Return at most `limit` runs below the id ``before``, and the id below which there are more, or None."""
-        before = number_field(given, "before", None)
-        runs = self._journal.runs(repository, limit + 1, before)
-        return runs[:limit], runs[limit - 1].id if len(runs) > limit else None
-
-    def _with_commits(self, run: Run) -> RunWithCommits:
-        return RunWithCommits(run, self._journal.commits([run.id]).get(run.id, ()))
-
-    def _tail(self, run: Run) -> str:
-        """Return the last lines of output before the outcome as HTML."""
-        try:
-            with self._journal.log_path(run.id).open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _TAIL_BYTES))
-                lines = file.read().splitlines()
-        except OSError:
-            return ""
-        outcome = f"{run.outcome}: ".encode()
-        shown = [line for line in lines if line.strip() and not line.startswith(outcome)][-_TAIL_LINES:]
-        return ansi.render(b"\n".join(shown)).shown
-
-    def _whole_log(self, run: int) -> tuple[bytes, int]:
-        """Return the stored output of a run, and the offset after it."""
-        printed, offset = b"", 0
-        while True:
-            part = read_log(self._journal.log_path(run), offset, _LOG_PART)
-            if not part.content:
-                return printed, offset
-            printed, offset = printed + part.content, part.offset
-
-
-def _matches(status: RepositoryStatus, query: Query, rejected: Mapping[int, Commit]) -> bool:
-    """Return whether a repository matches the state and every word of the query."""
-    if query.state and query.state not in (status.state, pages.filter_of(status.state)):
-        return False
-    if not query.words:
-        return True
-    run = status.run
-    commits = [commit for commit in (status.commit, rejected.get(run.id) if run else None) if commit]
-    outcome = (run.outcome or "", run.after or "") if run else ()
-    text = " ".join((status.repository, *outcome, *(part for commit in commits for part in commit[:3]))).lower()
-    return all(word in text for word in query.words.lower().split())
 
 
 def _body(content: Content) -> bytes:
@@ -391,7 +289,3 @@ def _body(content: Content) -> bytes:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _output_path(run: int, offset: int, pen: str) -> str:
-    return f"/runs/{run}/output?offset={offset}" + (f"&pen={quote(pen)}" if pen else "")

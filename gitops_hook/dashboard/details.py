@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from gitops_hook.dashboard.charts import history_chart, timeline
 from gitops_hook.dashboard.html import (
     Page,
     ago,
+    commit_id,
     commit_line,
     commit_list,
     count,
@@ -17,24 +17,21 @@ from gitops_hook.dashboard.html import (
     delivery_link,
     duration,
     escape,
+    facts,
     label,
     message,
     message_box,
     repository_path,
     section,
     table,
-    unbroken_span,
 )
-from gitops_hook.dashboard.pages import next_command
-from gitops_hook.model import COUNTED, Commit, Delivery, Run, Served
-from gitops_hook.outcomes import BAD, GOOD, RUNNING, outcome_of, severity_of
+from gitops_hook.dashboard.runs import RunWithCommits, next_command, run_table
+from gitops_hook.model import Delivery, Served
+from gitops_hook.outcomes import BAD, GOOD, RUNNING, WAIT, outcome_of, severity_of
+from gitops_hook.sync.checkouts import Position
+from gitops_hook.sync.holds import Hold
 from gitops_hook.sync.status import InForce, RepositoryStatus
 from gitops_hook.text import age, span
-
-#: The outcome after which the rejected commit is not the one that is checked out.
-ROLLED_BACK = "rolled-back"
-#: The outcomes of a run that did not try to deploy.
-_NOT_TRIED = ("paused", "unchanged", "unreachable", "early", "no-access")
 
 
 class Output(NamedTuple):
@@ -46,15 +43,12 @@ class Output(NamedTuple):
     whole: bool = True
 
 
-class RunWithCommits(NamedTuple):
-    """A run and the commits that it deployed, newest first."""
-
-    run: Run
-    commits: Sequence[Commit]
-
-
 def repository(
-    status: RepositoryStatus, settings: Sequence[InForce], runs: Sequence[RunWithCommits], older: int | None
+    status: RepositoryStatus,
+    settings: Sequence[InForce],
+    at: Position,
+    runs: Sequence[RunWithCommits],
+    older: int | None,
 ) -> Page:
     """Return the page of one repository. `older` is the run number below which there are more runs."""
     name = escape(status.repository)
@@ -66,23 +60,64 @@ def repository(
         f'<h1>{name}</h1><p class="lead">{label(status.state)} confirmed in sync {ago(status.confirmed)}</p>'
         + (message_box(status.run) if status.run and status.problem else "")
         + f"<p>Next: {next_command(status.state, status.run, status.repository)}</p>"
-        + f'<p class="stands">Deployed: {commit_line(status.commit) or "nothing yet"}</p>'
+        + facts(_repository_facts(status, settings, at))
         + history_chart(status.history)
-        + section("runs", "Runs", _run_table(runs) + more if runs else never)
+        + section("runs", "Runs", run_table(runs) + more if runs else never)
         + section("settings", "Settings", _settings(settings) if settings else gone),
         severity_of(status.state),
     )
+
+
+def _repository_facts(status: RepositoryStatus, settings: Sequence[InForce], at: Position) -> list[tuple[str, str]]:
+    """Return what an operator decided about a checkout, and how it differs from its branch."""
+    own = {setting.name: setting.value or "" for setting in settings if setting.is_set}
+    environment = status.repository.partition("@")[2] or own.get("environment", "")
+    rows = [
+        ("Checked out", commit_line(status.commit, status.origin) or "nothing yet"),
+        ("Environment", escape(environment)),
+        (status.hold.state.title(), _hold(status.hold, status.origin)) if status.hold else ("", ""),
+        ("Approved", commit_id(own.get("approved", ""), status.origin) if own.get("approved") else ""),
+        ("Drift", _drift(at, status.origin) if status.path else ""),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _hold(hold: Hold, origin: str) -> str:
+    """Return the operator's decision: what, who, since when, why, until when."""
+    parts = (
+        f"at {commit_id(hold.commit, origin)}" if hold.commit else "",
+        f"by {escape(hold.by)}" if hold.by else "",
+        ago(hold.since) if hold.since else "",
+        f"“{escape(hold.reason)}”" if hold.reason else "",
+        f"until {date_and_time(hold.until)} UTC" if hold.until else "",
+        "until the next push" if hold.until_push else "",
+    )
+    return ", ".join(part for part in parts if part) or "without a reason"
+
+
+def _drift(at: Position, origin: str) -> str:
+    if not at.head or not at.upstream:
+        return "unknown: no run has fetched the branch yet"
+    found = [
+        f"{text} {commit_id(commit, origin)}"
+        for text, commit in (("the branch is at", at.upstream), ("the last successful deploy is", at.deployed))
+        if commit and commit != at.head
+    ]
+    if not found:
+        return f"none: the commit of the branch is checked out{' and deployed' if at.deployed else ''}"
+    return f"{commit_id(at.head, origin)} is checked out, {' and '.join(found)}"
 
 
 def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
     """Return the page of one run. `served` are the deliveries that it claimed."""
     current = shown.run
     outcome = current.outcome or RUNNING
-    tried = tried_commit(current, shown.commits) if outcome not in _NOT_TRIED else None
     announced = served.deliveries[-1].after if served.deliveries and not current.outcome else ""
-    commit = commit_line(tried) or (f"deploys <code>{escape(announced[:10])}</code>" if announced else "")
+    commit = commit_line(shown.tried, shown.origin)
+    if announced and not commit:
+        commit = f"deploys {commit_id(announced, shown.origin)}"
     state = outcome_of(outcome).state
-    retry = next_command(state, current, current.repository) if severity_of(current.outcome) == BAD else ""
+    command = next_command(state, current, current.repository) if severity_of(outcome) in (BAD, WAIT) else ""
     return Page(
         f"Run {current.id}: {outcome}, {current.repository} · gitops-hook",
         f'<h1><a href="{repository_path(current.repository)}">{escape(current.repository)}</a> '
@@ -90,24 +125,13 @@ def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
         f'<p class="lead">{label(outcome)} {duration(current)}, trigger: {escape(current.trigger)}</p>'
         + (f'<p class="stands">{commit}</p>' if commit else "")
         + message_box(current)
-        + (f"<p>Next: {retry}</p>" if retry else ""),
+        + (f"<p>Next: {command}</p>" if command else ""),
         severity_of(current.outcome),
         static=section("output", "Output", _output(current.id, output)),
         after=timeline(current, served.received)
         + (_delivery_section(served) if served.number else "")
-        + _commit_section(current, shown.commits),
+        + _commit_section(shown),
     )
-
-
-def tried_commit(run: Run, commits: Sequence[Commit]) -> Commit | None:
-    """Return the commit that a run tried to deploy, or None if it is unknown.
-
-    `commits` are the known commits of the run. The first is the one that it left checked out. After a roll-back, the
-    rejected commit follows.
-    """
-    others = (commit for commit in commits if commit.id != run.after)
-    left = commits[0] if commits else None
-    return next(others, left) if run.outcome == ROLLED_BACK else left
 
 
 def delivery(guid: str, deliveries: Sequence[Delivery], runs: Mapping[int, RunWithCommits]) -> Page:
@@ -118,34 +142,18 @@ def delivery(guid: str, deliveries: Sequence[Delivery], runs: Mapping[int, RunWi
     )
 
 
-def _commit_section(shown: Run, commits: Sequence[Commit]) -> str:
+def _commit_section(shown: RunWithCommits) -> str:
+    run = shown.run
     rows = [
-        ("Before", f"<code>{escape(shown.before or 'none')}</code>"),
-        ("After", f"<code>{escape(shown.after or 'none')}</code>"),
+        ("Before", f"<code>{escape(run.before or 'none')}</code>"),
+        ("After", f"<code>{escape(run.after or 'none')}</code>"),
     ]
-    if shown.exit is not None:
-        rows.append(("Exit", f"<code>{shown.exit}</code>"))
-    rows.append(("Started", f"{date_and_time(shown.started)} UTC"))
-    details = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
-    deployed = _deployed_commits(shown, commits)
-    name = "Commits deployed" if severity_of(shown.outcome) == GOOD else "Commits of this run"
-    heading = f'{name} <span class="quiet">{_commit_count(shown)}</span>' if deployed else "Details"
-    listed = deployed or commits[:1]
-    return section("commits", heading, f"{commit_list(listed)}{_more_commits(shown, listed)}<dl>{details}</dl>")
-
-
-def _deployed_commits(shown: Run, commits: Sequence[Commit]) -> Sequence[Commit]:
-    """Return the commits that a run deployed, without the one that was checked out before."""
-    return commits[: shown.brought or 0] if shown.outcome not in _NOT_TRIED else ()
-
-
-def _commit_count(shown: Run) -> str:
-    return f"{shown.brought} or more" if shown.brought == COUNTED else str(shown.brought)
-
-
-def _more_commits(shown: Run, listed: Sequence[Commit]) -> str:
-    rest = (shown.brought or 0) - len(listed)
-    return f"<p>And {rest} {'or ' if shown.brought == COUNTED else ''}more before these.</p>" if rest > 0 else ""
+    if run.exit is not None:
+        rows.append(("Exit", f"<code>{run.exit}</code>"))
+    rows.append(("Started", f"{date_and_time(run.started)} UTC"))
+    name = "Commits deployed" if severity_of(run.outcome) == GOOD else "Commits of this run"
+    heading = f'{name} <span class="quiet">{shown.deployed_count}</span>' if shown.deployed else "Details"
+    return section("commits", heading, shown.listed(shown.deployed or shown.commits[:1]) + facts(rows))
 
 
 def _delivery_section(served: Served) -> str:
@@ -177,34 +185,6 @@ def _output(number: int, output: Output) -> str:
     return (
         f'<p class="quiet"><a href="/runs/{number}/log">{text}</a>{note}{toggle}</p>'
         f'<pre id="log" tabindex="0" aria-labelledby="output"{follow}>{output.html}</pre>'
-    )
-
-
-def _run_table(runs: Iterable[RunWithCommits]) -> str:
-    rows = (
-        (
-            f'<a href="/runs/{shown.id}">{shown.id}</a>',
-            _run_commits(shown, commits),
-            label(shown.outcome or RUNNING),
-            ago(shown.started),
-            unbroken_span((shown.ended or time.time()) - shown.started),
-            escape(shown.trigger),
-        )
-        for shown, commits in runs
-    )
-    return table("runs", ("Run", "Commit", "Outcome", "Started", "Took", "Trigger"), rows)
-
-
-def _run_commits(shown: Run, commits: Sequence[Commit]) -> str:
-    """Return the commit that a run tried to deploy, and the others that came with it."""
-    deployed = _deployed_commits(shown, commits)
-    if len(deployed) < 2:
-        tried = tried_commit(shown, commits) if shown.outcome not in _NOT_TRIED else None
-        return commit_line(tried)
-    return (
-        f'<details id="r{shown.id}"><summary>{commit_line(deployed[0])}'
-        f' <span class="quiet">{_commit_count(shown)} commits</span></summary>'
-        f"{commit_list(deployed)}{_more_commits(shown, deployed)}</details>"
     )
 
 
@@ -258,5 +238,5 @@ def _delivery_result(delivery: Delivery, served_by: RunWithCommits | None) -> st
         f'<p class="lead">{label(shown.outcome)} {link} ended {span(shown.ended - delivery.received)} after the push.'
         f"{again}</p>"
         + (f"<p>{message(shown)}</p>" if shown.message else "")
-        + (commit_list(served_by.commits[:1]) if served_by.commits else "")
+        + (commit_list(served_by.commits[:1], served_by.origin) if served_by.commits else "")
     )

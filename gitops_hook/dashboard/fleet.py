@@ -15,7 +15,6 @@ from gitops_hook.dashboard.html import (
     MakePage,
     Page,
     ago,
-    breakable_name,
     command,
     count,
     escape,
@@ -153,7 +152,7 @@ def _rollouts(grid: FleetGrid) -> str:
     if not grid.rollouts:
         return ""
     items = "".join(
-        f'<li><a href="{fleet_path(row.checkout)}">{breakable_name(row.checkout)}</a>{_steps(row)}</li>'
+        f'<li><a href="{fleet_path(row.checkout)}">{escape(row.checkout)}</a>{_steps(row)}</li>'
         for row in grid.rollouts
     )
     more = f'<p class="more">{grid.more_rollouts} more</p>' if grid.more_rollouts else ""
@@ -286,7 +285,7 @@ def checkout_page(row: FleetRow) -> Page:
     severity = severity_of(row.state) if row.cells else REST
     requested = f"<code>{escape(row.requested[:_SHORT])}</code> requested {ago(row.received)}" if row.requested else ""
     live = (
-        f'<h1>{breakable_name(row.checkout)}</h1><p class="lead">{numbers["up to date"]} of '
+        f'<h1>{escape(row.checkout)}</h1><p class="lead">{numbers["up to date"]} of '
         f"{count(len(cells), 'host')} up to date{'. ' if requested else ''}{requested}</p>"
         + (section("rollouts", "Roll-out", _steps(row)) if row.stages else "")
         + section(

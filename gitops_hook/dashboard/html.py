@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from gitops_hook.dashboard.links import commit_url
 from gitops_hook.model import Commit, Run
 from gitops_hook.outcomes import severity_of
 from gitops_hook.text import age, span, utc
@@ -47,7 +48,7 @@ _ICON = (
 )
 _ICON_COLOURS = {"good": "1a7f37", "wait": "9a6700", "rest": "6e7781", "bad": "cf222e"}
 #: The text of an age, which changes without any change of the value.
-_AGE_TEXT = re.compile(r'(<time class="ago"[^>]*>)[^<]*')
+_AGE_TEXT = re.compile(r"(<time d[^>]*>)[^<]*")
 
 
 class Page(NamedTuple):
@@ -98,12 +99,13 @@ def document(page: Page, host: str, links: Iterable[tuple[str, str]] = ()) -> st
 
 
 def keyed(tag: str, content: str, known: Iterable[str]) -> str:
-    """Return an element with a key of its content. It is empty if its key is `known`: the browser has the content.
+    """Return a row or list item with a key of its content. It is empty if its key is `known` to the browser.
 
     The text of an age is not part of the key. The script updates it.
     """
     key = hashlib.sha256(_AGE_TEXT.sub(r"\1", content).encode("utf-8", "replace")).hexdigest()[:8]
-    return f'<{tag} data-key="{key}">{"" if key in known else content}</{tag}>'
+    # HTML lets the end tags of rows and list items be omitted. A refresh has up to 200 empty ones.
+    return f"<{tag} data-key={key}>{'' if key in known else content}"
 
 
 def section(name: str, heading: str, body: str) -> str:
@@ -112,19 +114,28 @@ def section(name: str, heading: str, body: str) -> str:
 
 
 def table(name: str, head: Iterable[str], rows: Iterable[Sequence[str]], text: str = "") -> str:
-    """Return a table of HTML cells. The first cell of a row is its heading. It scrolls within a narrow screen.
+    """Return a table of HTML cells. The first cell of a row is its heading. A narrow screen shows each row as a block.
 
     The heading with the id `name` describes it, or `text`.
     """
-    heading = "".join(f'<th scope="col">{word}</th>' for word in head)
+    names = tuple(head)
+    heading = "".join(f'<th scope="col">{word}</th>' for word in names)
     body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
+        f'<tr><th scope="row">{first}</th>'
+        + "".join(f'<td data-label="{word}">{cell}</td>' for word, cell in zip(names[1:], rest))
+        + "</tr>"
+        for first, *rest in rows
     )
     described = f'aria-label="{text}"' if text else f'aria-labelledby="{name}"'
     return (
         f'<div class="wide {name}" tabindex="0" role="group" {described}><table>'
         f"<thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a list of names with their values as HTML."""
+    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in rows)}</dl>"
 
 
 def label(word: str) -> str:
@@ -142,13 +153,20 @@ def message_box(run: Run) -> str:
     return f'<p class="fix {severity_of(run.outcome)}">{message(run)}</p>' if run.message else ""
 
 
-def commit_line(commit: Commit | None) -> str:
-    """Return the short id, subject, author and age of a commit."""
+def commit_line(commit: Commit | None, origin: str = "") -> str:
+    """Return the short id, subject, author and age of a commit, with a link to the forge at the URL `origin`."""
     if not commit:
         return ""
     subject = f' <span class="subject">{escape(commit.subject)}</span>' if commit.subject else ""
     by = f' <span class="quiet">{escape(commit.author)}, {ago(commit.time)}</span>' if commit.author else ""
-    return f"<code>{escape(commit.id[:10])}</code>{subject}{by}"
+    return commit_id(commit.id, origin) + subject + by
+
+
+def commit_id(commit: str, origin: str = "", length: int = 10) -> str:
+    """Return the first characters of a commit's id, as a link if the forge at the URL `origin` is known."""
+    shown = f"<code>{escape(commit[:length])}</code>"
+    url = commit_url(origin, commit)
+    return f'<a href="{escape(url)}">{shown}</a>' if url else shown
 
 
 def command(text: str) -> str:
@@ -156,14 +174,9 @@ def command(text: str) -> str:
     return f'<code class="command">{escape(text)}</code>'
 
 
-def commit_list(commits: Iterable[Commit]) -> str:
+def commit_list(commits: Iterable[Commit], origin: str = "") -> str:
     """Return a list of commits."""
-    return '<ul class="commits">' + "".join(f"<li>{commit_line(commit)}</li>" for commit in commits) + "</ul>"
-
-
-def breakable_name(repository: str) -> str:
-    """Return a repository's name that a narrow column may break after the owner."""
-    return escape(repository).replace("/", "/<wbr>")
+    return '<ul class="commits">' + "".join(f"<li>{commit_line(commit, origin)}</li>" for commit in commits) + "</ul>"
 
 
 def delivery_link(guid: str) -> str:
@@ -191,7 +204,7 @@ def ago(moment: float | None) -> str:
     if moment is None:
         return "never"
     when = date_and_time(moment)
-    return f'<time class="ago" datetime="{when.replace(" ", "T")}Z" title="{when} UTC">{age(moment)} ago</time>'
+    return f'<time datetime="{when.replace(" ", "T")}Z" title="{when} UTC">{age(moment)} ago</time>'
 
 
 def date_and_time(moment: float) -> str:

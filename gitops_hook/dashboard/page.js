@@ -43,7 +43,7 @@
     }
 
     function swap(parts) {
-        const focused = live.contains(document.activeElement) && document.activeElement.getAttribute("href");
+        const focused = live.contains(document.activeElement) && selectorOf(document.activeElement);
         const open = [...document.querySelectorAll("#live details, #after details")].filter((details) => details.open);
         const rows = new Map([...live.querySelectorAll("[data-key]")].map((row) => [row.dataset.key, row]));
         const page = document.createElement("template");
@@ -52,15 +52,24 @@
         live.replaceChildren(...page.content.childNodes);
         after.innerHTML = parts.after;
         for (const details of open) document.getElementById(details.id)?.setAttribute("open", "");
-        if (focused) live.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+        addButtons();
+        if (focused) live.querySelector(focused)?.focus({ preventScroll: true });
         if (document.title !== parts.title) announce(document.title = parts.title, "quiet");
         icon.href = parts.icon;
-        addButtons();
+    }
+
+    // A selector that finds the element again after a refresh: a link, a button or the summary of details.
+    function selectorOf(element) {
+        const id = element.parentElement.id;
+        if (element.matches("summary")) return `[id="${CSS.escape(id)}"] > summary`;
+        if (element.closest("thead")) return `thead .${element.parentElement.className} a`; // its address changes
+        const name = element.matches("a") ? "href" : "aria-label";
+        return `[${name}="${CSS.escape(element.getAttribute(name))}"]`;
     }
 
     // The text of an age, as `span` in text.py formats it.
     function updateAges() {
-        for (const time of document.querySelectorAll("time.ago")) {
+        for (const time of document.querySelectorAll("time:not(.clock)")) {
             const seconds = Math.max(0, Math.floor((Date.now() - Date.parse(time.dateTime)) / 1000));
             const [unit, size] = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]].find(([, size]) => seconds >= 2 * size)
                 ?? ["s", 1];

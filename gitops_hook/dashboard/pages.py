@@ -6,16 +6,17 @@ To add a column to the list of repositories, add a row to `COLUMNS`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from gitops_hook.dashboard.charts import history_chart
+from gitops_hook.dashboard.deliveries import Day, day_sections
 from gitops_hook.dashboard.html import (
     Page,
     ago,
-    breakable_name,
-    command,
+    commit_id,
+    commit_line,
     count,
     escape,
     keyed,
@@ -23,12 +24,11 @@ from gitops_hook.dashboard.html import (
     message,
     repository_path,
     section,
-    table,
     unbroken_span,
 )
-from gitops_hook.dashboard.rejections import Rejected
+from gitops_hook.dashboard.runs import RunWithCommits, next_command, run_table
 from gitops_hook.model import Commit, Run
-from gitops_hook.outcomes import BAD, GOOD, RUNNING, STATES, WAIT, severity_of
+from gitops_hook.outcomes import BAD, GOOD, RUNNING, STATES, severity_of
 from gitops_hook.sync.status import RepositoryStatus
 
 #: The state that needs a person. It includes every state with the severity `BAD`.
@@ -37,27 +37,8 @@ ACTION_NEEDED = "action needed"
 _DEPLOYED = ("updated", "cloned")
 #: The number of repositories on a page, and of problems above the list. The first problems leave the list in sight.
 PAGE_SIZE, FIRST_PROBLEMS = 100, 5
-#: The command that an operator runs next, by state. Every other state has the last one.
-_STATE_COMMANDS = {
-    "missing": "gitops-hook remove {}",
-    "rolled back": "gitops-hook logs {}",
-    "running": "gitops-hook logs -f {}",
-    "paused": "gitops-hook resume {}",
-    "held": "gitops-hook status {}",
-    "in sync": "gitops-hook runs {}",
-}
-_SYNC_COMMAND = "gitops-hook sync {}"
-#: The question that a class of rejections raises.
-_REJECTION_HINTS = {
-    "signature": "Wrong or missing signature. Does the forge use the secret of this host?",
-    "malformed": "The body is not the JSON of a push.",
-    "path": "Wrong path. Webhooks go to /api/webhook/gitops.",
-    "method": "Wrong method. Webhooks use POST.",
-    "late": "The request was too slow.",
-    "length": "The request has no length.",
-    "size": "The body is larger than 25 MiB.",
-    "media": "Wrong media type. Set the webhook's content type to application/json.",
-}
+#: The characters of a name that fit into every column.
+_SHORT_NAME = 20
 
 
 class Column(NamedTuple):
@@ -71,23 +52,27 @@ class Column(NamedTuple):
     key: Callable[[RepositoryStatus], Any] | None = None
 
 
+def _state_cell(status: RepositoryStatus) -> str:
+    """Return a state that opens to the command for it and to the newest run."""
+    newest = f' <a href="/runs/{status.run.id}">Run {status.run.id}</a>' if status.run else ""
+    return (
+        f'<details name="next" id="n-{escape(status.repository)}"><summary>{label(status.state)}</summary>'
+        f"<p>{next_command(status.state, status.run, status.repository)}{newest}</p></details>"
+    )
+
+
 COLUMNS = (
     Column(
         "repository",
         "Repository",
-        lambda status: f'<a href="{repository_path(status.repository)}">{breakable_name(status.repository)}</a>',
+        lambda status: _repository_link(status.repository),
         lambda status: status.repository.lower(),
     ),
-    Column(
-        "state",
-        "State",
-        lambda status: _state(status.state, status.run),
-        lambda status: list(STATES).index(status.state),
-    ),
+    Column("state", "State", _state_cell, lambda status: list(STATES).index(status.state)),
     Column(
         "commit",
         "Commit",
-        lambda status: _short_commit(status.commit),
+        lambda status: _short_commit(status.commit, status.origin),
         lambda status: status.commit.time if status.commit else 0.0,
     ),
     Column("author", "Author", lambda status: escape(status.commit.author) if status.commit else ""),
@@ -157,8 +142,9 @@ class Overview(NamedTuple):
     #: The rejected commit and the last lines of output as HTML of each problem, by the number of its run.
     rejected: Mapping[int, Commit]
     tails: Mapping[int, str]
-    #: The rejected webhooks of the last day.
-    rejections: Sequence[Rejected] = ()
+    day: Day = Day()
+    #: The newest runs that match the words of the query.
+    runs: Sequence[RunWithCommits] = ()
 
     @property
     def problems(self) -> list[RepositoryStatus]:
@@ -195,16 +181,16 @@ def overview(view: Overview, known: Collection[str] = ()) -> Page:
     footer = _footer(view.health)
     severity = "bad" if failed or view.health.fault else "good"
     title = f"{verdict} · {view.host or 'gitops-hook'}"
-    rejections = _rejection_section(view.rejections)
     if not total:
-        return Page(title, _NO_REPOSITORY + rejections + footer, severity)
+        return Page(title, _NO_REPOSITORY + day_sections(view.day) + footer, severity)
     problems = view.problems if view.query.page == 1 else []
     live = (
         f'<h1 class="verdict {severity}">{verdict}</h1>'
         + _state_filters(Counter(filter_of(status.state) for status in view.everything), total, view.query)
         + (_problem_list(view, problems, known) if problems else "")
         + (_repository_list(view, known) if view.page else _no_match(view.query))
-        + rejections
+        + (section("runs", "Runs", run_table(view.runs, with_repository=True)) if view.runs else "")
+        + day_sections(view.day)
         + footer
     )
     return Page(title, live, severity, failed, view.query.words)
@@ -223,13 +209,6 @@ def error(status: str, reason: str) -> Page:
 def filter_of(state: str) -> str:
     """Return the filter that includes a state."""
     return ACTION_NEEDED if severity_of(state) == BAD else state
-
-
-def next_command(state: str, newest: Run | None, repository: str) -> str:
-    """Return the command that an operator runs next: the fix of the newest run, or the command of the state."""
-    if newest and newest.fix and severity_of(state) in (BAD, WAIT):
-        return command(newest.fix)
-    return command(_STATE_COMMANDS.get(state, _SYNC_COMMAND).format(repository))
 
 
 def deployed_at(status: RepositoryStatus) -> float | None:
@@ -290,11 +269,12 @@ def _problem(status: RepositoryStatus, view: Overview) -> str:
     author = f'<span class="author">{escape(commit.author) if commit else ""}</span>'
     when = failed.ended if failed and failed.ended else status.confirmed
     return (
-        f'<details id="p-{escape(name)}"><summary><b>{breakable_name(name)}</b> '
+        f'<details id="p-{escape(name)}"><summary><b>{escape(name)}</b> '
         f"{label(failed.outcome or RUNNING) if failed else label(status.state)} {what} {author} {ago(when)}</summary>"
         f'<div class="more"><p>{message(failed) if failed else ""}</p>'
         + (f'<pre class="tail">{tail}</pre>' if tail else "")
         + f"<p>Next: {next_command(status.state, failed, name)}</p>"
+        + (f"<p>{commit_line(commit, status.origin)}</p>" if commit else "")
         + (f'<p><a href="/runs/{failed.id}">Run {failed.id} with its output</a> · ' if failed else "<p>")
         + f'<a href="{repository_path(name)}">{escape(name)}</a></p></div></details>'
     )
@@ -343,34 +323,21 @@ def _repository_row(status: RepositoryStatus) -> str:
     return f'<th scope="row">{first.cell(status)}</th>{cells}'
 
 
-def _state(state: str, newest: Run | None) -> str:
-    """Return a state, as a link to the newest run if there is one."""
-    return f'<a href="/runs/{newest.id}">{label(state)}</a>' if newest else label(state)
+def _repository_link(repository: str) -> str:
+    """Return a link to the page of a repository. A long name has a tooltip, because a narrow column cuts it off."""
+    name, at_sign, environment = repository.partition("@")
+    shown = escape(name) + (f'<span class="quiet">@{escape(environment)}</span>' if at_sign else "")
+    tooltip = f' title="{escape(repository)}"' if len(repository) > _SHORT_NAME else ""
+    return f'<a href="{repository_path(repository)}"{tooltip}>{shown}</a>'
 
 
-def _short_commit(commit: Commit | None) -> str:
+def _short_commit(commit: Commit | None, origin: str = "") -> str:
     if not commit:
         return ""
-    return f'<code>{escape(commit.id[:8])}</code> <span class="subject">{escape(commit.subject)}</span>'
+    return f'{commit_id(commit.id, origin, 8)} <span class="subject">{escape(commit.subject)}</span>'
 
 
 def _duration(last: Run | None) -> str:
     if not last:
         return ""
     return unbroken_span(last.ended - last.started) if last.ended else ago(last.started)
-
-
-def _rejection_section(rejections: Iterable[Rejected]) -> str:
-    rows = [
-        (
-            escape(rejected.reason),
-            str(rejected.requests),
-            f"<code>{escape(rejected.peer)}</code>",
-            ago(rejected.since),
-            ago(rejected.last),
-            _REJECTION_HINTS.get(rejected.reason, ""),
-        )
-        for rejected in rejections
-    ]
-    head = ("Reason", "Requests", "Peer", "First", "Last", "Meaning")
-    return section("rejected", "Rejected webhooks in the last day", table("rejected", head, rows)) if rows else ""

@@ -36,9 +36,9 @@ def query_fields(environ: dict[str, Any]) -> dict[str, str]:
 
 
 def number_field(given: dict[str, str], name: str, default: Any) -> Any:
-    """Return a field as a number, or `default` if it is missing."""
+    """Return a field as a number, or `default` if it is missing or empty."""
     text = given.get(name)
-    if text is None:
+    if not text:
         return default
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise HTTPError(400, f"{name} is a number of at most 18 digits")

@@ -19,11 +19,24 @@ from typing import Any, cast
 
 from gitops_hook.errors import JournalError, JournalTooNew
 from gitops_hook.journal.schema import STEPS
-from gitops_hook.model import Commit, CommitStatus, Delivery, History, HookPing, NoticeState, Run, Served, Streak
+from gitops_hook.model import (
+    Commit,
+    CommitStatus,
+    Delivery,
+    History,
+    HookPing,
+    NoticeState,
+    Run,
+    Served,
+    Streak,
+    Waited,
+)
 from gitops_hook.outcomes import CONFIRMING, GOOD, NOTIFIED_CAUSES, OUTCOMES, REST
 
 #: The time to wait, in milliseconds, for another process that has the file locked, such as the sqlite3 shell.
 BUSY_MS = 5000
+#: The newest rows that a report about the last day reads, and the most that it returns.
+_REPORTED_ROWS, _MAX_REPORTED = 10_000, 10
 #: Greater than every id.
 _MAX_ID = 2**62
 
@@ -62,6 +75,25 @@ _NEWEST = f"""
     {_NEWEST_RUNS}
 """
 _HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
+_WAITED = f"""
+    SELECT repository, count(*), max(waited), max(received)
+    FROM (
+        SELECT pushes.repository, received, coalesce(runs.started, ?) - received AS waited
+        FROM (SELECT * FROM deliveries ORDER BY id DESC LIMIT {_REPORTED_ROWS}) AS pushes
+        LEFT JOIN runs ON runs.id = pushes.run
+        WHERE event = 'push' AND received > ?
+    )
+    WHERE waited >= ? GROUP BY repository ORDER BY max(waited) DESC LIMIT {_MAX_REPORTED}
+"""
+#: A sweep that moved a checkout although no webhook had arrived. A clone moves it too, but from nowhere.
+_FOUND_BY_SWEEP = f"""
+    SELECT {RUN_COLUMNS} FROM (SELECT * FROM runs ORDER BY id DESC LIMIT {_REPORTED_ROWS}) AS runs
+    WHERE trigger = 'sweep' AND started > ? AND before > '' AND after > '' AND before <> after
+        AND NOT EXISTS (SELECT 1 FROM deliveries WHERE run = runs.id AND event = 'push')
+    ORDER BY id DESC LIMIT {_MAX_REPORTED}
+"""
+_COMMIT_TEXT = "coalesce(commits.id || ' ' || author || ' ' || subject, '')"
+_SEARCHED = f"repository || ' ' || coalesce(outcome, '') || ' ' || {_COMMIT_TEXT}"
 _WENT_WELL = _quoted(outcome.name for outcome in OUTCOMES if outcome.severity in (GOOD, REST))
 
 
@@ -95,6 +127,13 @@ class JournalReader:
         """Return each repository with pending deliveries, and their number."""
         return self._query("SELECT repository, count(*) FROM deliveries WHERE pending GROUP BY repository")
 
+    def waited(self, since: float, now: float, least: float) -> list[Waited]:
+        """Return the repositories with pushes since a time that waited `least` seconds for a run, the longest first.
+
+        A push that was retried waited until its newest run. Among the newest 10,000 deliveries, at most 10 rows.
+        """
+        return [Waited(*row) for row in self._query(_WAITED, now, since, least)]
+
     # -- runs -------------------------------------------------------------------------------------------------------
 
     def run(self, run: int) -> Run | None:
@@ -120,6 +159,17 @@ class JournalReader:
             " GROUP BY after ORDER BY max(id) DESC LIMIT ?"
         )
         return [after for (after,) in self._query(sql, repository, live, repository, live, limit)]
+
+    def found_by_sweep(self, since: float) -> list[Run]:
+        """Return the newest runs since a time in which a sweep found a push without a webhook, at most 10."""
+        return [Run(*row) for row in self._query(_FOUND_BY_SWEEP, since)]
+
+    def search_runs(self, words: Sequence[str], limit: int) -> list[Run]:
+        """Return the newest runs whose repository, outcome and one of their commits contain all `words`."""
+        contains = " AND ".join(f"instr(lower({_SEARCHED}), ?)" for _ in words)
+        found = f"SELECT DISTINCT runs.id FROM runs LEFT JOIN commits ON run = runs.id WHERE {contains}"
+        ids = [word.lower() for word in words]
+        return self._runs(f"id IN ({found} ORDER BY runs.id DESC LIMIT ?) ORDER BY id DESC", *ids, limit)
 
     def running(self) -> list[Run]:
         """Return the runs without a recorded end."""

@@ -10,12 +10,13 @@ Rules:
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 
 from gitops_hook.errors import JournalError
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import COUNTED, Claim, Commit, Run
-from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.sync.checkouts import Checkout, Checkouts, position
 from gitops_hook.sync.git import git_output, is_commit_id
 from gitops_hook.sync.runner import Task
 from gitops_hook.text import printable
@@ -23,8 +24,8 @@ from gitops_hook.text import printable
 #: The most commits of one run that are kept.
 KEPT = 50
 _SUBJECT_LENGTH = 200
-#: The outcome after which the commit that was pushed is not the one that is checked out.
-ROLLED_BACK = "rolled-back"
+#: The outcomes after which the commit that was pushed is not the one that is checked out.
+_REJECTING = ("rolled-back", "dirty", "diverged", "unverified")
 
 
 class Commits:
@@ -38,24 +39,35 @@ class Commits:
         """Do nothing: a run that starts has deployed nothing yet."""
 
     def ended(self, run: Run, claim: Claim, task: Task) -> None:
-        """Store the commits that a run deployed, and the one at which it left the checkout."""
+        """Store the commits that a run deployed, the one that is checked out now, and the one that it rejected."""
         before, after = run.before or "", run.after or ""
-        if not is_commit_id(after) or (before and not is_commit_id(before)):
+        if not all(is_commit_id(commit) for commit in (before, after) if commit):
             return
-        moved = before != after
-        rejected = claim.newest.after if run.outcome == ROLLED_BACK and claim.newest else ""
         try:
             checkout = self._checkouts.find(run.repository)
-            if not checkout or not (moved or rejected or not self._journal.knows_commit(after)):
+            if not checkout:
+                return
+            moved, rejected = before != after, _rejected(run, claim, checkout)
+            if not (moved or rejected) and (not after or self._journal.knows_commit(after)):
                 return
             new = _read_commits(checkout, before, after) if moved else []
             # A run that moved back, or did not move, deployed no new commit: store only the current one.
-            kept = new[:KEPT] or _read_commits(checkout, "", after, limit=1)
+            kept = new[:KEPT] or (_read_commits(checkout, "", after, limit=1) if after else [])
             if rejected != after and is_commit_id(rejected):
-                kept += _read_commits(checkout, "", rejected, limit=1)
-            self._journal.save_commits(run.id, kept, len(new))
+                with suppress(subprocess.CalledProcessError):  # the run did not fetch it
+                    kept += _read_commits(checkout, "", rejected, limit=1)
+            if kept:
+                self._journal.save_commits(run.id, kept, len(new))
         except (OSError, subprocess.SubprocessError, JournalError) as error:
             log.warning("the commits of a run cannot be read", repository=run.repository, run=run.id, reason=error)
+
+
+def _rejected(run: Run, claim: Claim, checkout: Checkout) -> str:
+    """Return the commit that a run tried and did not leave checked out, or an empty string."""
+    announced = claim.newest.after if claim.newest else ""
+    if not run.after:  # it ended without a result
+        return announced
+    return (announced or position(checkout).upstream or "") if run.outcome in _REJECTING else ""
 
 
 def _read_commits(checkout: Checkout, before: str, after: str, limit: int = COUNTED) -> list[Commit]:

@@ -217,15 +217,16 @@ def _is_own_checkout(path: Path, root: Path) -> bool:
 
 
 class Position(NamedTuple):
-    """The commit that was last deployed successfully, and the last known one of the tracked branch or tag.
+    """Commits of a checkout: last deployed successfully, the last known one of its branch or tag, checked out.
 
     None if it does not exist, or cannot be read without git.
     """
 
-    deployed: str | None
-    upstream: str | None
+    deployed: str | None = None
+    upstream: str | None = None
     #: The version tag that is deployed, if the checkout follows tags.
     tag: str | None = None
+    head: str | None = None
 
 
 def position(checkout: Checkout) -> Position:
@@ -241,7 +242,9 @@ def position(checkout: Checkout) -> Position:
         upstream = (_first_line(own / state / "tag") or "").partition("ref: ")[2]
         tag = upstream[len(_TAGS) :]
     commit = _read_ref(common, upstream) if upstream else None
-    return Position(deployed, commit, tag if tag and commit == deployed else None)
+    head = _first_line(own / "HEAD") or ""
+    head_commit = _read_ref(common, head[5:]) if head.startswith("ref: ") else head if _COMMIT.fullmatch(head) else None
+    return Position(deployed, commit, tag if tag and commit == deployed else None, head_commit)
 
 
 def _read_ref(directory: Path, name: str) -> str | None:

@@ -37,6 +37,8 @@ from gitops_hook.text import escape, redact
 
 #: The steps of a run whose end times the script reports, in their order.
 STEPS = ("fetched", "deployed", "healthy")
+#: The file next to the log into which the script writes its result, and until then the steps so far.
+_RESULT_SUFFIX = ".result"
 _TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 #: The variables of the daemon's environment that a script and its deploy commands inherit. A list of permitted names
 #: is complete; a list of secrets to remove never is.
@@ -112,7 +114,7 @@ class Runner:
 
         Raises OSError if it cannot be started, for want of descriptors, processes or disk space.
         """
-        result_file = log_path.with_suffix(".result")
+        result_file = log_path.with_suffix(_RESULT_SUFFIX)
         command = [str(self._script), *_options(task), task.repository.rpartition("/")[2]]
         environment = {**self._environment, **_contract(task, result_file, limit)}
         began, started = time.time(), time.monotonic()
@@ -227,6 +229,11 @@ def classify_exit(status: int, fields: Mapping[str, str], *, timed_out: bool = F
     # A command that had to be escaped or shortened would be another command.
     fix = fix if escape(fix) == fix and len(fix) <= _MAX_FIX else ""
     return Result(outcome, status, before, after, message, cause=cause, fix=fix)
+
+
+def steps_so_far(log_path: Path, began: float) -> dict[str, float]:
+    """Return the end times of the steps of a current run, whose output is in `log_path`."""
+    return _step_times(read_result(log_path.with_suffix(_RESULT_SUFFIX)), began, time.time())
 
 
 def _step_times(fields: Mapping[str, str], began: float, ended: float) -> dict[str, float]:

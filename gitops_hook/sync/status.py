@@ -45,6 +45,8 @@ class RepositoryStatus(NamedTuple):
     hold: Hold | None = None
     #: The version tag that is deployed, if the checkout follows tags.
     tag: str | None = None
+    #: The URL of the checkout's remote, or empty.
+    origin: str = ""
 
     @property
     def problem(self) -> str | None:
@@ -97,6 +99,7 @@ def _status(name: str, checkout: Checkout | None, past: History | None, pending:
         history=past.history if past else (),
         hold=hold,
         tag=position(checkout).tag if checkout and "tag" in checkout.settings else None,
+        origin=checkout.settings.get("origin", "") if checkout else "",
     )
 
 

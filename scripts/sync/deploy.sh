@@ -59,11 +59,13 @@ deploy() {
     fi
     record_step deployed
     [[ ${setting[health]} ]] || return 0
+    local status=0
     is_healthy || {
         failure="gitops.health did not succeed within ${setting[healthtimeout]} s"
-        return "$UNHEALTHY"
+        status=$UNHEALTHY
     }
     record_step healthy
+    return "$status"
 }
 
 # Repeat the health check until it succeeds or gitops.healthTimeout is over. One attempt has at most 10 seconds.

@@ -34,13 +34,16 @@ escape_controls() {
     done
 }
 
-# record_step STEP: note the end of a step in seconds since the epoch, with microseconds from bash 5.0 on.
+# record_step STEP: note the end of a step in seconds since the epoch, with microseconds from bash 5.0 on. A reader can
+# follow the steps in the result file. A roll-back deploys again, and the first deploy counts.
 # Sets: steps.
 record_step() {
     local now=${EPOCHREALTIME:-}
+    [[ " ${steps[*]} " != *" $1 "* ]] || return 0
     now=${now//[!0-9]/} # the decimal separator depends on the locale
     if [[ $now ]]; then now=${now::-6}.${now: -6}; else printf -v now '%(%s)T' -1; fi
     steps+=("$1" "$now")
+    [[ ! ${GITOPS_RESULT:-} ]] || { printf '%s=%s\n' "$1" "$now" >>"$GITOPS_RESULT"; } 2>/dev/null || :
 }
 
 # Print the current time as part of a name: 20261123T140509Z.

@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import generated
 from harness import Daemon
 from scenes import Scene, a_busy_week
 
@@ -47,13 +48,16 @@ def open_page(chromium) -> Iterator[Callable[..., object]]:
     wrong: list[str] = []
     with ExitStack() as stack:
 
-        def make(url: str, width: int = 1200, height: int = 800, **options: object) -> object:
+        def make(
+            url: str, width: int = 1200, height: int = 800, *, ignore_status: bool = False, **options: object
+        ) -> object:
             context = chromium.new_context(viewport={"width": width, "height": height}, **options)
             stack.callback(context.close)
             page = context.new_page()
+            reported = () if ignore_status else ("error", "warning")
             page.set_default_timeout(20_000)
             page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-            page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+            page.on("console", lambda entry: wrong.append(entry.text) if entry.type in reported else None)
             ours = "/".join(url.split("/")[:3]) + "/"
             page.on("request", lambda asked: None if asked.url.startswith((ours, "data:")) else wrong.append(asked.url))
             page.goto(url)
@@ -71,6 +75,21 @@ def scene(tmp_path_factory) -> Iterator[Scene]:
         made = Scene(folder, daemon)
         a_busy_week(made)
         yield made
+
+
+@pytest.fixture(scope="session")
+def generated_host(tmp_path_factory) -> Iterator[Callable[[int], generated.Host]]:
+    """Serve pages over generated repositories, one host for each number. Tests only read them."""
+    hosts: dict[int, generated.Host] = {}
+    with ExitStack() as stack:
+
+        def serve(repositories: int) -> generated.Host:
+            if repositories not in hosts:
+                folder = tmp_path_factory.mktemp("generated")
+                hosts[repositories] = stack.enter_context(generated.serve(folder, repositories))
+            return hosts[repositories]
+
+        yield serve
 
 
 @pytest.fixture

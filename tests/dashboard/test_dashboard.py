@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import time
 from html import unescape
 from pathlib import Path
+from urllib.request import urlopen
 
+import generated
 import pytest
 from harness import push
-from scratch import Upstream
+from scratch import Upstream, git
 from webtest import TestApp
 
 from gitops_hook.dashboard.app import Dashboard
+from gitops_hook.dashboard.links import commit_url
 from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Commit, Delivery
@@ -61,14 +65,14 @@ def test_the_page_shows_problems_first_with_their_fix(page, journal, tmp_path):
     journal.log_path(run).write_text("Aborting \x1b[31m<now>\ndirty: acme/stuck: commit or stash <README>\n")
     shown = page.get("/").text
     needs = within("section", shown)
-    assert "acme/<wbr>stuck" in needs
+    assert "acme/stuck" in needs
     assert "<p>commit or stash &lt;README&gt;</p>" in needs
     assert '<code class="command">git -C &#x27;/x&#x27; stash</code>' in needs
     assert '<pre class="tail">Aborting <span class="s31">&lt;now&gt;</span></pre>' in needs
     assert f'href="/runs/{run}"' in needs
     assert "acme/fine" not in needs
     table = within("table", shown)
-    assert table.index("acme/<wbr>stuck") < table.index("acme/<wbr>fine")
+    assert table.index("acme/stuck") < table.index("acme/fine")
     assert "action needed" in table
     assert "in sync" in table
     assert "aaaaaaaa<" in table
@@ -141,8 +145,8 @@ def test_the_history_has_a_text_alternative(page, journal):
     assert "<title>Last 3 runs: 2 updated, 1 dirty</title>" in svg
     (good,) = re.findall(r'<path class="good" d="([^"]*)"', svg)
     (bad,) = re.findall(r'<path class="bad" d="([^"]*)"', svg)
-    assert re.fullmatch(r"M118 24v-\d+M110 24v-\d+", good)
-    assert re.fullmatch(r"M114 24v-\d+M114 26v3", bad)  # with a mark, for readers who cannot distinguish colours
+    assert re.fullmatch(r"M29 0v-\d+M27 0v-\d+", good)
+    assert re.fullmatch(r"M28 0v-\d+M28 2v3", bad)  # with a mark, for readers who cannot distinguish colours
 
 
 def test_an_empty_page_says_how_to_begin(page):
@@ -231,8 +235,9 @@ def test_a_repository_page_shows_settings_and_the_commits_of_each_run(page, jour
         run = finished(journal, "acme/site", "updated", after=commits[0].id)
         journal.save_commits(run, commits[: max(brought, 1)], brought)
     shown = page.get("/repositories/ACME/site").text
-    assert "<code>gitops.deploy</code></th><td><code>echo &#x27;&lt;b&gt;&#x27;</code></td>" in shown
-    assert f"<td>{tmp_path}/root/acme/site/.git/config</td>" in shown
+    value = '<td data-label="Value"><code>echo &#x27;&lt;b&gt;&#x27;</code></td>'
+    assert f"<code>gitops.deploy</code></th>{value}" in shown
+    assert f'<td data-label="Source">{tmp_path}/root/acme/site/.git/config</td>' in shown
     assert "the daemon&#x27;s GITOPS_SYNC_TIMEOUT" in shown
     assert shown.count('<details id="r') == 2
     assert '<span class="subject">Say &lt;hello&gt; 0</span>' in within("summary", shown)
@@ -377,11 +382,11 @@ def test_an_invalid_offset_is_400(page, journal):
 def test_a_refresh_sends_only_the_rows_that_changed(page, journal):
     for name in ("acme/one", "acme/two"):
         finished(journal, name, "updated")
-    keys = re.findall('data-key="([^"]+)"', page.get("/").text)
+    keys = re.findall("data-key=([^>]+)>", page.get("/").text)
     known = ".".join(keys)
     first = page.get("/", {"known": known})
     assert not rows(first.json["live"])
-    assert re.findall('<tr data-key="([^"]+)"></tr>', first.json["live"]) == keys
+    assert re.findall("<tr data-key=([^>]+)>(?!<th)", first.json["live"]) == keys
     page.get("/", {"known": known}, headers={"If-None-Match": first.headers["ETag"]}, status=304)
     finished(journal, "acme/two", "dirty", message="acme/two: commit or stash")
     second = page.get("/", {"known": known}, headers={"If-None-Match": first.headers["ETag"]}).json
@@ -390,21 +395,20 @@ def test_a_refresh_sends_only_the_rows_that_changed(page, journal):
     assert ">1%3C/text" in second["icon"].replace("%3E", ">")
 
 
-def test_a_refresh_of_a_thousand_repositories_is_small(page, journal):
-    for number in range(1000):
-        finished(journal, f"acme/site{number:03}", "updated", after="a" * 40)
-    whole = page.get("/")
-    assert len(rows(whole.text)) == 100
-    keys = ".".join(re.findall('data-key="([^"]+)"', whole.text))
-    for number in range(10):
-        finished(journal, f"acme/site{number:03}", "updated", after="b" * 40)
-    refresh = page.get("/", {"known": keys})
-    assert len(rows(refresh.json["live"])) == 10
-    assert len(refresh.body) < 20_000
-    last = page.get("/?page=10").text
-    assert rows(last)[-1] == "acme/site999"
-    assert "901 to 1000 of 1000" in last
-    assert 'rel="next"' not in last
+def test_a_refresh_of_a_thousand_repositories_is_small(tmp_path):
+    with generated.serve(tmp_path, 1000) as host:
+        newest_first = "/?sort=-deployed"
+        shown = urlopen(host.url + newest_first).read().decode()
+        assert len(rows(shown)) == 100
+        known = ".".join(re.findall(r"data-key=(\w+)", shown))
+        host.change(10)
+        refresh = urlopen(f"{host.url}{newest_first}&known={known}").read()
+        assert set(rows(json.loads(refresh)["live"])) == set(host.names[-10:])
+        assert len(refresh) < 20_000
+        last = urlopen(f"{host.url}/?page=10").read().decode()
+        assert len(rows(last)) == 100
+        assert "901 to 1000 of 1000" in last
+        assert 'rel="next"' not in last
 
 
 def test_a_rolled_back_repository_counts_as_action_needed_and_names_the_rejected_commit(page, journal):
@@ -502,3 +506,157 @@ def test_the_daemon_serves_it_on_a_listener_of_its_own(tmp_path, start_daemon):
     assert daemon.request("POST", "/api/webhook/gitops", b"{}")[0] == 405
     daemon.port = webhook_port
     assert daemon.request("GET", "/api/repositories")[0] == 404
+
+
+def test_a_refresh_of_a_page_without_rows_is_json(page, journal):
+    run = finished(journal, "acme/site", "updated")
+    for path in (f"/runs/{run}", "/repositories/acme/site", "/deliveries/updated"):
+        refreshed = page.get(f"{path}?known=").json
+        assert refreshed["live"] in page.get(path).text
+
+
+@pytest.mark.parametrize("field", ["limit", "before", "repository"])
+def test_an_empty_field_is_a_missing_field(page, journal, field):
+    finished(journal, "acme/site", "updated")
+    assert page.get(f"/api/runs?{field}=").json == page.get("/api/runs").json
+
+
+@pytest.mark.parametrize(
+    ("origin", "page"),
+    [
+        ("https://github.com/acme/site.git", "https://github.com/acme/site/commit/"),
+        ("https://ada:token@github.com/acme/site", "https://github.com/acme/site/commit/"),
+        ("git@github.com:acme/site.git", "https://github.com/acme/site/commit/"),
+        ("ssh://git@github.com:22/acme/site.git/", "https://github.com/acme/site/commit/"),
+        (
+            "https://gitlab.example.org:8443/group/sub/site.git",
+            "https://gitlab.example.org:8443/group/sub/site/-/commit/",
+        ),
+        ("https://gitea.example.org/acme/site", "https://gitea.example.org/acme/site/commit/"),
+        ("https://codeberg.org/acme/site", "https://codeberg.org/acme/site/commit/"),
+        ("https://bitbucket.org/acme/site.git", "https://bitbucket.org/acme/site/commits/"),
+        ("https://bitbucket.example.org/scm/acme/site.git", None),
+        ("https://git.example.org/acme/site.git", None),
+        ("http://github.com/acme/site.git", None),
+        ("site-alias:acme/site", None),
+        ("/srv/git/github/acme/site.git", None),
+        ("https://github.com/acme/site.git?a=<b>", None),
+        ("https://example.org/github.com/acme/site.git", None),
+        ("", None),
+    ],
+)
+def test_a_commit_links_to_a_known_forge(origin, page):
+    assert commit_url(origin, "a" * 40) == (page and page + "a" * 40)
+
+
+def test_commits_link_to_the_forge_of_the_remote(page, journal, tmp_path):
+    path = Upstream(tmp_path / "forge").checkout(tmp_path / "root")
+    git("remote", "set-url", "origin", "https://ada:token@github.com/acme/site.git", cwd=path)
+    run = finished(journal, "acme/site", "updated", before="b" * 40, after="a" * 40)
+    journal.save_commits(run, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
+    for address in ("/", "/repositories/acme/site", f"/runs/{run}", "/deliveries/updated", "/?q=hello"):
+        shown = page.get(address).text
+        assert f'<a href="https://github.com/acme/site/commit/{"a" * 40}"><code>aaaaaaaa' in shown
+        assert "token" not in shown
+
+
+def test_a_search_finds_runs_by_commit_subject_author_and_outcome(page, journal):
+    old = finished(journal, "acme/site", "deploy-failed", before="a" * 40, after="b" * 40)
+    journal.save_commits(old, [Commit("b" * 40, "Grace", "Break the total", 9.0)], 1)
+    finished(journal, "acme/site", "updated", before="b" * 40, after="c" * 40)
+    finished(journal, "acme/blog", "updated", before="d" * 40, after="e" * 40)
+    for words in ("bbbbbbbb", "break", "GRACE", "failed", "site total"):
+        shown = page.get("/", {"q": words}).text
+        assert re.findall(r'<th scope="row"><a href="/runs/(\d+)"', shown) == [str(old)], words
+    assert "<h2" not in page.get("/", {"q": "nothing"}).text
+
+
+def test_pushes_that_waited_are_listed(page, journal):
+    now = time.time()
+    for repository, received in (("acme/slow", now - 300), ("acme/fast", now - 3), ("acme/late", now - 200)):
+        journal.record(Delivery(repository, "push", received, repository, "refs/heads/main"))
+    for repository in ("acme/slow", "acme/fast"):
+        claim = journal.start(repository, "push")
+        journal.finish(claim.run._replace(ended=now, outcome="updated"), settled=True)
+    shown = re.sub("<[^>]*>", " ", within("table", page.get("/").text.partition('id="waited"')[2]))
+    assert re.search(r"acme/slow +1 push +5 min", shown)
+    assert re.search(r"acme/late +1 push +3 min", shown)
+    assert "acme/fast" not in shown
+
+
+def test_a_push_that_only_a_sweep_found_is_listed(page, journal):
+    journal.record(Delivery("g", "push", time.time(), "acme/announced", "refs/heads/main"))
+    runs = {}
+    for repository, before in (
+        ("acme/missed", "a" * 40),
+        ("acme/announced", "a" * 40),
+        ("acme/cloned", ""),
+        ("acme/same", "b" * 40),
+    ):
+        claim = journal.start(repository, "sweep")
+        runs[repository] = claim.run.id
+        journal.finish(
+            claim.run._replace(ended=time.time(), outcome="updated", before=before, after="b" * 40), settled=True
+        )
+    shown = within("table", page.get("/").text.partition('id="found"')[2])
+    assert re.findall('href="(/runs/[^"]+)"', shown) == [f"/runs/{runs['acme/missed']}"]
+    assert "gitops-hook audit acme/missed" in shown
+
+
+def test_a_repository_page_shows_the_environment_and_the_drift(page, journal, tmp_path):
+    upstream = Upstream(tmp_path / "forge")
+    path = upstream.checkout(tmp_path / "root")
+    path = path.rename(path.with_name("site@staging"))
+    head = upstream.head()
+
+    def facts() -> str:
+        return re.sub("<[^>]*>", " ", within("dl", page.get("/repositories/acme/site@staging").text))
+
+    assert re.search("Environment +staging", facts())
+    assert "none: the commit of the branch is checked out" in facts()
+    git("update-ref", "refs/gitops/deployed", head, cwd=path)
+    assert "checked out and deployed" in facts()
+    tip = upstream.commit({"a": "1"})
+    git("fetch", "--quiet", "origin", cwd=path)
+    assert re.search(f"{head[:10]} +is checked out, the branch is at +{tip[:10]}", facts())
+    git("checkout", "--quiet", "--detach", tip, cwd=path)
+    assert re.search(f"{tip[:10]} +is checked out, the last successful deploy is +{head[:10]}", facts())
+
+
+def test_a_repository_page_shows_who_paused_or_pinned_it_and_why(page, journal, tmp_path):
+    upstream = Upstream(tmp_path / "forge")
+    path = upstream.checkout(tmp_path / "root")
+
+    def facts() -> str:
+        return re.sub("<[^>]*>", "", within("dl", page.get("/repositories/acme/site").text).replace("</dt>", ": "))
+
+    assert "Paused" not in facts()
+    git("config", "gitops.pin", upstream.head(), cwd=path)
+    git("config", "gitops.pinnedBy", "ada 2026-01-31T12:00:00Z a <bad> release", cwd=path)
+    assert re.search(rf"Pinned: at {upstream.head()[:10]}, by ada, \d+ d ago, “a &lt;bad&gt; release”", facts())
+    git("config", "gitops.paused", "2999-01-31T12:00:00Z", cwd=path)
+    git("config", "gitops.pausedBy", "grace 2026-01-31T12:00:00Z", cwd=path)
+    assert re.search(r"Paused: by grace, \d+ d ago, until 2999-01-31 12:00:00 UTC", facts())
+
+
+def test_each_state_of_the_list_has_its_command(page, journal):
+    run = finished(journal, "acme/stuck", "dirty", message="acme/stuck: commit or stash", fix="git -C /x stash")
+    finished(journal, "acme/fine", "updated")
+    table = within("table", page.get("/").text)
+    commands = re.findall('<code class="command">([^<]*)</code> <a href="([^"]*)"', table)
+    assert commands == [("git -C /x stash", f"/runs/{run}"), ("gitops-hook runs acme/fine", f"/runs/{run + 1}")]
+
+
+def test_a_running_run_shows_its_current_step(page, journal):
+    claim = journal.start("acme/site", "push")
+    steps = journal.log_path(claim.run.id).with_suffix(".result")
+    shown = []
+    for lines in ("", f"fetched={time.time()}\n", f"fetched={time.time()}\ndeployed={time.time()}\n"):
+        steps.write_text(lines)
+        line = within("ol", page.get(f"/runs/{claim.run.id}").text)
+        shown.append(re.findall("<b>([^<]*)</b>", line))
+    assert shown == [
+        ["Started", "Fetching"],
+        ["Started", "Fetched", "Deploying"],
+        ["Started", "Fetched", "Deployed", "Checking the health"],
+    ]

@@ -102,6 +102,21 @@ def test_result_has_the_time_of_each_step(synced: Site) -> None:
     assert list(synced.run().steps) == ["fetched"]
 
 
+def test_the_steps_can_be_followed_during_the_run(synced: Site) -> None:
+    synced.set("deploy", f"cp {synced.folder}/result {synced.folder}/result-during-deploy")
+    synced.upstream.commit()
+    fetched = synced.run().steps["fetched"]
+    assert float((synced.folder / "result-during-deploy").read_text().removeprefix("fetched=")) == fetched
+
+
+def test_a_roll_back_keeps_the_time_of_the_failed_check(sick: Site) -> None:
+    sick.set("deploy", f"date +%s.%N >>{sick.folder}/deployed-at")
+    run = sick.run()
+    assert list(run.steps) == ["fetched", "deployed", "healthy"]
+    first, again = map(float, (sick.folder / "deployed-at").read_text().split())
+    assert first < run.steps["deployed"] < run.steps["healthy"] < again
+
+
 @pytest.mark.parametrize(
     ("clock", "form"),
     [

@@ -13,7 +13,7 @@ from webtest import TestApp
 
 from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.journal.writer import Journal
-from gitops_hook.model import Claim, Commit, Run
+from gitops_hook.model import Claim, Commit, Delivery, Run
 from gitops_hook.observers.commits import Commits
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.runner import Task
@@ -91,11 +91,36 @@ def test_the_commit_of_an_unchanged_checkout_is_stored_once(host, upstream):
     assert (first.brought, second.brought, commits_of(host.journal, second.id)) == (0, None, [])
 
 
-def test_a_move_back_deploys_no_new_commit(host, upstream, tmp_path):
+@pytest.mark.parametrize(("outcome", "rejects"), [("updated", False), ("rolled-back", True)])
+def test_a_move_back_deploys_no_new_commit(host, upstream, tmp_path, outcome, rejects):
     old, new = upstream.head(), upstream.commit({"a": "1"})
     fetch(tmp_path)
-    run = host.ran(new, old, "rolled-back")
-    assert (run.brought, [commit.id for commit in commits_of(host.journal, run.id)]) == (0, [old])
+    run = host.ran(new, old, outcome)
+    stored = [commit.id for commit in commits_of(host.journal, run.id)]
+    assert (run.brought, stored) == (0, [old, new] if rejects else [old])
+
+
+@pytest.mark.parametrize("outcome", ["dirty", "diverged", "unverified"])
+def test_a_run_that_moved_nothing_stores_the_commit_that_it_rejected(host, upstream, tmp_path, outcome):
+    head, rejected = upstream.head(), upstream.commit({"a": "1"}, "Break it")
+    fetch(tmp_path)
+    run = host.ran(head, head, outcome)
+    assert [commit.id for commit in commits_of(host.journal, run.id)] == [head, rejected]
+
+
+def test_a_run_without_a_result_stores_the_announced_commit(host, upstream, tmp_path):
+    announced = upstream.commit({"a": "1"}, "Hang")
+    never_fetched = "1" * 40
+    fetch(tmp_path)
+    stored = []
+    for commit in (announced, never_fetched):
+        host.journal.record(Delivery("g", "push", 1.0, "acme/site", "refs/heads/main", "", commit))
+        claim = host.journal.start("acme/site", "push")
+        ended = claim.run._replace(ended=1.0, outcome="timed-out")
+        host.journal.finish(ended, settled=True)
+        host.observer.ended(ended, claim, Task("acme/site", claim.run.id))
+        stored.append([commit.id for commit in commits_of(host.journal, claim.run.id)])
+    assert stored == [[announced], []]
 
 
 def test_many_commits_are_counted_up_to_a_limit(host, upstream, tmp_path):

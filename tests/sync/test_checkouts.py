@@ -251,10 +251,10 @@ class TestFinding:
         git("symbolic-ref", f"{state}/tag", "refs/gitops/tags/v1", cwd=path)
         found = checkouts.find("acme/site")
         assert found
-        assert position(found) == Position(None, commit)
+        assert position(found) == Position(None, commit, head=commit)
         git("update-ref", f"{state}/deployed", commit, cwd=path)
         git("pack-refs", "--all", cwd=path)
-        assert position(found) == Position(commit, commit, "v1")
+        assert position(found) == Position(commit, commit, "v1", commit)
 
     def test_an_unreadable_checkout_has_no_settings(self, checkouts: Checkouts):
         # The tests may run as root, whom no mode keeps out; what lies behind too long a name is out of reach for all.
