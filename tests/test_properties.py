@@ -338,5 +338,12 @@ def test_every_file_of_settings_or_secrets_is_parsed_or_rejected(
     path.write_bytes(b"".join(pieces))
     for name, value in config.read_environment(path).items():
         assert name == name.strip() and "\n" not in name + value
-    for secret_ in read_secrets(path).values():
+    try:
+        secrets = read_secrets(path)
+    except ValueError as error:
+        assert "is not UTF-8" in str(error)
+        with pytest.raises(UnicodeDecodeError):
+            path.read_bytes().decode()
+        return
+    for secret_ in secrets.values():
         assert secret_ and secret_ == secret_.strip() and b"\n" not in secret_

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gitops_hook.dashboard.html import ago, command, count, escape, repository_path, section, table
+from gitops_hook.dashboard.html import ago, command, commit_line, count, escape, repository_path, section, table
+from gitops_hook.dashboard.links import is_github
 from gitops_hook.dashboard.rejections import Rejected
-from gitops_hook.model import Run, Waited
+from gitops_hook.dashboard.runs import RunWithCommits
+from gitops_hook.model import Waited
 from gitops_hook.text import span
 
 #: The question that a class of rejections raises.
@@ -29,7 +31,7 @@ class Day(NamedTuple):
     rejected: Sequence[Rejected] = ()
     waited: Sequence[Waited] = ()
     #: The runs of a sweep that found a push for which no webhook arrived.
-    found: Sequence[Run] = ()
+    found: Sequence[RunWithCommits] = ()
 
 
 def day_sections(day: Day) -> str:
@@ -67,15 +69,17 @@ def _waited_section(found: Sequence[Waited]) -> str:
     return section("waited", "Pushes that waited for their run", table("waited", head, rows)) if rows else ""
 
 
-def _found_section(found: Sequence[Run]) -> str:
+def _found_section(found: Sequence[RunWithCommits]) -> str:
     rows = [
         (
-            _repository_link(run.repository),
-            f"<code>{escape((run.after or '')[:10])}</code>",
-            f'<a href="/runs/{run.id}">run {run.id}</a>, {ago(run.started)}',
-            command(f"gitops-hook audit {run.repository}"),
+            _repository_link(shown.run.repository),
+            commit_line(shown.tried, shown.origin) or f"<code>{escape((shown.run.after or '')[:10])}</code>",
+            f'<a href="/runs/{shown.run.id}">run {shown.run.id}</a>, {ago(shown.run.started)}',
+            command(f"gitops-hook audit {shown.run.repository}")
+            if is_github(shown.origin)
+            else "Look at the webhook's deliveries at the forge.",
         )
-        for run in found
+        for shown in found
     ]
     head = ("Repository", "Commit", "Found by", "Next")
     return section("found", "Pushes that a sweep found without a webhook", table("found", head, rows)) if rows else ""

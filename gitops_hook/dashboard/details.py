@@ -59,7 +59,7 @@ def repository(
         f"{status.repository}: {status.state} · gitops-hook",
         f'<h1>{name}</h1><p class="lead">{label(status.state)} confirmed in sync {ago(status.confirmed)}</p>'
         + (message_box(status.run) if status.run and status.problem else "")
-        + f"<p>Next: {next_command(status.state, status.run, status.repository)}</p>"
+        + f"<p>Next: {next_command(status.state, status.run, status.repository, status.hold)}</p>"
         + facts(_repository_facts(status, settings, at))
         + history_chart(status.history)
         + section("runs", "Runs", run_table(runs) + more if runs else never)
@@ -73,6 +73,7 @@ def _repository_facts(status: RepositoryStatus, settings: Sequence[InForce], at:
     own = {setting.name: setting.value or "" for setting in settings if setting.is_set}
     environment = status.repository.partition("@")[2] or own.get("environment", "")
     rows = [
+        ("Tag", escape(status.tag or "")),
         ("Checked out", commit_line(status.commit, status.origin) or "nothing yet"),
         ("Environment", escape(environment)),
         (status.hold.state.title(), _hold(status.hold, status.origin)) if status.hold else ("", ""),

@@ -21,6 +21,12 @@ _CLONE_URL = re.compile(
 )
 
 
+def is_github(origin: str) -> bool:
+    """Return whether a clone URL leads to GitHub, whose failed deliveries `gitops-hook audit` lists."""
+    found = _CLONE_URL.fullmatch(origin)
+    return found is not None and "github" in (found["web"] or found["ssh"]).lower().split(".")
+
+
 def commit_url(origin: str, commit: str) -> str | None:
     """Return the URL of a commit's page, or None if the forge at the clone URL `origin` is unknown."""
     found = _CLONE_URL.fullmatch(origin)

@@ -73,7 +73,7 @@ class Lookup:
         waited = self.journal.waited(now - _DAY, now, _MINUTE)
         # A push that still waits must not change the ETag at each refresh.
         waited = [row._replace(longest=row.longest // _MINUTE * _MINUTE) for row in waited]
-        return Day(self._rejections(), waited, self.journal.found_by_sweep(now - _DAY))
+        return Day(self._rejections(), waited, self.with_commits(self.journal.found_by_sweep(now - _DAY)))
 
     def _search(self, query: Query) -> list[RunWithCommits]:
         words = query.words.split()

@@ -57,7 +57,7 @@ def _state_cell(status: RepositoryStatus) -> str:
     newest = f' <a href="/runs/{status.run.id}">Run {status.run.id}</a>' if status.run else ""
     return (
         f'<details name="next" id="n-{escape(status.repository)}"><summary>{label(status.state)}</summary>'
-        f"<p>{next_command(status.state, status.run, status.repository)}{newest}</p></details>"
+        f"<p>{next_command(status.state, status.run, status.repository, status.hold)}{newest}</p></details>"
     )
 
 

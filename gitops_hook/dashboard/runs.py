@@ -19,6 +19,7 @@ from gitops_hook.dashboard.html import (
 )
 from gitops_hook.model import COUNTED, Commit, Run
 from gitops_hook.outcomes import BAD, RUNNING, WAIT, severity_of
+from gitops_hook.sync.holds import Hold
 
 #: The outcome after which the commit that was tried is not checked out, although the run may have moved the checkout.
 _ROLLED_BACK = "rolled-back"
@@ -30,7 +31,7 @@ _STATE_COMMANDS = {
     "rolled back": "gitops-hook logs {}",
     "running": "gitops-hook logs -f {}",
     "paused": "gitops-hook resume {}",
-    "held": "gitops-hook status {}",
+    "held": "gitops-hook fleet status {}",
     "in sync": "gitops-hook runs {}",
 }
 _SYNC_COMMAND = "gitops-hook sync {}"
@@ -72,10 +73,12 @@ class RunWithCommits(NamedTuple):
         return commit_list(commits, self.origin) + more
 
 
-def next_command(state: str, newest: Run | None, repository: str) -> str:
+def next_command(state: str, newest: Run | None, repository: str, hold: Hold | None = None) -> str:
     """Return the command that an operator runs next: the fix of the newest run, or the command of the state."""
     if newest and newest.fix and severity_of(state) in (BAD, WAIT):
         return command(newest.fix)
+    if state == "held" and hold:
+        return command(f"gitops-hook deploy {repository}")
     return command(_STATE_COMMANDS.get(state, _SYNC_COMMAND).format(repository))
 
 

@@ -584,7 +584,14 @@ def test_pushes_that_waited_are_listed(page, journal):
     assert "acme/fast" not in shown
 
 
-def test_a_push_that_only_a_sweep_found_is_listed(page, journal):
+@pytest.mark.parametrize(
+    ("host", "hint"),
+    [("github.com", "gitops-hook audit acme/missed"), ("git.example.org", "webhook's deliveries at the forge")],
+)
+def test_a_push_that_only_a_sweep_found_is_listed(page, journal, tmp_path, host, hint):
+    checkout = tmp_path / "root/acme/missed"
+    git("init", "--quiet", checkout, cwd=tmp_path)
+    git("remote", "add", "origin", f"https://{host}/acme/missed.git", cwd=checkout)
     journal.record(Delivery("g", "push", time.time(), "acme/announced", "refs/heads/main"))
     runs = {}
     for repository, before in (
@@ -600,7 +607,7 @@ def test_a_push_that_only_a_sweep_found_is_listed(page, journal):
         )
     shown = within("table", page.get("/").text.partition('id="found"')[2])
     assert re.findall('href="(/runs/[^"]+)"', shown) == [f"/runs/{runs['acme/missed']}"]
-    assert "gitops-hook audit acme/missed" in shown
+    assert hint in unescape(shown)
 
 
 def test_a_repository_page_shows_the_environment_and_the_drift(page, journal, tmp_path):
