@@ -94,7 +94,7 @@ before=''                         # HEAD's commit when the run began
 answer=''                         # standard output of the last command that talked to the remote
 remote_messages='' remote_error='' # its error output, and the line of it that gives the reason
 remote_limit=0 remote_seconds=0   # the time that such commands may take in this run, and have taken
-renamed=${GITOPS_RENAMED:-}       # owner/name, if the forge calls the repository so now
+renamed=''                        # owner/name, if the remote redirects to a repository of this name
 is_announced_shown=''             # "yes" if it named the announced tag with the announced commit
 remote_default=''                 # the default branch that the remote named
 declare -A remote_tip=()          # the commit of each branch that the remote named
@@ -224,9 +224,16 @@ conclude() {
         finish early "$2; ${announced_commit:0:10} was announced and is not at $origin yet; tried again later"
     fi
     if [[ $held ]] && ((EXIT[$1] == 0)); then set -- held "$2; the remote is at ${previous_tip:0:10}, $held"; fi
-    if [[ $1 != rolled-back ]] && is_renamed; then
-        cause=renamed
-        finish "$1" "$2; the forge calls the repository $renamed now" "$(rename_fix)"
+    if [[ $1 != rolled-back ]]; then
+        if is_other_name "$renamed"; then
+            cause=renamed
+            finish "$1" "$2; the forge calls the repository $renamed now" "$(rename_fix)"
+        fi
+        # A stolen secret can announce any name, so no command contains it.
+        if is_other_name "${GITOPS_RENAMED:-}"; then
+            cause=renamed
+            finish "$1" "$2; a webhook calls the repository $GITOPS_RENAMED; rename the checkout if the forge agrees"
+        fi
     fi
     finish "$@"
 }

@@ -146,10 +146,9 @@ read_redirect() {
     if [[ ${url%.git} =~ ^.*[/:]([^/:]+/[^/:]+)$ ]]; then renamed=${BASH_REMATCH[1]}; fi
 }
 
-# Return true if the repository has another name at the forge than in the URL of origin. Needs: renamed, config.
-is_renamed() {
-    [[ $renamed == */* ]] && is_name "${renamed%%/*}" && is_name "${renamed#*/}" &&
-        ! url_ends_in "$renamed" "${config[remote.origin.url]:-}"
+# is_other_name NAME: return true if NAME is an owner/name, and not the one in the URL of origin. Needs: config.
+is_other_name() {
+    [[ $1 == */* ]] && is_name "${1%%/*}" && is_name "${1#*/}" && ! url_ends_in "$1" "${config[remote.origin.url]:-}"
 }
 
 # Choose the branch to follow: gitops.branch, else the remote's default branch.

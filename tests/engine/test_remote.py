@@ -233,9 +233,10 @@ def test_a_redirect_to_the_same_name_is_not_reported(synced: Site, new: str) -> 
         assert (synced.run().outcome, synced.run().cause) == ("unchanged", "")
 
 
-def test_a_new_name_that_a_webhook_announced_is_reported(synced: Site) -> None:
+def test_a_new_name_that_a_webhook_announced_is_reported_without_a_command(synced: Site) -> None:
     run = synced.run(GITOPS_RENAMED="acme/renamed")
-    assert (run.outcome, run.cause) == ("unchanged", "renamed")
+    assert (run.outcome, run.cause, run.fix) == ("unchanged", "renamed", "")
+    assert "a webhook calls the repository acme/renamed" in run.message
     for name in ("acme/site", "ACME/SITE", "renamed", "a/b/c", "../x", "acme/$(touch ran)", "acme/--force"):
         assert synced.run(GITOPS_RENAMED=name).cause == ""
 
