@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from documents import code_blocks
 from etcd_cluster import Cluster, enable_authentication
 
 from gitops_hook.fleet.access import client_context
@@ -282,47 +283,21 @@ def test_authentication(program: Path, clients: ExitStack) -> None:
             client.read("/b/")
 
 
-def openssl(*words: str, folder: Path) -> None:
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
-
-
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, a certificate of a member, and those of a client with an empty and with a set CN."""
+    """Create the certificates with the documented commands, and one more: of a client with a CN."""
     folder = tmp_path_factory.mktemp("certificates")
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    openssl(
-        "req",
-        "-x509",
-        *new_key,
-        "-subj",
-        "/CN=fleet",
-        "-addext",
-        "keyUsage=critical,keyCertSign,cRLSign",
-        "-days",
-        "2",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.crt",
-        folder=folder,
-    )
-    for name, subject, extensions in [
-        ("member", "/O=fleet", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"),
-        ("host", "/O=fleet", "extendedKeyUsage=clientAuth\n"),
-        ("named", "/CN=host", "extendedKeyUsage=clientAuth\n"),
-    ]:
-        (folder / "ext").write_text("authorityKeyIdentifier=keyid\n" + extensions)
-        openssl("req", *new_key, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr", folder=folder)
-        sign = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "ext"]
-        openssl("x509", "-req", "-in", f"{name}.csr", *sign, "-out", f"{name}.crt", folder=folder)
+    (commands,) = code_blocks("docs/fleet.md", "Set up three members", "sh")[1:]
+    named = "\n".join(line for line in commands.split("\nfor ")[-1].splitlines()[1:-1])
+    named = f"host=named\n{named.replace('/O=fleet', '/CN=host')}"
+    subprocess.run(["bash", "-ec", f"{commands}\n{named}"], cwd=folder, check=True, capture_output=True, timeout=60)
     return folder
 
 
 def test_mutual_tls(program: Path, certificates: Path, clients: ExitStack) -> None:
     flags = (
-        f"--cert-file={certificates}/member.crt",
-        f"--key-file={certificates}/member.key",
+        f"--cert-file={certificates}/10.0.0.1.crt",
+        f"--key-file={certificates}/10.0.0.1.key",
         f"--trusted-ca-file={certificates}/ca.crt",
         "--client-cert-auth",
     )
@@ -332,7 +307,7 @@ def test_mutual_tls(program: Path, certificates: Path, clients: ExitStack) -> No
         return client_context(ca, *(str(certificates / f"{name}.{kind}") for kind in ("crt", "key")) if name else ())
 
     with Cluster(program, tls=flags) as cluster:
-        client = open_client(cluster, clients, tls=tls("host"))
+        client = open_client(cluster, clients, tls=tls("web-1"))
         revision = write(client, "/a", b"1", within=20)
         write(client, "/a", b"2")  # over the connection that exists
         with client.watch("/a", revision) as watch:
@@ -353,4 +328,4 @@ def test_mutual_tls(program: Path, certificates: Path, clients: ExitStack) -> No
         with pytest.raises(Rejected, match="CommonName"):
             write(named, "/a", within=1)
         credentials = lambda: Credentials("root", "secret")  # noqa: E731
-        write(open_client(cluster, clients, tls=tls("host"), credentials=credentials), "/a", b"4")
+        write(open_client(cluster, clients, tls=tls("web-1"), credentials=credentials), "/a", b"4")

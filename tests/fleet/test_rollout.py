@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
+from documents import code_blocks
 
 from gitops_hook.fleet.keys import EVERY_COMMIT, Decision, Have, Host, Keys, Want, dump, load
 from gitops_hook.fleet.rollout import (
@@ -64,6 +67,13 @@ def test_a_plan_is_read_and_written(text: str, stages: list[Stage]) -> None:
     assert list(plan.stages) == stages
     assert Plan.parse(str(plan).split()) == plan
     assert Plan.load(plan.dump()) == plan
+
+
+def test_the_documented_plan() -> None:
+    (command,) = code_blocks("docs/fleet.md", "Roll-outs", "sh")
+    program, group, verb, repository, *stages = shlex.split(command)
+    assert (program, group, verb, repository) == ("gitops-hook", "fleet", "plan", "acme/site")
+    assert str(Plan.parse(stages)) == " ".join(stages)
 
 
 @pytest.mark.parametrize(
