@@ -73,7 +73,7 @@ def test_the_documented_plan() -> None:
     (command,) = code_blocks("docs/fleet.md", "Roll-outs", "sh")
     program, group, verb, repository, *stages = shlex.split(command)
     assert (program, group, verb, repository) == ("gitops-hook", "fleet", "plan", "acme/site")
-    assert str(Plan.parse(stages)) == " ".join(stages)
+    assert str(Plan.parse(stages)) == "canary:1 web:25%,wait=120s rest"
 
 
 @pytest.mark.parametrize(
