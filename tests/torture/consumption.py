@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -13,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from harness import SECRET, SOURCE, Daemon, burst, push, until
 
 from gitops_hook.github import client as api
+from gitops_hook.journal.writer import Journal
 from torture.account import Account, Line
 from torture.faults import NOBODY, python_for_nobody
 from torture.honest import Honest
@@ -47,6 +51,9 @@ def consumption(folder: Path, account: Account, short: bool) -> None:
         "checkouts locked by another user: each is synced": lambda place, line: _locks(place, account, line),
         "a token in clone URLs: no other user can read it": _token,
         "answers of GitHub's API that never end: each call ends": _endless_answers,
+        "listings of GitHub's API that link to themselves: each call ends": _endless_listings,
+        "300 unreachable runs in 20 minutes: the operator is notified": _late_notice,
+        "markup of chats in messages: sent escaped": _chat_markup,
         "the journal locked, 450 deliveries waiting: the watchdog is notified": lambda place, line: _locked_journal(
             place, line, 15 if short else 40
         ),
@@ -257,6 +264,88 @@ def _dripping(start: bytes, more: bytes) -> Iterator[int]:
         yield listening.getsockname()[1]
         over.set()
         thread.join()
+
+
+def _endless_listings(place: Path, line: Line) -> None:
+    for link in ("", "?page=1&again=1"):
+        with _answering(lambda port, link=link: [("Link", f'<http://127.0.0.1:{port}/list{link}>; rel="next"')]) as (
+            port,
+            asked,
+        ):
+            client = api.Client(f"http://127.0.0.1:{port}", "token", tries=1)
+            try:
+                list(client.pages("/list"))
+                line.check(False, "the listing ended")
+            except api.ApiError as error:
+                line.check("do not end" in str(error) and len(asked) <= 2, f"{error}, after {len(asked)} calls")
+
+
+@contextmanager
+def _answering(fields: Callable[[int], list[tuple[str, str]]]) -> Iterator[tuple[int, list[bytes]]]:
+    """Answer every request with an empty JSON list and the header fields for a port; yields the port and the bodies."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            self.send_response(200)
+            for name, value in [*fields(self.server.server_address[1]), ("Content-Length", "4")]:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"[{}]")
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server.server_port, bodies
+        server.shutdown()
+        thread.join()
+
+
+def _late_notice(place: Path, line: Line) -> None:
+    checkout = place / "root/acme/site"
+    subprocess.run(["git", "init", "--quiet", "--initial-branch=main", checkout], check=True)
+    git = ["git", "-C", str(checkout), "-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=one"], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "git://127.0.0.1:1/acme/site.git"], check=True)
+    now = time.time()
+    with closing(Journal(place / "state")) as journal:
+        for number in range(300):
+            claim = journal.start("acme/site", "push")
+            if claim:
+                ended = now - 1200 + 4 * number
+                journal.finish(claim.run._replace(started=ended, ended=ended, outcome="unreachable"), settled=True)
+    notices = place / "notices"
+    (place / "notify").write_text(f'#!/bin/sh\necho "$GITOPS_NOTICE $GITOPS_OUTCOME" >>{notices}\n')
+    (place / "notify").chmod(0o755)
+    with Daemon(place, GITOPS_NOTIFY=str(place / "notify")) as daemon:
+        for number in range(3):
+            daemon.deliver(push("acme/site", f"{number + 1:040x}"))
+            daemon.wait_for("run unreachable")
+        until(notices.exists, "no notice is sent", 60)
+        found = notices.read_text().splitlines()
+        line.check(found == ["failing unreachable"], f"the notices are {found}")
+        daemon.kill()
+
+
+def _chat_markup(place: Path, line: Line) -> None:
+    markup = ("<!channel> look", "@here", "<https://evil.example|docs>", "[docs](https://evil.example)")
+    with _answering(lambda port: []) as (port, posted):
+        (place / "chat").write_text(f"http://127.0.0.1:{port}/\n")
+        for member in ("text", "content"):
+            for text in markup:
+                environ = {"PATH": os.environ["PATH"], "GITOPS_SUMMARY": text, "GITOPS_MESSAGE": text}
+                command = [SOURCE / "contrib/notify/chat", place / "chat", member]
+                subprocess.run(command, env=environ, check=True, timeout=60)
+                sent = json.loads(posted[-1])[member]
+                # A backslash, a zero-width space or an entity separates each character that has a meaning.
+                active = re.search(r"(?<!\\)[<@](?!\u200b)|\](?!\u200b)\(", sent)
+                line.check(not active, f"{member}: {text} was sent as {sent}")
 
 
 def _locked_journal(place: Path, line: Line, seconds: int) -> None:
