@@ -91,6 +91,14 @@ def test_an_environment_follows_its_own_branch(machine, upstream):
     assert live(machine, "acme/site@staging") == "staged"
 
 
+def test_a_setting_is_changed_and_restored(machine):
+    (command,) = code_blocks("docs/sync.md", "Settings", "sh")
+    before = machine.run("gitops-hook config acme/site deploy")
+    machine.run(command)
+    assert machine.run("gitops-hook config acme/site deploy") == "make install && systemctl reload site"
+    machine.run(f"gitops-hook config acme/site deploy '{before}'")
+
+
 def test_a_bad_commit_is_rolled_back(machine, upstream):
     machine.run('gitops-hook config acme/site health "grep -qv broken page"')
     machine.run("gitops-hook config acme/site healthTimeout 0")
