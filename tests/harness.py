@@ -18,7 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,10 @@ class Daemon:
 
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
+            for _ in range(2 if MEASURED else 0):  # a killed process loses its measurement
+                self.process.send_signal(signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(5)
             self.process.kill()
         if not self.process.stderr.closed:  # type: ignore[union-attr]
             self.wait(10)
