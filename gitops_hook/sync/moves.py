@@ -26,8 +26,8 @@ from gitops_hook.sync.settings import git_directories
 
 #: The name of ``.git`` in a directory that stays after `remove`. To undo that, rename it back.
 KEPT_GIT = ".git.removed"
-#: Seconds to wait for the lock of a checkout. scripts/sync/lock.sh waits as long.
-_PATIENCE = 5.0
+#: Seconds to wait for the lock of a checkout: less than a server that stops gives to its requests.
+_PATIENCE = 3.0
 _INTERVAL = 0.05
 
 

@@ -283,21 +283,28 @@ def test_authentication(program: Path, clients: ExitStack) -> None:
             client.read("/b/")
 
 
+def openssl(*words: str, folder: Path) -> None:
+    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
+
+
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create the certificates with the documented commands, and one more: of a client with a CN."""
+    """Create the certificates of a member and of a host with the documented commands, for two days; and one with a CN."""
     folder = tmp_path_factory.mktemp("certificates")
     (commands,) = code_blocks("docs/fleet.md", "Set up three members", "sh")[1:]
-    named = "\n".join(line for line in commands.split("\nfor ")[-1].splitlines()[1:-1])
-    named = f"host=named\n{named.replace('/O=fleet', '/CN=host')}"
-    subprocess.run(["bash", "-ec", f"{commands}\n{named}"], cwd=folder, check=True, capture_output=True, timeout=60)
+    commands = commands.replace("-days 825", "-days 2")
+    create_host = "\n".join(commands.split("\nfor host in ")[1].splitlines()[1:-1])
+    named = f"host=named\n{create_host.replace('/O=fleet', '/CN=host')}"
+    names = "for kind in crt key; do cp 10.0.0.1.$kind member.$kind; cp web-1.$kind host.$kind; done"
+    script = "\n".join((commands, named, names))
+    subprocess.run(["bash", "-ec", script], cwd=folder, check=True, capture_output=True, timeout=60)
     return folder
 
 
 def test_mutual_tls(program: Path, certificates: Path, clients: ExitStack) -> None:
     flags = (
-        f"--cert-file={certificates}/10.0.0.1.crt",
-        f"--key-file={certificates}/10.0.0.1.key",
+        f"--cert-file={certificates}/member.crt",
+        f"--key-file={certificates}/member.key",
         f"--trusted-ca-file={certificates}/ca.crt",
         "--client-cert-auth",
     )
@@ -307,7 +314,7 @@ def test_mutual_tls(program: Path, certificates: Path, clients: ExitStack) -> No
         return client_context(ca, *(str(certificates / f"{name}.{kind}") for kind in ("crt", "key")) if name else ())
 
     with Cluster(program, tls=flags) as cluster:
-        client = open_client(cluster, clients, tls=tls("web-1"))
+        client = open_client(cluster, clients, tls=tls("host"))
         revision = write(client, "/a", b"1", within=20)
         write(client, "/a", b"2")  # over the connection that exists
         with client.watch("/a", revision) as watch:
@@ -328,4 +335,4 @@ def test_mutual_tls(program: Path, certificates: Path, clients: ExitStack) -> No
         with pytest.raises(Rejected, match="CommonName"):
             write(named, "/a", within=1)
         credentials = lambda: Credentials("root", "secret")  # noqa: E731
-        write(open_client(cluster, clients, tls=tls("web-1"), credentials=credentials), "/a", b"4")
+        write(open_client(cluster, clients, tls=tls("host"), credentials=credentials), "/a", b"4")
