@@ -85,6 +85,12 @@ def rfc3339(moment: float, timespec: str = "milliseconds") -> str:
     return utc(moment).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
+def parse_rfc3339(text: str) -> float:
+    """Return a time of RFC 3339 in seconds since the epoch. Raises ValueError."""
+    # Before Python 3.11, fromisoformat does not accept the Z.
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
 def local(moment: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     """Format a timestamp in the host's time zone, for people."""
     return time.strftime(form, time.localtime(_within(moment)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gitops_hook.dashboard.html import ago, command, commit_line, count, escape, repository_path, section, table
+from gitops_hook.dashboard.html import ago, command, commit_line, count, escape, repository_link, section, table
 from gitops_hook.dashboard.links import is_github
 from gitops_hook.dashboard.rejections import Rejected
 from gitops_hook.dashboard.runs import RunWithCommits
@@ -58,7 +58,7 @@ def _rejected_section(found: Sequence[Rejected]) -> str:
 def _waited_section(found: Sequence[Waited]) -> str:
     rows = [
         (
-            _repository_link(waited.repository),
+            repository_link(waited.repository),
             count(waited.pushes, "push", "pushes"),
             span(waited.longest),
             ago(waited.last),
@@ -72,7 +72,7 @@ def _waited_section(found: Sequence[Waited]) -> str:
 def _found_section(found: Sequence[RunWithCommits]) -> str:
     rows = [
         (
-            _repository_link(shown.run.repository),
+            repository_link(shown.run.repository),
             commit_line(shown.tried, shown.origin) or f"<code>{escape((shown.run.after or '')[:10])}</code>",
             f'<a href="/runs/{shown.run.id}">run {shown.run.id}</a>, {ago(shown.run.started)}',
             command(f"gitops-hook audit {shown.run.repository}")
@@ -83,7 +83,3 @@ def _found_section(found: Sequence[RunWithCommits]) -> str:
     ]
     head = ("Repository", "Commit", "Found by", "Next")
     return section("found", "Pushes that a sweep found without a webhook", table("found", head, rows)) if rows else ""
-
-
-def _repository_link(repository: str) -> str:
-    return f'<a href="{repository_path(repository)}">{escape(repository)}</a>'

@@ -21,6 +21,7 @@ from gitops_hook.dashboard.html import (
     label,
     message,
     message_box,
+    repository_link,
     repository_path,
     section,
     table,
@@ -121,7 +122,7 @@ def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
     command = next_command(state, current, current.repository) if severity_of(outcome) in (BAD, WAIT) else ""
     return Page(
         f"Run {current.id}: {outcome}, {current.repository} · gitops-hook",
-        f'<h1><a href="{repository_path(current.repository)}">{escape(current.repository)}</a> '
+        f"<h1>{repository_link(current.repository)} "
         f'<span class="quiet">run {current.id}</span></h1>'
         f'<p class="lead">{label(outcome)} {duration(current)}, trigger: {escape(current.trigger)}</p>'
         + (f'<p class="stands">{commit}</p>' if commit else "")
@@ -216,7 +217,7 @@ def _settings_table(name: str, settings: Iterable[InForce]) -> str:
 
 def _delivered(delivery: Delivery, served_by: RunWithCommits | None) -> str:
     """Return one delivery: a sentence, and its result."""
-    name = f'<a href="{repository_path(delivery.repository)}">{escape(delivery.repository)}</a>'
+    name = repository_link(delivery.repository)
     commit = f"<code>{escape(delivery.after[:10])}</code>" if delivery.after else "an unnamed commit"
     pusher = f"{escape(delivery.pusher)} pushed" if delivery.pusher else "A push of"
     return (

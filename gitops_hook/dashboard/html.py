@@ -189,6 +189,11 @@ def repository_path(repository: str) -> str:
     return "/repositories/" + quote(repository)
 
 
+def repository_link(repository: str) -> str:
+    """Return a link to the page of a repository."""
+    return f'<a href="{repository_path(repository)}">{escape(repository)}</a>'
+
+
 def duration(run: Run) -> str:
     """Return how long a run took and when it ended, or since when it runs."""
     return f"{unbroken_span(run.ended - run.started)}, {ago(run.ended)}" if run.ended else f"started {ago(run.started)}"

@@ -36,7 +36,7 @@ _DAY, _MINUTE = 24 * 3600, 60
 
 
 class Lookup:
-    """Reads what the page shows. Any thread may use it."""
+    """Reads the content of the pages. Any thread may use it."""
 
     def __init__(
         self, journal: Journal, checkouts: Checkouts, sync_timeout: int, rejections: Callable[[], list[Rejected]]

@@ -22,6 +22,7 @@ from gitops_hook.dashboard.html import (
     keyed,
     label,
     message,
+    repository_link,
     repository_path,
     section,
     unbroken_span,
@@ -276,7 +277,7 @@ def _problem(status: RepositoryStatus, view: Overview) -> str:
         + f"<p>Next: {next_command(status.state, failed, name)}</p>"
         + (f"<p>{commit_line(commit, status.origin)}</p>" if commit else "")
         + (f'<p><a href="/runs/{failed.id}">Run {failed.id} with its output</a> · ' if failed else "<p>")
-        + f'<a href="{repository_path(name)}">{escape(name)}</a></p></div></details>'
+        + f"{repository_link(name)}</p></div></details>"
     )
 
 

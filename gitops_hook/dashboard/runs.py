@@ -1,4 +1,4 @@
-"""What the pages show of a run: the commit that it tried, the commits that it deployed, the next command."""
+"""The parts of a page about a run: the commit that it tried, the commits that it deployed, the next command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gitops_hook.dashboard.html import (
     commit_list,
     escape,
     label,
-    repository_path,
+    repository_link,
     table,
     unbroken_span,
 )
@@ -87,7 +87,7 @@ def run_table(runs: Iterable[RunWithCommits], *, with_repository: bool = False) 
     rows = (
         (
             f'<a href="/runs/{shown.run.id}">{shown.run.id}</a>',
-            *([_repository_link(shown.run)] if with_repository else ()),
+            *([repository_link(shown.run.repository)] if with_repository else ()),
             _run_commits(shown),
             label(shown.run.outcome or RUNNING),
             ago(shown.run.started),
@@ -98,10 +98,6 @@ def run_table(runs: Iterable[RunWithCommits], *, with_repository: bool = False) 
     )
     repository = ("Repository",) if with_repository else ()
     return table("runs", ("Run", *repository, "Commit", "Outcome", "Started", "Took", "Trigger"), rows)
-
-
-def _repository_link(run: Run) -> str:
-    return f'<a href="{repository_path(run.repository)}">{escape(run.repository)}</a>'
 
 
 def _run_commits(shown: RunWithCommits) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -27,7 +26,7 @@ from gitops_hook.github.client import ApiError, Client
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.model import HookPing
 from gitops_hook.secrets import fingerprint
-from gitops_hook.text import printable
+from gitops_hook.text import parse_rfc3339, printable
 
 #: The events of a webhook: pushes, and new names of the repository.
 EVENTS = ["push", "repository"]
@@ -301,6 +300,6 @@ def _last_response(hook: dict[str, Any]) -> str:
 def delivery_time(delivery: dict[str, Any]) -> float | None:
     """Return the time of a delivery in seconds since the epoch, or None if it is malformed."""
     try:
-        return datetime.fromisoformat(str(delivery.get("delivered_at")).replace("Z", "+00:00")).timestamp()
+        return parse_rfc3339(str(delivery.get("delivered_at")))
     except ValueError:
         return None

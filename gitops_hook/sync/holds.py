@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from gitops_hook.sync.settings import is_true, write_setting
-from gitops_hook.text import printable, rfc3339
+from gitops_hook.text import parse_rfc3339, printable, rfc3339
 
 #: The setting that describes each setting that decides.
 DESCRIPTIONS = {"paused": "pausedBy", "pin": "pinnedBy"}
@@ -106,5 +105,5 @@ def _parse_description(text: str) -> tuple[str, float | None, str]:
 
 def _moment(text: str) -> float | None:
     with suppress(ValueError):
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text[:1].isdigit() else None
+        return parse_rfc3339(text) if text[:1].isdigit() else None
     return None

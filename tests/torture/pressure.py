@@ -86,6 +86,16 @@ def repeat(stop: threading.Event, count: int, action: Callable[[], None]) -> lis
     return threads
 
 
+def hold(port: int, count: int, sent: bytes, stop: threading.Event) -> None:
+    """Open connections, send the same bytes on each, and keep them open for a second."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            with suppress(OSError):
+                channel = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+                channel.sendall(sent)
+        stop.wait(1)
+
+
 def dense_payloads(port: int, page: int, stop: threading.Event) -> list[threading.Thread]:
     """Three signed payloads of 25 MiB that consist of empty objects, again and again."""
     start, end = json.dumps(push("acme/site", odd="here")).encode().split(b'"here"')
@@ -121,29 +131,13 @@ def page_readers(port: int, page: int, stop: threading.Event) -> list[threading.
 def unread_pages(port: int, page: int, stop: threading.Event) -> list[threading.Thread]:
     """Four hundred requests for the overview whose responses nobody reads."""
 
-    def hold() -> None:
-        with ExitStack() as stack:
-            for _ in range(400):
-                with suppress(OSError):
-                    channel = stack.enter_context(socket.create_connection(("127.0.0.1", page), 5))
-                    channel.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            stop.wait(1)
-
-    return repeat(stop, 1, hold)
+    return repeat(stop, 1, lambda: hold(page, 400, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", stop))
 
 
 def busy_connections(port: int, page: int, stop: threading.Event) -> list[threading.Thread]:
     """Six hundred connections that send half a request, again and again."""
 
-    def hold() -> None:
-        with ExitStack() as stack:
-            for _ in range(600):
-                with suppress(OSError):
-                    channel = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
-                    channel.sendall(f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\n".encode())
-            stop.wait(1)
-
-    return repeat(stop, 1, hold)
+    return repeat(stop, 1, lambda: hold(port, 600, f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\n".encode(), stop))
 
 
 ATTACKS = {
