@@ -217,7 +217,7 @@ class ControlApp:
         return 200, {field: str(path) if path else None for field, path in removed._asdict().items()}
 
     def _rename(self, body: _Body) -> _Answer:
-        """Move a checkout and the rows of its name. If it was moved already, do what is left."""
+        """Move a checkout and the rows of its name. A directory that a person moved already stays where it is."""
         name, new = self._recorded_name(_text(body, "checkout")), _text(body, "name")
         if not is_valid_checkout(new) or ("/" in name) != ("/" in new):
             raise HTTPError(400, f"`{printable(new)}` is not the name of a checkout")

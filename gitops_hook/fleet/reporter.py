@@ -1,7 +1,7 @@
 """One host reports for the whole fleet: it sends one notice instead of one per host, and the commit statuses.
 
     a host that can report: is ``w/role/<role>`` absent? --> writes its name there, on its lease
-    the host of the role: copy of the keys changed --> what is to be reported? --> ``r/<role>/<checkout>``
+    the host of the role: a key changed --> does the state differ from the last report? --> ``r/<role>/<checkout>``
 
 Rules:
 

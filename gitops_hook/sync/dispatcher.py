@@ -205,7 +205,7 @@ class Dispatcher:
     def excluded(self, repository: str) -> Iterator[None]:
         """Start no run of `repository` during the block. Raises `HTTPError` (409) if one lasts another second.
 
-        Wake-ups are dropped. What is pending in the journal after the block gets its run then.
+        Drop the wake-ups of the checkout. After the block, the pending deliveries of the journal get a run.
         """
         key = repository.lower()
         with self._changed:

@@ -341,7 +341,7 @@ def test_damage_that_cannot_be_repaired(host: Host) -> None:
 
 @produces("repair git_fix")
 def test_damage_of_a_linked_worktree(host: Host) -> None:
-    """Such a repository is not rebuilt; the fix shows what is damaged."""
+    """The script does not rebuild the repository of a linked worktree. The fix shows the damage."""
     place = host.site.path.with_name("linked")
     host.site.git("config", "remote.origin.url", host.site.upstream.bare.with_name("linked.git"))
     git("worktree", "add", "--quiet", "--detach", place, cwd=host.site.path)

@@ -103,7 +103,7 @@ class Hosts:
 
 
 def command(hosts: Hosts, *words: str, status: int = 0) -> str:
-    """Run ``gitops-hook fleet`` with the settings of any host; return what it printed."""
+    """Run ``gitops-hook fleet`` with the settings of one of the hosts, and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "gitops_hook", "fleet", *words],
         env={

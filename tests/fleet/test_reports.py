@@ -1,4 +1,4 @@
-"""The reports of a fleet: one notice and one commit status, whatever the number of hosts."""
+"""The reports of a fleet: one notice and one commit status for all hosts."""
 
 from __future__ import annotations
 
