@@ -78,10 +78,17 @@ def boot(folder: Path) -> Machine:
 
 
 def package(folder: Path, version: str = __version__) -> Path:
-    """Build the package of this tree, with another version number."""
-    tree = shutil.copytree(
-        SOURCE, folder / "tree", ignore=shutil.ignore_patterns(".git", ".venv*", ".cache", "build", "dist", "var")
+    """Build the package of this tree, with another version number.
+
+    The copy leaves out what git ignores: other tests that run at the same time create and delete such files.
+    """
+    tree = folder / "tree"
+    listed = subprocess.check_output(
+        ["git", "-C", SOURCE, "ls-files", "--cached", "--others", "--exclude-standard"], text=True
     )
+    for name in listed.splitlines():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SOURCE / name, tree / name)
     init = tree / "gitops_hook/__init__.py"
     init.write_text(init.read_text().replace(f'"{__version__}"', f'"{version}"'))
     subprocess.run(["make", "--silent", "deb", f"PYTHON={sys.executable}"], cwd=tree, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
