@@ -111,16 +111,25 @@ class Commit(NamedTuple):
     time: float
 
 
+class RunSpan(NamedTuple):
+    """A run as a bar of a chart. The outcome and the end are None while it is running."""
+
+    outcome: str | None
+    started: float
+    ended: float | None
+
+
 class History(NamedTuple):
     """The records of one repository that its status derives from."""
 
     newest: Run
     #: When a run last confirmed that the checkout is where upstream is.
-    confirmed: float | None
+    confirmed: float | None = None
     #: The commit at which a run last left the checkout. Author and subject are empty if they are unknown.
-    commit: Commit | None
-    #: The newest runs, newest first: outcome (None while running), started, ended.
-    history: Sequence[tuple[str | None, float, float | None]]
+    commit: Commit | None = None
+    #: The outcome of the newest run that has ended, and when a run last deployed a new commit.
+    last_outcome: str | None = None
+    deployed: float | None = None
 
 
 class Streak(NamedTuple):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gitops_hook.dashboard.html import ago, count, date_and_time, escape, section
-from gitops_hook.model import Run
+from gitops_hook.model import Run, RunSpan
 from gitops_hook.outcomes import BAD, RUNNING, severity_of
 from gitops_hook.text import rfc3339, span, utc
 
@@ -41,7 +41,7 @@ _CURRENT_STEPS = {
 }
 
 
-def history_chart(history: Sequence[tuple[str | None, float, float | None]]) -> str:
+def history_chart(history: Sequence[RunSpan]) -> str:
     """Return the last runs as bars: the height is the duration, the colour the outcome."""
     now = time.time()
     bars: dict[str, str] = {}

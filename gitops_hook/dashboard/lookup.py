@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote
 
@@ -11,7 +12,7 @@ from gitops_hook import __version__
 from gitops_hook.dashboard import ansi, pages
 from gitops_hook.dashboard.deliveries import Day
 from gitops_hook.dashboard.details import Output
-from gitops_hook.dashboard.pages import Health, Overview, Query
+from gitops_hook.dashboard.pages import FIRST_PROBLEMS, PAGE_SIZE, Health, Overview, Query
 from gitops_hook.dashboard.query import number_field
 from gitops_hook.dashboard.rejections import Rejected
 from gitops_hook.dashboard.runs import RunWithCommits
@@ -21,7 +22,13 @@ from gitops_hook.model import Commit, Delivery, Run
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.run_log import read_log
 from gitops_hook.sync.runner import steps_so_far
-from gitops_hook.sync.status import InForce, RepositoryStatus, repository_statuses, settings_in_force
+from gitops_hook.sync.status import (
+    InForce,
+    RepositoryStatus,
+    repository_statuses,
+    settings_in_force,
+    with_history,
+)
 
 #: Bytes of a log in one response, which has the offset of the next part.
 LOG_PART = 1 << 20
@@ -55,13 +62,27 @@ class Lookup:
     def overview(self, query: Query) -> Overview:
         """Return the content of the first page without the output of runs."""
         found = self.statuses()
-        failed = [status.run for status in found if status.run and pages.filter_of(status.state) == pages.ACTION_NEEDED]
+        failed = [status.run for status in found if status.run and _needs_person(status)]
         tried = {shown.run.id: shown.tried for shown in self.with_commits(failed[:_MOST_PROBLEMS])}
         rejected = {run: commit for run, commit in tried.items() if commit}
         shown = [status for status in found if _matches(status, query, rejected)]
         shown.sort(key=pages.SORTABLE[query.order.lstrip("-")].key, reverse=query.order.startswith("-"))
-        health = self.health(found)
-        return Overview(found, shown, query, health, self.host, rejected, {}, self._day(), self._search(query))
+        first = (query.page - 1) * PAGE_SIZE
+        problems = [status for status in shown if _needs_person(status)]
+        return Overview(
+            counts=Counter(status.state for status in found),
+            matching=len(shown),
+            page=with_history(self.journal, shown[first : first + PAGE_SIZE]),
+            problems=problems[: PAGE_SIZE if query.state else FIRST_PROBLEMS] if query.page == 1 else [],
+            matching_problems=len(problems),
+            query=query,
+            health=self.health(found),
+            host=self.host,
+            rejected=rejected,
+            tails={},
+            day=self._day(),
+            runs=self._search(query),
+        )
 
     def health(self, found: Sequence[RepositoryStatus]) -> Health:
         """Return the state of the daemon, with the sums over all repositories."""
@@ -83,7 +104,7 @@ class Lookup:
 
     def with_tails(self, view: Overview) -> Overview:
         """Return the content with the last lines of output of each listed problem."""
-        runs = [status.run for status in view.problems[: view.most_problems] if status.run]
+        runs = [status.run for status in view.problems if status.run]
         return view._replace(tails={run.id: self._tail(run) for run in runs})
 
     def repository(self, name: str) -> tuple[RepositoryStatus, list[InForce]]:
@@ -91,6 +112,7 @@ class Lookup:
         (found,) = repository_statuses(self.journal, self.checkouts, [name])
         if found.path is None and found.run is None:
             raise HTTPError(404, "this repository is unknown")
+        (found,) = with_history(self.journal, [found])
         checkout = self.checkouts.find(name)
         return found, settings_in_force(checkout, self._sync_timeout) if checkout else []
 
@@ -161,6 +183,10 @@ class Lookup:
 def output_path(run: int, offset: int, pen: str) -> str:
     """Return the path of the output of a run from an offset on."""
     return f"/runs/{run}/output?offset={offset}" + (f"&pen={quote(pen)}" if pen else "")
+
+
+def _needs_person(status: RepositoryStatus) -> bool:
+    return pages.filter_of(status.state) == pages.ACTION_NEEDED
 
 
 def _matches(status: RepositoryStatus, query: Query, rejected: Mapping[int, Commit]) -> bool:

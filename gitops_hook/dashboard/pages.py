@@ -34,8 +34,6 @@ from gitops_hook.sync.status import RepositoryStatus
 
 #: The state that needs a person. It includes every state with the severity `BAD`.
 ACTION_NEEDED = "action needed"
-#: The outcomes that leave a new commit deployed.
-_DEPLOYED = ("updated", "cloned")
 #: The number of repositories on a page, and of problems above the list. The first problems leave the list in sight.
 PAGE_SIZE, FIRST_PROBLEMS = 100, 5
 #: The characters of a name that fit into every column.
@@ -80,8 +78,8 @@ COLUMNS = (
     Column(
         "deployed",
         "Deployed",
-        lambda status: ago(deployed_at(status)) if deployed_at(status) else "",
-        lambda status: deployed_at(status) or 0.0,
+        lambda status: ago(status.deployed) if status.deployed else "",
+        lambda status: status.deployed or 0.0,
     ),
     Column("confirmed", "Checked", lambda status: ago(status.confirmed), lambda status: status.confirmed or 0.0),
     Column("history", "Last 30 runs", lambda status: history_chart(status.history)),
@@ -133,9 +131,14 @@ class Query(NamedTuple):
 class Overview(NamedTuple):
     """The content of the first page."""
 
-    #: Every repository, and those that match the query in its order.
-    everything: Sequence[RepositoryStatus]
-    shown: Sequence[RepositoryStatus]
+    #: The number of all repositories by state, and of those that match the query.
+    counts: Mapping[str, int]
+    matching: int
+    #: The matching repositories of the current page, in the order of the query.
+    page: Sequence[RepositoryStatus]
+    #: Those of the first page that need a person, and the number of all that match.
+    problems: Sequence[RepositoryStatus]
+    matching_problems: int
     query: Query
     health: Health
     #: The name of this host.
@@ -148,20 +151,17 @@ class Overview(NamedTuple):
     runs: Sequence[RunWithCommits] = ()
 
     @property
-    def problems(self) -> list[RepositoryStatus]:
-        """Return the shown repositories that need a person."""
-        return [status for status in self.shown if filter_of(status.state) == ACTION_NEEDED]
+    def total(self) -> int:
+        """Return the number of all repositories."""
+        return sum(self.counts.values())
 
     @property
-    def page(self) -> Sequence[RepositoryStatus]:
-        """Return the repositories of the current page."""
-        first = (self.query.page - 1) * PAGE_SIZE
-        return self.shown[first : first + PAGE_SIZE]
-
-    @property
-    def most_problems(self) -> int:
-        """Return the number of problems to list. A filter by state shows a full page."""
-        return PAGE_SIZE if self.query.state else FIRST_PROBLEMS
+    def filters(self) -> Counter[str]:
+        """Return the number of all repositories by filter."""
+        found = Counter[str]()
+        for state, number in self.counts.items():
+            found[filter_of(state)] += number
+        return found
 
 
 _NO_REPOSITORY = """<section class="begin"><h1>No repository yet</h1>
@@ -176,19 +176,17 @@ push.</p></section>"""
 
 def overview(view: Overview, known: Collection[str] = ()) -> Page:
     """Return the first page. `known` are the keys of the rows that the browser has already."""
-    failed = sum(filter_of(status.state) == ACTION_NEEDED for status in view.everything)
-    total = len(view.everything)
+    failed = view.filters[ACTION_NEEDED]
     verdict = _verdict(view, failed)
     footer = _footer(view.health)
     severity = "bad" if failed or view.health.fault else "good"
     title = f"{verdict} · {view.host or 'gitops-hook'}"
-    if not total:
+    if not view.total:
         return Page(title, _NO_REPOSITORY + day_sections(view.day) + footer, severity)
-    problems = view.problems if view.query.page == 1 else []
     live = (
         f'<h1 class="verdict {severity}">{verdict}</h1>'
-        + _state_filters(Counter(filter_of(status.state) for status in view.everything), total, view.query)
-        + (_problem_list(view, problems, known) if problems else "")
+        + _state_filters(view)
+        + (_problem_list(view, known) if view.problems else "")
         + (_repository_list(view, known) if view.page else _no_match(view.query))
         + (section("runs", "Runs", run_table(view.runs, with_repository=True)) if view.runs else "")
         + day_sections(view.day)
@@ -212,20 +210,15 @@ def filter_of(state: str) -> str:
     return ACTION_NEEDED if severity_of(state) == BAD else state
 
 
-def deployed_at(status: RepositoryStatus) -> float | None:
-    """Return when a run last deployed a new commit, if it is one of the newest runs."""
-    return next((ended for outcome, _, ended in status.history if outcome in _DEPLOYED), None)
-
-
 def _verdict(view: Overview, failed: int) -> str:
-    total = len(view.everything)
+    total = view.total
     if view.health.fault:
         return f"The journal cannot be written: {escape(view.health.fault)}"
     if failed:
         return f"{failed} of {total} need action" if failed > 1 else f"1 of {total} needs action"
-    if all(severity_of(status.state) == GOOD for status in view.everything):
+    current = sum(number for state, number in view.counts.items() if severity_of(state) == GOOD)
+    if current == total:
         return f"All {total} up to date" if total else "No repository yet"
-    current = sum(severity_of(status.state) == GOOD for status in view.everything)
     return f"{current} of {total} up to date, no action needed"
 
 
@@ -241,11 +234,12 @@ def _footer(health: Health) -> str:
     return f"<footer>{' '.join(f'<span>{fact}</span>' for fact in facts)}</footer>"
 
 
-def _state_filters(counts: Mapping[str, int], total: int, query: Query) -> str:
-    filters = [("", "all", total, "all"), *((state, state, counts[state], severity_of(state)) for state in STATES)]
+def _state_filters(view: Overview) -> str:
+    counts = view.filters
+    filters = [("", "all", view.total, "all"), *((state, state, counts[state], severity_of(state)) for state in STATES)]
     links = (
-        f'<li><a class="chip {kind}" href="{escape(query.path(state=state))}"'
-        + (' aria-current="true"' if state == query.state else "")
+        f'<li><a class="chip {kind}" href="{escape(view.query.path(state=state))}"'
+        + (' aria-current="true"' if state == view.query.state else "")
         + f"><b>{number}</b> {word}</a></li>"
         for state, word, number, kind in filters
         if number and (not state or filter_of(state) == state)
@@ -253,10 +247,9 @@ def _state_filters(counts: Mapping[str, int], total: int, query: Query) -> str:
     return f'<nav aria-label="States"><ul class="chips">{"".join(links)}</ul></nav>'
 
 
-def _problem_list(view: Overview, problems: Sequence[RepositoryStatus], known: Collection[str]) -> str:
-    listed = problems[: view.most_problems]
-    rows = "".join(keyed("li", _problem(status, view), known) for status in listed)
-    rest = len(problems) - len(listed)
+def _problem_list(view: Overview, known: Collection[str]) -> str:
+    rows = "".join(keyed("li", _problem(status, view), known) for status in view.problems)
+    rest = view.matching_problems - len(view.problems)
     path = escape(view.query.path(state=ACTION_NEEDED))
     more = f'<p class="more"><a href="{path}">{rest} more</a></p>' if rest > 0 else ""
     return section("needs", "Action needed", f"<ul>{rows}</ul>{more}")
@@ -296,7 +289,7 @@ def _repository_list(view: Overview, known: Collection[str]) -> str:
 
 
 def _pager(view: Overview) -> str:
-    total, page = len(view.shown), view.query.page
+    total, page = view.matching, view.query.page
     first = (page - 1) * PAGE_SIZE
     if total <= PAGE_SIZE:
         return ""

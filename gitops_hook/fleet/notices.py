@@ -44,13 +44,13 @@ class FleetNotices:
             raise JournalError(f"the notices of the fleet cannot be read: {error}") from error
         return {name: NoticeState(name, report.state, report.since, report.at) for name, report in reports.items()}
 
-    def histories(self, repository: str | None = None, length: int = 1) -> list[History]:
+    def histories(self, repository: str | None = None) -> list[History]:
         """Return the newest run of each checkout as the fleet shows it; nothing while another host has the role."""
         if not self._role.is_ours:
             return []
         state = self._state()
         runs = [run for name in state.statuses if (run := _run(state, name))]
-        return [History(run, None, None, ()) for run in runs]
+        return [History(run) for run in runs]
 
     def streak(
         self, repository: str, waiting: Sequence[str], resting: Sequence[str], unrelated: Sequence[str]

@@ -110,7 +110,7 @@ class Statuses:
         prefix = self._keys.haves(self._host)
         stored = {self._keys.status_of(pair.key)[1]: load(Have, pair.value) for pair in self._etcd.read(prefix).pairs}
         try:
-            for history in self._journal.histories(length=1):
+            for history in self._journal.histories():
                 if history.newest.outcome and self._checkouts.find(history.newest.repository):
                     self.update(history.newest)
         except (JournalError, OSError) as error:

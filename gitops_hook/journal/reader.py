@@ -27,6 +27,7 @@ from gitops_hook.model import (
     HookPing,
     NoticeState,
     Run,
+    RunSpan,
     Served,
     Streak,
     Waited,
@@ -37,6 +38,8 @@ from gitops_hook.outcomes import CONFIRMING, GOOD, NOTIFIED_CAUSES, OUTCOMES, RE
 BUSY_MS = 5000
 #: The newest rows that a report about the last day reads, and the most that it returns.
 _REPORTED_ROWS, _MAX_REPORTED = 10_000, 10
+#: The outcomes of a run that leaves a new commit deployed.
+_DEPLOYING = ("updated", "cloned")
 #: Greater than every id.
 _MAX_ID = 2**62
 
@@ -63,18 +66,21 @@ _ALL_NAMES = """names (name) AS (
     SELECT min(repository) FROM runs
     UNION ALL SELECT (SELECT min(repository) FROM runs WHERE repository > name) FROM names WHERE name IS NOT NULL
 )"""
-_LAST_COMMIT_ID = "(SELECT after FROM runs WHERE repository = name AND after > '' ORDER BY id DESC LIMIT 1)"
+_OF_NAME = "FROM runs WHERE repository = name AND"
+_LAST_COMMIT_ID = f"(SELECT after {_OF_NAME} after > '' ORDER BY id DESC LIMIT 1)"
 _LAST_COMMITS = f"""
     SELECT id, author, subject, time FROM commits WHERE id IN (SELECT {_LAST_COMMIT_ID} FROM names) GROUP BY id
 """
 _NEWEST_RUNS = "FROM names JOIN runs ON runs.id = (SELECT max(id) FROM runs WHERE repository = name)"
 _NEWEST = f"""
     SELECT {RUN_COLUMNS},
-        (SELECT max(ended) FROM runs WHERE repository = name AND outcome IN ({_quoted(CONFIRMING)})),
+        (SELECT max(ended) {_OF_NAME} outcome IN ({_quoted(CONFIRMING)})),
+        (SELECT outcome {_OF_NAME} outcome IS NOT NULL ORDER BY id DESC LIMIT 1),
+        (SELECT ended {_OF_NAME} outcome IN ({_quoted(_DEPLOYING)}) ORDER BY id DESC LIMIT 1),
         {_LAST_COMMIT_ID}
     {_NEWEST_RUNS}
 """
-_HISTORY = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
+_RUN_SPANS = "SELECT outcome, started, ended FROM runs WHERE repository = ? ORDER BY id DESC LIMIT ?"
 _WAITED = f"""
     SELECT repository, count(*), max(waited), max(received)
     FROM (
@@ -180,10 +186,10 @@ class JournalReader:
         sql = f"SELECT 1 FROM runs WHERE repository = ? AND started > ? AND outcome IN ({_WENT_WELL}) LIMIT 1"
         return bool(self._query(sql, repository, moment))
 
-    def histories(self, repository: str | None = None, length: int = 30) -> list[History]:
-        """Return the history of each repository with runs, or of one, with at most `length` runs each.
+    def histories(self, repository: str | None = None) -> list[History]:
+        """Return the history of each repository with runs, or of one, in two queries.
 
-        With 1,000 repositories and 100,000 runs this takes 0.1 s.
+        With 1,000 repositories and 100,000 runs this takes 0.03 s.
         """
         names, values = (_ALL_NAMES, ()) if repository is None else ("names (name) AS (SELECT ?)", (repository,))
         with self._reading() as connection:
@@ -195,10 +201,18 @@ class JournalReader:
                     Run._make(run),
                     confirmed,
                     known.get(last) or (Commit(last, "", "", 0.0) if last else None),
-                    connection.execute(_HISTORY, (run[1], length)).fetchall(),
+                    outcome,
+                    deployed,
                 )
-                for *run, confirmed, last in connection.execute(f"WITH RECURSIVE {names} {_NEWEST}", values).fetchall()
+                for *run, confirmed, outcome, deployed, last in connection.execute(
+                    f"WITH RECURSIVE {names} {_NEWEST}", values
+                )
             ]
+
+    def run_spans(self, repositories: Iterable[str], length: int = 30) -> list[list[RunSpan]]:
+        """Return the newest `length` runs of each of `repositories`, newest first."""
+        with self._reading() as connection:
+            return [list(map(RunSpan._make, connection.execute(_RUN_SPANS, (name, length)))) for name in repositories]
 
     def streak(
         self, repository: str, waiting: Sequence[str], resting: Sequence[str], unrelated: Sequence[str]

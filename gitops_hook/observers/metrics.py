@@ -160,9 +160,8 @@ def _out_of_sync(snapshot: Snapshot) -> Iterator[Sample]:
 
 def _last_outcome(snapshot: Snapshot) -> Iterator[Sample]:
     for status in snapshot.repositories:
-        outcome = next((outcome for outcome, _, _ in status.history if outcome), None)  # None while a run is running
-        if outcome:
-            yield Sample(1, {"repository": status.repository, "outcome": outcome})
+        if status.last_outcome:
+            yield Sample(1, {"repository": status.repository, "outcome": status.last_outcome})
 
 
 def _fleet(name: str, label: str = "") -> Callable[[Snapshot], Iterable[Sample]]:

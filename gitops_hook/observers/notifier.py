@@ -121,8 +121,8 @@ class NoticeRecords(Protocol):
     def notices(self) -> dict[str, NoticeState]:
         """Return the last notice of each repository with one, by name in lower case."""
 
-    def histories(self, repository: str | None = None, length: int = 30) -> list[History]:
-        """Return the newest runs of each repository."""
+    def histories(self, repository: str | None = None) -> list[History]:
+        """Return the newest run of each repository."""
 
     def streak(
         self, repository: str, waiting: Sequence[str], resting: Sequence[str], unrelated: Sequence[str]
@@ -243,7 +243,7 @@ class Notifier:
 
     def _candidates(self, sent: Mapping[str, NoticeState]) -> list[str]:
         """Return the repositories with a failed last run or a notice; delete the notices about unknown ones."""
-        newest = {past.newest.repository.lower(): past.newest for past in self._journal.histories(length=1)}
+        newest = {past.newest.repository.lower(): past.newest for past in self._journal.histories()}
         for key in sent.keys() - newest.keys():
             self._journal.forget_notice(key)
         return [

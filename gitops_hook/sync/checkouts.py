@@ -182,7 +182,7 @@ def at(path: Path) -> Checkout:
 
 def is_checkout(path: Path) -> bool:
     """Return True if the directory at `path` is a checkout."""
-    return os.path.lexists(path / ".git")
+    return os.path.lexists(f"{path}/.git")  # a Path would cost more than the system call
 
 
 def _directories(path: Path) -> list[Path]:

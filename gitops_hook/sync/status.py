@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gitops_hook.journal.reader import JournalReader
-from gitops_hook.model import Commit, History, Run
+from gitops_hook.model import Commit, History, Run, RunSpan
 from gitops_hook.outcomes import RUNNING, STATES, outcome_of, state_after
 from gitops_hook.sync.checkouts import Checkout, Checkouts, position
 from gitops_hook.sync.holds import Hold, hold_in_force
@@ -39,14 +39,17 @@ class RepositoryStatus(NamedTuple):
     pending: int
     #: The commit at which a run last left the checkout.
     commit: Commit | None = None
-    #: Its last runs, newest first: outcome (None while running), started, ended.
-    history: Sequence[tuple[str | None, float, float | None]] = ()
+    #: The outcome of its newest run that has ended, and when a run last deployed a new commit.
+    last_outcome: str | None = None
+    deployed: float | None = None
     #: The operator's decision that keeps it from following its branch.
     hold: Hold | None = None
     #: The version tag that is deployed, if the checkout follows tags.
     tag: str | None = None
     #: The URL of the checkout's remote, or empty.
     origin: str = ""
+    #: Its last runs, newest first. Only `with_history` reads them, because they are most of the work.
+    history: Sequence[RunSpan] = ()
 
     @property
     def problem(self) -> str | None:
@@ -82,6 +85,12 @@ def repository_statuses(
     return sorted(found, key=lambda status: (list(STATES).index(status.state), status.repository.lower()))
 
 
+def with_history(journal: JournalReader, statuses: Sequence[RepositoryStatus]) -> list[RepositoryStatus]:
+    """Return `statuses` with the last runs of each repository."""
+    spans = journal.run_spans(status.repository for status in statuses)
+    return [status._replace(history=runs) for status, runs in zip(statuses, spans)]
+
+
 def _status(name: str, checkout: Checkout | None, past: History | None, pending: int) -> RepositoryStatus:
     hold = hold_in_force(checkout.settings, time.time()) if checkout else None
     run = past.newest if past else None
@@ -96,7 +105,8 @@ def _status(name: str, checkout: Checkout | None, past: History | None, pending:
         confirmed=past.confirmed if past else None,
         pending=pending,
         commit=past.commit if past else None,
-        history=past.history if past else (),
+        last_outcome=past.last_outcome if past else None,
+        deployed=past.deployed if past else None,
         hold=hold,
         tag=position(checkout).tag if checkout and "tag" in checkout.settings else None,
         origin=checkout.settings.get("origin", "") if checkout else "",

@@ -373,7 +373,7 @@ class TestTold:
 
 
 class TestPasts:
-    def test_each_repository_has_its_newest_run_its_commit_and_its_history(self, journal: Journal):
+    def test_each_repository_has_its_newest_run_its_commit_and_its_last_runs(self, journal: Journal):
         for number in range(40):
             run = run_to_the_end(journal, "acme/site")
             journal.finish(run._replace(after=f"{number:040}"), settled=True)
@@ -385,12 +385,15 @@ class TestPasts:
         journal.finish(failed.run._replace(ended=9.0, outcome="denied", after=""), settled=True)
         running = journal.start("acme/blog", "sweep")
         assert running
-        blog, site = journal.histories(length=5)
-        assert blog == (running.run, None, None, [(None, running.run.started, None)])
+        blog, site = journal.histories()
+        assert blog == (running.run, None, None, None, None)
         assert (site.newest.id, site.confirmed) == (failed.run.id, run.ended)
         assert site.commit == Commit(f"{39:040}", "Ada", "Say hello", 7.0)
-        assert [outcome for outcome, _, _ in site.history] == ["denied", *["updated"] * 4]
-        assert journal.histories("acme/SITE", 5) == [site]
+        assert (site.last_outcome, site.deployed) == ("denied", run.ended)
+        of_blog, of_site = journal.run_spans(["acme/blog", "acme/SITE"], 5)
+        assert of_blog == [(None, running.run.started, None)]
+        assert [outcome for outcome, _, _ in of_site] == ["denied", *["updated"] * 4]
+        assert journal.histories("acme/SITE") == [site]
         assert journal.histories("acme/none") == []
 
     def test_runs_are_paged_by_their_ids(self, journal: Journal):
@@ -455,7 +458,7 @@ class TestBounds:
         assert [len(journal.deliveries("g")), len(journal.deliveries("g", 1001))] == [1000, 1001]
         served = journal.served(last.run.id)
         assert (served.number, len(served.deliveries)) == (1001, 100)
-        assert [len(past.history) for past in journal.histories()] == [30]
+        assert [len(runs) for runs in journal.run_spans(["acme/site"])] == [30]
         assert journal.pending_counts() == [("acme/site", 1001)]
 
     def test_a_cached_commit_response_expires_after_three_days(self, journal: Journal):

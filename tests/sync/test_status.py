@@ -44,7 +44,7 @@ def test_there_is_a_status_for_each_checkout_and_for_all_that_ran(tmp_path: Path
         assert (gone.fix, gone.path, gone.confirmed) == ("sudo gitops-hook remove acme/gone", None, None)
         assert "gitops-hook add acme/gone" in gone.problem
         assert (new.pending, new.run, new.commit, new.fix) == (1, None, None, None)
-        assert (site.confirmed, site.commit.id, site.history) == (9.0, "a" * 40, [("updated", site.run.started, 9.0)])
+        assert (site.confirmed, site.commit.id, site.deployed, site.last_outcome) == (9.0, "a" * 40, 9.0, "updated")
         assert repository_statuses(journal, Checkouts(tmp_path / "root"), ["ACME/gone"]) == [gone]
         (unknown,) = repository_statuses(journal, Checkouts(tmp_path / "root"), ["acme/none"])
         assert (unknown.path, unknown.run) == (None, None)
