@@ -42,7 +42,7 @@ class Listener:
     """The reactions to what the fleet's keys show. Methods are called by the following thread."""
 
     def wants(self, want: Want, *, is_live: bool) -> Sequence[str]:
-        """Return the checkouts that a push concerns on this host."""
+        """Return the checkouts that a push or a new name concerns on this host."""
         raise NotImplementedError
 
     def notify(self, checkout: str) -> None:
@@ -185,15 +185,20 @@ class Follower:
     def _record(self, cursor: Cursor, pairs: Sequence[KeyValue], *, is_live: bool) -> None:
         """Commit the deliveries of pushes together with the cursor, then notify."""
         deliveries = []
+        renamed = {}
         for pair in pairs:
             want = load(Want, pair.value)
             if not want or pair.is_deleted or not is_valid(want.repository):
                 continue
+            if want.renamed and not is_valid(want.renamed):
+                continue
             self.revisions[want.repository.lower()] = pair.mod_revision
+            if want.renamed:
+                renamed[want.guid] = want.renamed
             deliveries += [_delivery(want, name) for name in self._listener.wants(want, is_live=is_live)]
-        for delivery in self._journal.follow(cursor, deliveries):
+        for delivery in self._journal.follow(cursor, deliveries, renamed):
             log.info(
-                "push from the fleet",
+                "rename from the fleet" if delivery.guid in renamed else "push from the fleet",
                 repository=delivery.repository,
                 delivery=delivery.guid,
                 commit=delivery.after or None,
@@ -204,7 +209,7 @@ class Follower:
 def _delivery(want: Want, checkout: str) -> Delivery:
     return Delivery(
         guid=want.guid,
-        event="push",
+        event="renamed" if want.renamed else "push",
         received=want.received,
         repository=checkout,
         ref=want.ref,

@@ -3,7 +3,7 @@
 | key below ``/gitops-hook/<fleet>/`` | value | writer |
 |---|---|---|
 | ``w/life`` | a random id; a cluster that was wiped has another one | the first daemon |
-| ``w/want/<owner/name>`` | `Want`: the newest push of the repository | receivers |
+| ``w/want/<owner/name>`` | `Want`: the newest push of the repository, or its new name | receivers |
 | ``w/host/<host>`` | `Host`; exists while the host's lease does | the host |
 | ``w/plan/<checkout>`` | the stages of a roll-out (`rollout.Plan`); none if the plan was deleted | an operator |
 | ``w/passed/<checkout>/<stage>`` | `Decision`: the commit that the stage proved | the stage's hosts, an operator |
@@ -31,9 +31,11 @@ EVERY_COMMIT = "*"
 
 
 class Want(NamedTuple):
-    """The newest push of a repository, as a receiver accepted it. Times are in seconds since the epoch.
+    """The newest event of a repository, as a receiver accepted it. Times are in seconds since the epoch.
 
-    `ref` is empty if the push moved several; `via` is the host that received it.
+    `ref` is empty if a push moved several; `via` is the host that received it. `renamed` is the name that the forge has
+    given to the repository, "" for a push; `path` is then the old full path if its owner is a nested group. A push
+    replaces an earlier new name: it shows that a repository has the old one again.
     """
 
     repository: str = ""
@@ -45,6 +47,8 @@ class Want(NamedTuple):
     pusher: str = ""
     default_branch: str = ""
     via: str = ""
+    renamed: str = ""
+    path: str = ""
 
 
 class Host(NamedTuple):
@@ -64,7 +68,8 @@ class Host(NamedTuple):
 class Have(NamedTuple):
     """The state of a checkout on one host: the deployed commit, and the last run with its outcome.
 
-    `paused` is True while an operator of the host holds the checkout (``gitops.paused``, ``gitops.pin``).
+    `paused` is True while an operator of the host holds the checkout (``gitops.paused``, ``gitops.pin``). `cause` is
+    that of the run (`outcomes.CAUSES`), "" if it has none.
     """
 
     commit: str = ""
@@ -75,6 +80,7 @@ class Have(NamedTuple):
     ended: float = 0.0
     message: str = ""
     paused: bool = False
+    cause: str = ""
 
 
 class Decision(NamedTuple):

@@ -153,7 +153,12 @@ class FleetNode(Listener):
     # -- what the follower shows --------------------------------------------------------------------------------------
 
     def wants(self, want: Want, *, is_live: bool) -> Sequence[str]:
-        """Return the checkouts whose tracked branch a push may have moved, or the repository if it is to be cloned."""
+        """Return the checkouts whose tracked branch a push may have moved, or the repository if it is to be cloned.
+
+        A new name concerns every checkout; a run that shows it does not move a checkout that a roll-out holds.
+        """
+        if want.renamed:
+            return [checkout.repository for checkout in self._checkouts.find_all(want.repository, want.path)]
         checkouts = self._checkouts.find_all(want.repository)
         if not checkouts:
             is_foreign = self._checkouts.find(want.repository) is not None

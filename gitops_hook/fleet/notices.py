@@ -19,7 +19,7 @@ from gitops_hook.fleet.overview import FleetState
 from gitops_hook.fleet.reporter import Role
 from gitops_hook.fleet.rollout import IN_PLACE
 from gitops_hook.model import History, NoticeState, Run, Streak
-from gitops_hook.outcomes import BAD, WAIT, severity_of
+from gitops_hook.outcomes import BAD, NOTIFIED_CAUSES, WAIT, severity_of
 
 #: The hosts that a notice names.
 _NAMED = 3
@@ -89,7 +89,7 @@ class FleetNotices:
 
 
 def _run(state: FleetState, checkout: str) -> Run | None:
-    """Return a checkout on all hosts as one run: the most frequent failure, or else an update.
+    """Return a checkout on all hosts as one run: the most frequent problem, or else an update.
 
     `started` is when the first of these hosts began to fail. A halt that a host ordered is a failure, although a later
     run of this host is `held`. None if no live host has a result.
@@ -101,17 +101,18 @@ def _run(state: FleetState, checkout: str) -> Run | None:
     failing = {name: have for name, have in haves.items() if severity_of(have.outcome) == BAD}
     if halt and halt.outcome and halt.by not in failing:
         failing[halt.by] = Have(halt.commit, halt.outcome, ended=halt.at, message=halt.reason)
+    failing = failing or {name: have for name, have in haves.items() if have.cause in NOTIFIED_CAUSES}
     failing = failing or {name: have for name, have in haves.items() if severity_of(have.outcome) == WAIT}
     now = time.time()
     if not failing:
         working = any(have.outcome in IN_PLACE for have in haves.values())
         return Run(0, checkout, "push", now, now, "updated") if working else None
-    outcome = Counter(have.outcome for have in failing.values()).most_common(1)[0][0]
-    names = sorted(name for name, have in failing.items() if have.outcome == outcome)
+    outcome, cause = Counter((have.outcome, have.cause) for have in failing.values()).most_common(1)[0][0]
+    names = sorted(name for name, have in failing.items() if (have.outcome, have.cause) == (outcome, cause))
     first = failing[names[0]]
     hosts = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if names[_NAMED:] else "")
     total = len(state.statuses.get(checkout, {}))
     reason = first.message[len(checkout) + 2 :] if first.message.lower().startswith(f"{checkout}: ") else first.message
     message = f"{checkout}: on {hosts} of {total} hosts: {reason}"
     since = min(have.ended for have in failing.values())
-    return Run(0, checkout, "push", since, now, outcome, after=first.commit, message=message)
+    return Run(0, checkout, "push", since, now, outcome, after=first.commit, message=message, cause=cause)

@@ -85,15 +85,23 @@ class Forwarder:
 
     # -- receivers ----------------------------------------------------------------------------------------------------
 
-    def accept(self, deliveries: Sequence[Delivery], push: Delivery, default_branch: str) -> int:
-        """Commit a push and its deliveries on this host to the journal; return the row to `wait` for.
+    def accept(
+        self,
+        deliveries: Sequence[Delivery],
+        event: Delivery,
+        *,
+        default_branch: str = "",
+        renamed: str = "",
+        path: str = "",
+    ) -> int:
+        """Commit an event and its deliveries on this host to the journal; return the row to `wait` for.
 
-        A push without a GUID gets one, which its deliveries share. Raises JournalError; nothing is accepted then.
+        `renamed` is the new name of the repository, "" for a push; `path` is its old full path if groups nest. An event
+        without a GUID gets one, which its deliveries share. Raises JournalError; nothing is accepted then.
         """
-        guid = push.guid or str(uuid.uuid4())
-        outgoing = Outgoing(
-            guid, push.received, push.repository, push.ref, push.before, push.after, push.pusher, default_branch
-        )
+        guid = event.guid or str(uuid.uuid4())
+        _, _, received, repository, ref, before, after, pusher = event[:8]
+        outgoing = Outgoing(guid, received, repository, ref, before, after, pusher, default_branch, renamed, path)
         row = self._journal.accept([delivery._replace(guid=guid) for delivery in deliveries], outgoing)
         with self._changed:
             self._has_work = True
@@ -152,17 +160,9 @@ class Forwarder:
 
     def _operation(self, push: Outgoing, lease: int) -> Operation:
         seen = self._keys.seen(push.guid)
-        want = Want(
-            push.repository,
-            push.ref,
-            push.before,
-            push.after,
-            push.guid,
-            push.received,
-            push.pusher,
-            push.default_branch,
-            via=self._host,
-        )
+        fields = push._asdict()
+        del fields["id"]
+        want = Want(**fields, via=self._host)
         writes = [put(seen, push.repository.encode(), lease), put(self._keys.want(push.repository), dump(want))]
         return nested([absent(seen)], writes)
 

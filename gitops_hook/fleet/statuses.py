@@ -101,6 +101,7 @@ class Statuses:
             ended=round(run.ended or 0.0, 3),
             message=(run.message or "")[:_MESSAGE],
             paused=is_paused(settings, time.time()) or bool(settings.get("pin")),
+            cause=run.cause or "",
         )
 
     # -- etcd ---------------------------------------------------------------------------------------------------------

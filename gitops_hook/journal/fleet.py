@@ -1,24 +1,28 @@
-"""The fleet's part of the journal: pushes to forward, the position in the fleet's pushes, and held checkouts.
+"""The fleet's part of the journal: events to forward, the position in the fleet's events, and held checkouts.
 
-Each method is one commit. A push is accepted together with its outbox row, and followed together with the cursor, so a
-crash neither loses nor repeats one.
+Each method is one commit. An event is accepted together with its outbox row, and followed together with the cursor, so
+a crash neither loses nor repeats one.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from gitops_hook.journal.writer import Journal
+from gitops_hook.journal.renames import record_rename
+from gitops_hook.journal.writer import Journal, insert_deliveries
 from gitops_hook.model import Delivery
 
-_DELIVERY = "INSERT INTO deliveries (guid, event, received, repository, ref, before, after, pusher)"
 _KNOWN = "SELECT 1 FROM deliveries WHERE guid = ? AND repository = ?"
 
 
 class Outgoing(NamedTuple):
-    """A push on its way to the fleet. `received` is in seconds since the epoch."""
+    """An event on its way to the fleet: a push, or a new name of the repository (`renamed`).
+
+    `received` is in seconds since the epoch. `path` is the full path of a renamed repository whose owner is a nested
+    group, else "".
+    """
 
     guid: str
     received: float
@@ -28,7 +32,12 @@ class Outgoing(NamedTuple):
     after: str
     pusher: str
     default_branch: str
+    renamed: str = ""
+    path: str = ""
     id: int = 0
+
+
+_OUTBOX_COLUMNS = ", ".join(Outgoing._fields[:-1])
 
 
 class Cursor(NamedTuple):
@@ -54,14 +63,15 @@ class FleetJournal:
         self._journal = journal
 
     def accept(self, deliveries: Sequence[Delivery], outgoing: Outgoing) -> int:
-        """Commit a push: the deliveries on this host, and the row that forwards it. Return the id of that row."""
+        """Commit an event: the deliveries on this host, and the row that forwards it. Return the id of that row."""
 
         def work(connection: sqlite3.Connection) -> int:
-            _insert(connection, deliveries)
+            insert_deliveries(connection, deliveries)
+            if outgoing.renamed:
+                record_rename(connection, [delivery.repository for delivery in deliveries], outgoing.renamed)
+            values = outgoing[:-1]
             row = connection.execute(
-                "INSERT INTO fleet_outbox (guid, received, repository, ref, before, after, pusher, default_branch)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                outgoing[:8],
+                f"INSERT INTO fleet_outbox ({_OUTBOX_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values
             ).lastrowid
             assert row is not None
             return row
@@ -69,15 +79,12 @@ class FleetJournal:
         return self._journal.write(work)
 
     def outgoing(self, limit: int) -> list[Outgoing]:
-        """Return the oldest pushes to forward."""
-        sql = (
-            "SELECT guid, received, repository, ref, before, after, pusher, default_branch, id"
-            " FROM fleet_outbox ORDER BY id LIMIT ?"
-        )
+        """Return the oldest events to forward."""
+        sql = f"SELECT {_OUTBOX_COLUMNS}, id FROM fleet_outbox ORDER BY id LIMIT ?"
         return self._journal.write(lambda connection: [Outgoing(*row) for row in connection.execute(sql, (limit,))])
 
     def outbox_size(self) -> int:
-        """Return the number of pushes to forward."""
+        """Return the number of events to forward."""
         sql = "SELECT count(*) FROM fleet_outbox"
         return int(self._journal.write(lambda connection: connection.execute(sql).fetchone()[0]))
 
@@ -95,10 +102,11 @@ class FleetJournal:
         rows = self._journal.write(lambda connection: connection.execute(sql).fetchall())
         return Cursor(*rows[0]) if rows else Cursor()
 
-    def follow(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def follow(self, cursor: Cursor, deliveries: Sequence[Delivery], renamed: Mapping[str, str]) -> list[Delivery]:
         """Commit deliveries and the new position; return the deliveries that were new.
 
-        A delivery is known if a row of the same repository has its GUID: this host received the push itself.
+        A delivery is known if a row of the same repository has its GUID: this host received the event itself.
+        `renamed` has the new name of a repository by the GUID of the event that announced it.
         """
 
         def work(connection: sqlite3.Connection) -> list[Delivery]:
@@ -108,7 +116,10 @@ class FleetJournal:
                 if connection.execute(_KNOWN, (delivery.guid, delivery.repository)).fetchone()
             ]
             new = [delivery for delivery in deliveries if delivery not in known]
-            _insert(connection, new)
+            insert_deliveries(connection, new)
+            for delivery in new:
+                if delivery.guid in renamed:
+                    record_rename(connection, [delivery.repository], renamed[delivery.guid])
             connection.execute("DELETE FROM fleet_cursor")
             connection.execute("INSERT INTO fleet_cursor VALUES (?, ?)", cursor)
             return new
@@ -125,7 +136,7 @@ class FleetJournal:
         """Commit the state of a held checkout, and deliveries that act on it."""
 
         def work(connection: sqlite3.Connection) -> None:
-            _insert(connection, deliveries)
+            insert_deliveries(connection, deliveries)
             connection.execute("INSERT OR REPLACE INTO fleet_rollouts VALUES (?, ?, ?, ?)", held)
 
         self._journal.write(work)
@@ -134,12 +145,7 @@ class FleetJournal:
         """Forget a checkout that no roll-out holds any more, and commit deliveries that act on it."""
 
         def work(connection: sqlite3.Connection) -> None:
-            _insert(connection, deliveries)
+            insert_deliveries(connection, deliveries)
             connection.execute("DELETE FROM fleet_rollouts WHERE checkout = ?", (checkout,))
 
         self._journal.write(work)
-
-
-def _insert(connection: sqlite3.Connection, deliveries: Sequence[Delivery]) -> None:
-    rows = [delivery[:8] for delivery in deliveries]
-    connection.executemany(f"{_DELIVERY} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)

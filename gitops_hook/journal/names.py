@@ -1,10 +1,13 @@
-"""Change the rows of a checkout that was renamed or removed. Each function is one commit."""
+"""Change the rows of a checkout whose name changes, or that is removed. Each function is one commit."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
-from gitops_hook.journal.writer import Journal
+from gitops_hook.journal.renames import record_rename
+from gitops_hook.journal.writer import Journal, insert_deliveries
+from gitops_hook.model import Delivery
 from gitops_hook.names import repository_of
 
 #: The tables with a column for the name of a checkout.
@@ -16,6 +19,16 @@ _COLUMNS = (
     ("renames", "repository"),
     ("fleet_rollouts", "checkout"),
 )
+
+
+def announce_rename(journal: Journal, deliveries: Sequence[Delivery], name: str) -> None:
+    """Store deliveries and the new name of the repository of their checkouts. Raises `JournalError`."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        record_rename(connection, [delivery.repository for delivery in deliveries], name)
+        insert_deliveries(connection, deliveries)
+
+    journal.write(work)
 
 
 def rename_checkout(journal: Journal, old: str, new: str) -> None:

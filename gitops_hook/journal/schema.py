@@ -146,4 +146,10 @@ STEPS = (
         name TEXT NOT NULL  -- the new owner/name
     );
     """,
+    """
+    -- The outbox has events of renamed repositories, too: the new name, and the old full path if groups nest. Else both
+    -- are empty.
+    ALTER TABLE fleet_outbox ADD COLUMN renamed TEXT NOT NULL DEFAULT '';
+    ALTER TABLE fleet_outbox ADD COLUMN path TEXT NOT NULL DEFAULT '';
+    """,
 )

@@ -332,7 +332,8 @@ class Journal(JournalReader):
         try:
             connection = self._connection = self._connection or self._database.open()
             connection.execute("BEGIN IMMEDIATE")
-            _insert(connection, [row for change, _ in requests if isinstance(change, tuple) for row in change])
+            rows = [row for change, _ in requests if isinstance(change, tuple) for row in change]
+            insert_deliveries(connection, rows)
             results = [None if isinstance(change, tuple) else change(connection) for change, _ in requests]
             connection.execute("COMMIT")
         except Exception as error:
@@ -381,7 +382,7 @@ def _update(connection: sqlite3.Connection, run: Run) -> None:
     connection.execute(f"UPDATE runs SET {columns} WHERE id = ?", (*run[4:], run.id))
 
 
-def _insert(connection: sqlite3.Connection, deliveries: list[Delivery]) -> None:
+def insert_deliveries(connection: sqlite3.Connection, deliveries: Sequence[Delivery]) -> None:
     """Insert deliveries in few statements: each one releases Python's lock several times, which costs time."""
     for start in range(0, len(deliveries), _BATCH):
         batch = deliveries[start : start + _BATCH]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from gitops_hook.config import WEBHOOK
 from gitops_hook.errors import HTTPError, JournalError
-from gitops_hook.journal.renames import record_rename
+from gitops_hook.journal.names import announce_rename
 from gitops_hook.journal.writer import Journal
 from gitops_hook.log import log
 from gitops_hook.model import Delivery, HookPing
@@ -79,7 +79,7 @@ class Response(NamedTuple):
     repository: str | None = None
     delivery: str | None = None
     reason: str | None = None
-    #: "committed" if the fleet has the push, or "pending"; None on a host without a fleet.
+    #: "committed" if the fleet has the event, or "pending"; None on a host without a fleet.
     fleet: str | None = None
     #: How it is counted, one of `RESULTS`. Not part of the JSON object.
     result: tuple[str, str] | None = None
@@ -93,13 +93,21 @@ class Response(NamedTuple):
 
 
 class Forwarder(Protocol):
-    """The fleet's side of an accepted push."""
+    """The fleet's side of an accepted event."""
 
-    def accept(self, deliveries: Sequence[Delivery], push: Delivery, default_branch: str) -> int:
-        """Commit a push and its deliveries on this host; return a number to wait for. Raises JournalError."""
+    def accept(
+        self,
+        deliveries: Sequence[Delivery],
+        event: Delivery,
+        *,
+        default_branch: str = "",
+        renamed: str = "",
+        path: str = "",
+    ) -> int:
+        """Commit an event and its deliveries on this host; return a number to wait for. Raises JournalError."""
 
     def wait(self, row: int) -> str:
-        """Return "committed" if the fleet has the push, or "pending" after a short time."""
+        """Return "committed" if the fleet has the event, or "pending" after a short time."""
 
 
 def _rejection(status: int, reason: str, delivery: str | None = None) -> Response:
@@ -267,15 +275,20 @@ class WebhookApp:
     def _record_rename(self, event: Renamed, guid: str | None) -> Response:
         """Ask for a run of each checkout of a renamed repository; the run reports the new name."""
         names = [checkout.repository for checkout in self._checkouts.find_all(event.repository, event.path)]
-        if not names:
+        if not names and not self._fleet:
             reason = "this host has no checkout of the repository"
             return Response(200, "ignored", event.repository, guid, reason, result=("ignored", "checkout"))
-        deliveries = [Delivery(guid or "", "renamed", self._now(), name, "") for name in names]
-        self._journal.write(lambda connection: record_rename(connection, names, event.name))
-        self._journal.record(*deliveries)
+        received, row = self._now(), 0
+        deliveries = [Delivery(guid or "", "renamed", received, name, "") for name in names]
+        if self._fleet:
+            own = Delivery(guid or "", "renamed", received, event.repository, "")
+            row = self._fleet.accept(deliveries, own, renamed=event.name, path=event.path)
+        else:
+            announce_rename(self._journal, deliveries, event.name)
         for name in names:
             self._notify(name)
-        return Response(202, "queued", event.repository, guid, result=("accepted", "rename"))
+        fleet = self._fleet.wait(row) if self._fleet else None
+        return Response(202, "queued", event.repository, guid, fleet=fleet, result=("accepted", "rename"))
 
     def _delivery(self, push: Push, checkout: str, change: RefChange, guid: str | None) -> Delivery:
         ref, before, after = change.ref, change.before, change.after
@@ -287,7 +300,8 @@ class WebhookApp:
         changes = [change for change in push.changes if not change.deleted]
         # Other hosts may track any of several refs, so those are announced without a name.
         announced = changes[0] if len(changes) == 1 else RefChange("", "", "", deleted=False)
-        row = fleet.accept(deliveries, self._delivery(push, push.repository, announced, guid), push.default_branch)
+        own = self._delivery(push, push.repository, announced, guid)
+        row = fleet.accept(deliveries, own, default_branch=push.default_branch)
         for name in tracked:
             self._notify(name)
         return Response(

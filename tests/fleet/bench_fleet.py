@@ -160,7 +160,7 @@ def many(folder: Path, program: Path, number: int) -> None:
             name = f"acme/repository-{repository}"
             guid = f"72d3162e-cc78-11e3-{number:04}-{repository:012}"
             push = Delivery(guid, "push", time.time(), name, "refs/heads/main", "a" * 40, "b" * 40, "ada")
-            forwarder.accept([], push, "main")
+            forwarder.accept([], push, default_branch="main")
             begins[name] = 0.0
         began = time.monotonic()
         begins.update(dict.fromkeys(begins, began))

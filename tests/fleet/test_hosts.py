@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from etcd_cluster import Cluster
-from harness import push, until
+from harness import SECRET, WEBHOOK, push, until
 from hosts import KEYS, Hosts
 from scratch import Upstream, git
 
@@ -25,6 +26,8 @@ def test_one_webhook_reaches_every_host(hosts: Hosts, forge: Upstream) -> None:
             hosts.checkout(name, forge)
         hosts.start(name)
     hosts.wait_until_live("a", "b", "c")
+    for name in ("b", "c"):
+        hosts.daemons[name].wait_for_run("trigger=sweep")  # which would bring a commit that is pushed earlier
     commit = forge.commit({"x": "1"})
     hosts.push("a", commit, "guid-1")
     hosts.wait_for_commit(commit, "b", "c")
@@ -51,6 +54,39 @@ def test_a_second_receiver_of_the_same_delivery_changes_nothing(hosts: Hosts, fo
             lambda daemon=daemon: daemon.query("SELECT count(*) FROM fleet_outbox") == [(0,)], "the outbox is not empty"
         )
     assert hosts.client.get(KEYS.want("acme/site")).version == 1
+
+
+def test_a_new_name_of_a_repository_reaches_every_host(hosts: Hosts, forge: Upstream) -> None:
+    """The receiver has no checkout, `b` is away, and the checkout of `other` is of another owner's repository."""
+    for name in ("a", "b"):
+        hosts.checkout(name, forge)
+    other = hosts.checkout("other", forge)
+    git("remote", "set-url", "origin", "/y/acme/site.git", cwd=other)
+    for name in ("receiver", "a", "b", "other"):
+        hosts.start(name)
+    hosts.wait_until_live("receiver", "a", "b", "other")
+    for name in ("a", "b"):
+        hosts.daemons[name].wait_for_run("trigger=sweep")
+    hosts.daemons["b"].kill()
+    old = str(forge.bare.with_suffix("")).lstrip("/")
+    payload = {
+        "event_name": "project_rename",
+        "old_path_with_namespace": old,
+        "path_with_namespace": old.replace("acme/site", "acme/new"),
+    }
+    body = json.dumps(payload).encode()
+    sent = {"Content-Type": "application/json", "X-Gitlab-Event": "System Hook", "X-Gitlab-Token": SECRET}
+    status, answer = hosts.daemons["receiver"].request("POST", WEBHOOK, body, {**sent, "X-Gitlab-Event-UUID": "guid-1"})
+    assert (status, answer["status"], answer["repository"]) == (202, "queued", "acme/site"), answer
+    hosts.daemons["a"].wait_for_run("delivery=guid-1")
+    hosts.daemons["b"].start()
+    hosts.daemons["b"].wait_for_run("delivery=guid-1")
+    for name in ("a", "b"):
+        sql = "SELECT cause, message LIKE '%a webhook calls the repository acme/new%', fix FROM runs"
+        newest = hosts.daemons[name].query(f"{sql} ORDER BY id DESC LIMIT 1")
+        assert newest == [("renamed", 1, "")], newest
+    until(lambda: hosts.status("a").cause == hosts.status("b").cause == "renamed", "the statuses do not show it")
+    assert hosts.daemons["other"].query("SELECT count(*) FROM deliveries") == [(0,)]
 
 
 def test_a_push_to_another_branch_runs_nothing_but_is_forwarded(hosts: Hosts, forge: Upstream) -> None:
@@ -91,7 +127,7 @@ def test_a_receiver_waits_until_the_fleet_has_the_push(etcd: Etcd, tmp_path: Pat
     journal = Journal(tmp_path / "state")
     forwarder = Forwarder(etcd, KEYS, FleetJournal(journal), "a")
     delivery = Delivery("guid-1", "push", time.time(), "acme/site", "refs/heads/main")
-    row = forwarder.accept([], delivery, "main")
+    row = forwarder.accept([], delivery, default_branch="main")
     assert forwarder.wait(row, patience=0) == "pending"
     forwarder.start()
     assert forwarder.wait(row, patience=60) == "committed"

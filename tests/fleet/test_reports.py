@@ -62,6 +62,23 @@ def test_a_fleet_sends_one_notice_and_the_next_holder_goes_on(hosts: Hosts, forg
     assert [entry["notice"] for entry in notices(hosts.folder)] == ["failing", "well"]
 
 
+def test_a_fleet_sends_one_notice_about_a_new_name(hosts: Hosts, forge: Upstream) -> None:
+    (hosts.folder / "notices").touch()
+    for name in ("a", "b"):
+        hosts.checkout(name, forge)
+        hosts.start(name, GITOPS_NOTIFY=f"sh -c 'cat >> {hosts.folder}/notices'")
+    hosts.wait_until_live("a", "b")
+    changes = {"repository": {"name": {"from": "site"}}}
+    payload = {"action": "renamed", "changes": changes, "repository": {"full_name": "acme/new"}}
+    assert hosts.daemons["a"].deliver(payload, "repository", guid="guid-1")[0] == 202
+    until(lambda: hosts.status("a").cause == hosts.status("b").cause == "renamed", "a host does not show it")
+    until(lambda: notices(hosts.folder), "no notice", 40)
+    until(lambda: hosts.value(KEYS.report("notices", SITE)), "the notice is not recorded")
+    (notice,) = notices(hosts.folder)
+    assert (notice["notice"], notice["repository"], notice["outcome"]) == ("failing", SITE, "renamed")
+    assert "a webhook calls the repository acme/new" in notice["message"]
+
+
 @pytest.fixture
 def github(tmp_path: Path) -> Iterator[Forge]:
     """A server with GitHub's API that knows the repository."""

@@ -269,6 +269,18 @@ def test_a_new_name_asks_for_a_run_that_reports_it(host: Host, guid: str, action
     host.journal.finish(claim.run._replace(ended=1.0, outcome="unchanged"), settled=True)
 
 
+def test_a_new_name_and_its_delivery_are_one_commit(host: Host, guid: str) -> None:
+    refuse = "BEFORE INSERT ON deliveries WHEN new.event = 'renamed' BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    host.journal.write(lambda connection: connection.execute(f"CREATE TRIGGER refuse {refuse}"))
+    changes = {"repository": {"name": {"from": "shop"}}}
+    payload = {"action": "renamed", "changes": changes, "repository": {"full_name": "acme/store"}}
+    assert host.deliver(payload, "repository", guid).status_int == 503
+    host.journal.write(lambda connection: connection.execute("DROP TRIGGER refuse"))
+    claim = host.journal.start("acme/shop", "push")
+    assert claim and claim.renamed == ""
+    host.journal.finish(claim.run._replace(ended=1.0, outcome="unchanged"), settled=True)
+
+
 @pytest.mark.parametrize(
     ("payload", "kind"),
     [
