@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import shutil
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple, Union
 from gitops_hook import parsers
 from gitops_hook.errors import ConfigError, reason_of
 from gitops_hook.shipped import sync_script
+from gitops_hook.text import suggest
 
 #: The path that forges deliver to.
 WEBHOOK = "/api/webhook/gitops"
@@ -394,7 +394,6 @@ def _reject_unknown(environ: Mapping[str, str]) -> None:
     known = {option.env for option in OPTIONS}
     for name in sorted(environ):
         if name.startswith("GITOPS_") and name not in known | CONTRACT:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = suggest(name, known)
             # The message omits the value: the name of the secret may be misspelled.
             raise ConfigError(f"{name} from the environment is invalid: there is no such option{hint}", name)

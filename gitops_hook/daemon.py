@@ -23,7 +23,6 @@ from pathlib import Path
 from gitops_hook import __version__
 from gitops_hook.config import Address, Settings
 from gitops_hook.control.app import ControlApp
-from gitops_hook.dashboard.app import Dashboard
 from gitops_hook.dashboard.rejections import Rejections
 from gitops_hook.errors import JournalError, StartError
 from gitops_hook.httpd.call import Application
@@ -37,9 +36,8 @@ from gitops_hook.log import log
 from gitops_hook.main_loop import ACCEPT_FAILED, RUNS_ENDED, MainLoop, SignalPipe, describe
 from gitops_hook.observers.commits import Commits
 from gitops_hook.observers.metrics import Metrics
-from gitops_hook.observers.prometheus import CONTENT_TYPE
 from gitops_hook.receiver.app import RESULTS, WebhookApp
-from gitops_hook.reporting import make_fleet, make_notifier, make_pages, make_sender
+from gitops_hook.reporting import make_dashboard, make_fleet, make_notifier, make_sender
 from gitops_hook.secrets import SecretSource
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import Dispatcher, RunObserver
@@ -94,15 +92,12 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             fleet=fleet.forwarder if fleet else None,
             count=_counter(metrics, rejections),
         )
-        dashboard = Dashboard(
-            journal,
-            checkouts,
-            settings.sync_timeout,
-            lambda: (CONTENT_TYPE, metrics.exposition()),
-            rejections.last_day,
-            more=make_pages(fleet) if fleet else {},
+        servers = _serve_both(
+            settings,
+            environ,
+            lambda: forwarded_middleware(webhook, settings.trusted_proxies),
+            lambda: make_dashboard(settings, journal, checkouts, metrics, rejections, fleet=fleet),
         )
-        servers = _serve_both(settings, environ, forwarded_middleware(webhook, settings.trusted_proxies), dashboard)
         dispatcher.start()
         if fleet:
             fleet.start(dispatcher.notify, dispatcher.sweep)
@@ -210,17 +205,25 @@ def _lock(state: Path, environ: MutableMapping[str, str]) -> StateLock:
 
 
 def _serve_both(
-    settings: Settings, environ: MutableMapping[str, str], webhook: Application, dashboard: Application
+    settings: Settings,
+    environ: MutableMapping[str, str],
+    make_webhook: Callable[[], Application],
+    make_dashboard: Callable[[], Application],
 ) -> list[Server]:
-    """Create a server for each socket: those that systemd passed by name, or else one for the configured address."""
+    """Create a server for each socket: those that systemd passed by name, or else one for the configured address.
+
+    An application without a socket is not created.
+    """
     inherited = inherited_sockets(environ)
     servers = []
-    for name, option, address, app, limits in (
-        ("webhook", "GITOPS_LISTEN", settings.listen, webhook, Limits()),
-        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, dashboard, PAGE_LIMITS),
+    for name, option, address, make_app, limits in (
+        ("webhook", "GITOPS_LISTEN", settings.listen, make_webhook, Limits()),
+        ("dashboard", "GITOPS_DASHBOARD_LISTEN", settings.dashboard_listen, make_dashboard, PAGE_LIMITS),
     ):
         sockets = inherited.pop(name, []) or ([_bind(option, address)] if address else [])
-        servers += [Server(listening, app, limits, name) for listening in sockets]
+        if sockets:
+            app = make_app()
+            servers += [Server(listening, app, limits, name) for listening in sockets]
     for name, unknown in inherited.items():
         log.warning("inherited sockets have an unknown name and are not used", name=name, sockets=len(unknown))
     return servers

@@ -1,4 +1,4 @@
-"""Connect the parts that report: this host's side of its fleet, notices, and commit statuses.
+"""Connect the parts that report: this host's side of its fleet, notices, commit statuses, and the status page.
 
 In a fleet, one host sends the notices and the commit statuses of all hosts.
 """
@@ -9,9 +9,12 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
 from gitops_hook.config import Settings
-from gitops_hook.dashboard.html import MakePage
+from gitops_hook.dashboard.rejections import Rejections
+from gitops_hook.httpd.call import Application
 from gitops_hook.journal.writer import Journal
+from gitops_hook.observers.metrics import Metrics
 from gitops_hook.observers.notifier import Notifier
+from gitops_hook.observers.prometheus import CONTENT_TYPE
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.dispatcher import RunObserver
 from gitops_hook.sync.runner import inherited
@@ -70,8 +73,28 @@ def make_fleet(settings: Settings, journal: Journal, checkouts: Checkouts) -> Fl
     return fleet
 
 
-def make_pages(fleet: FleetNode) -> dict[str, MakePage]:
-    """Return the pages of the fleet by their patterns. They are imported only here, because they are optional, too."""
-    from gitops_hook.dashboard.fleet import fleet_pages  # noqa: PLC0415
+def make_dashboard(
+    settings: Settings,
+    journal: Journal,
+    checkouts: Checkouts,
+    metrics: Metrics,
+    rejections: Rejections,
+    *,
+    fleet: FleetNode | None,
+) -> Application:
+    """Return the status page, with the pages of the fleet. Both are optional: import them only here."""
+    from gitops_hook.dashboard.app import Dashboard  # noqa: PLC0415
 
-    return fleet_pages(fleet.grid)
+    pages = {}
+    if fleet:
+        from gitops_hook.dashboard.fleet import fleet_pages  # noqa: PLC0415
+
+        pages = fleet_pages(fleet.grid)
+    return Dashboard(
+        journal,
+        checkouts,
+        settings.sync_timeout,
+        lambda: (CONTENT_TYPE, metrics.exposition()),
+        rejections.last_day,
+        more=pages,
+    )

@@ -15,11 +15,9 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from zipfile import ZipFile
 from zipimport import zipimporter
 
 _NAME = "gitops_sync.sh"
@@ -33,6 +31,8 @@ def sync_script(state: Path) -> Path:
     """
     loader = __spec__.loader
     if isinstance(loader, zipimporter):
+        from zipfile import ZipFile  # noqa: PLC0415 - only a .pyz needs it
+
         with ZipFile(loader.archive) as archive:
             names = [name for name in archive.namelist() if name.startswith("scripts/") and name.endswith(".sh")]
             files = {name[len("scripts/") :]: archive.read(name) for name in names}
@@ -73,6 +73,8 @@ def _is_complete(target: Path, files: Mapping[str, bytes]) -> bool:
 
 def _replace(target: Path, files: Mapping[str, bytes]) -> None:
     """Create `target` with `files` in a directory that no other user can enter, and rename it."""
+    import tempfile  # noqa: PLC0415 - only a .pyz needs it
+
     new = Path(tempfile.mkdtemp(prefix=".scripts-", dir=target.parent))
     try:
         for name, content in files.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from datetime import datetime, timezone
 
 #: Characters that a line must not contain: control characters, line separators, and surrogates, which have no UTF-8.
@@ -98,3 +99,11 @@ def local(moment: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
 
 def _within(moment: float) -> float:
     return min(max(0.0, moment), _LAST)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known word that is most similar to `word`, or "" if none is."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only an error message needs it
+
+    similar = get_close_matches(word, list(known), 1)
+    return f"; did you mean {similar[0]}?" if similar else ""

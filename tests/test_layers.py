@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -42,6 +43,8 @@ LAYERS = {
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 LINES = 400
+#: The modules of the command line that the daemon's process needs.
+ENTRY = {"serve", "parser", "messages", "session"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): ast.parse(path.read_text())
@@ -109,6 +112,18 @@ def test_imports_lead_to_a_lower_layer():
         if not is_allowed(part_of(name), part_of(imported))
     ]
     assert wrong == []
+
+
+def test_the_daemon_loads_no_optional_part_and_no_other_command():
+    """Each of them would occupy memory in a process that runs for months."""
+    program = "import sys, gitops_hook.cli.serve; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    loaded = {name for name in done.stdout.split() if name.startswith(f"{PACKAGE.name}.")}
+    optional = {name for name in loaded if re.search(r"\.(fleet|github)\.|\.dashboard\.app", name)}
+    commands = {name for name in loaded if ".cli." in name} - {f"{PACKAGE.name}.cli.{name}" for name in ENTRY}
+    assert (optional, commands) == (set(), set())
 
 
 def test_imports_have_no_cycles():

@@ -14,7 +14,7 @@ from gitops_hook.cli import access, clone, forge_commands, render
 from gitops_hook.cli.doctor.finding import quote
 from gitops_hook.cli.follow import follow
 from gitops_hook.cli.forge_pages import webhook_page
-from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, print_error, suggest
+from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, print_error
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings, open_reader
 from gitops_hook.cli.writer import requests_to_daemon
@@ -25,7 +25,7 @@ from gitops_hook.model import History
 from gitops_hook.names import is_valid_checkout, repository_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
 from gitops_hook.sync.git import git_output
-from gitops_hook.text import redact
+from gitops_hook.text import redact, suggest
 from gitops_hook.users import requesting_user
 
 

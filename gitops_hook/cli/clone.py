@@ -22,12 +22,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from gitops_hook.cli.messages import EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL, EX_USAGE, suggest
+from gitops_hook.cli.messages import EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL, EX_USAGE
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_in_url, is_valid_checkout, repository_of
 from gitops_hook.sync.checkouts import Checkouts, is_checkout
 from gitops_hook.sync.moves import KEPT_GIT, checkout_lock
 from gitops_hook.sync.settings import check_setting
+from gitops_hook.text import suggest
 
 #: The number of lines of git's messages in an error.
 _MESSAGE_LINES = 5

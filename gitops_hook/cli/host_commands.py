@@ -1,10 +1,9 @@
-"""The commands about the host: serve, migrate, doctor."""
+"""The commands about the host: migrate, doctor."""
 
 from __future__ import annotations
 
 import os
 
-from gitops_hook import daemon, init, log
 from gitops_hook.cli import doctor as checks
 from gitops_hook.cli import migrate as migration
 from gitops_hook.cli import render, timers
@@ -13,14 +12,6 @@ from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import become_owner, find_checkout, given_flags, load_settings
 from gitops_hook.config import UNIT_STATE, Settings, load, unit_environment
 from gitops_hook.errors import ConfigError
-
-
-def serve(given: Arguments) -> int:
-    """Run the daemon until a signal ends it."""
-    settings = load(os.environ, given_flags(given))
-    log.setup(settings.log_format, under_systemd="JOURNAL_STREAM" in os.environ)
-    status = init.run_child(os.environ) if init.is_first_process() else None
-    return daemon.serve(settings, os.environ) if status is None else status
 
 
 def doctor(given: Arguments) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Iterable
 
 from gitops_hook.text import escape, redact
 
@@ -17,12 +15,6 @@ EX_IOERR = 74
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
 EX_CONFIG = 78
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known word that is most similar to `word`, or "" if none is."""
-    similar = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def print_error(message: str) -> None:

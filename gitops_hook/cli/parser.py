@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gitops_hook import __version__
-from gitops_hook.cli.messages import EX_USAGE, suggest
+from gitops_hook.cli.messages import EX_USAGE
 from gitops_hook.config import OPTIONS
+from gitops_hook.text import suggest
 
 Arguments = argparse.Namespace
 
@@ -112,7 +113,7 @@ _FORGE = {"root", "state", "token_file", "api_url"}
 def _add_daemon(commands: _Commands) -> None:
     commands.add(
         "serve",
-        "host_commands.serve",
+        "serve.serve",
         "run the daemon in the foreground",
         settings={option.field for option in OPTIONS},
         epilog=_SERVE_NOTE,

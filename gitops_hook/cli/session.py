@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 
-from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM, suggest
+from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM
 from gitops_hook.config import OPTIONS, Settings, load, unit_environment
 from gitops_hook.errors import GitopsError
 from gitops_hook.journal.reader import JournalReader
 from gitops_hook.sync.checkouts import Checkout, Checkouts
+from gitops_hook.text import suggest
 from gitops_hook.users import owner_of
 
 

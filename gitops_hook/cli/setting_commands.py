@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from gitops_hook.cli import render
-from gitops_hook.cli.messages import EX_DATAERR, EX_USAGE, suggest
+from gitops_hook.cli.messages import EX_DATAERR, EX_USAGE
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings
 from gitops_hook.cli.writer import requests_to_daemon
@@ -13,6 +13,7 @@ from gitops_hook.errors import GitopsError
 from gitops_hook.sync.holds import Hold
 from gitops_hook.sync.settings import SETTINGS, check_setting
 from gitops_hook.sync.status import settings_in_force
+from gitops_hook.text import suggest
 from gitops_hook.users import requesting_user
 
 

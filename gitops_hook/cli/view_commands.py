@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from gitops_hook.cli import render
-from gitops_hook.cli.messages import EX_NOINPUT, EX_USAGE, suggest
+from gitops_hook.cli.messages import EX_NOINPUT, EX_USAGE
 from gitops_hook.cli.parser import MAX_DIGITS, Arguments
 from gitops_hook.cli.session import canonical_name, load_settings, open_reader
 from gitops_hook.errors import GitopsError
@@ -16,6 +16,7 @@ from gitops_hook.model import Run
 from gitops_hook.outcomes import BAD, severity_of
 from gitops_hook.sync.checkouts import Checkouts
 from gitops_hook.sync.status import repository_statuses
+from gitops_hook.text import suggest
 
 #: The number of runs to print, and to read at once.
 _DEFAULT_NUMBER = 20

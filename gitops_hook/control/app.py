@@ -33,9 +33,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
@@ -274,7 +274,7 @@ class ControlApp:
         """Store a delivery for each checkout, in one commit, and ask for their runs."""
         by, received = _text(body, "by"), self._now()
         deliveries = [
-            Delivery(str(uuid.uuid4()), trigger, received, name, "", after=commit, pusher=by, force=force)
+            Delivery(secrets.token_hex(16), trigger, received, name, "", after=commit, pusher=by, force=force)
             for name in names
         ]
         if deliveries:
