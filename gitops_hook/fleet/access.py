@@ -15,10 +15,10 @@ from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from gitops_hook.config import Settings
 from gitops_hook.errors import ConfigError, reason_of
+from gitops_hook.fleet.connection import connect
 from gitops_hook.fleet.etcd import Credentials, Etcd
 from gitops_hook.fleet.messages import Unavailable
 
@@ -45,17 +45,7 @@ class Probe(NamedTuple):
 
 def probe(settings: Settings, endpoint: str, timeout: float) -> Probe:
     """Ask a member for its health. Raises OSError, HTTPException if it does not answer, and ConfigError."""
-    url = urlsplit(endpoint)
-    host = url.hostname or ""
-    if url.scheme == "https":
-        context = _tls(settings) or ssl.create_default_context()
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, url.port, timeout=timeout, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(host, url.port, timeout=timeout)
-    with closing(connection):
-        connection.connect()
+    with closing(connect(endpoint, timeout, _tls(settings))) as connection:
         certificate = b""
         if isinstance(connection.sock, ssl.SSLSocket):
             certificate = connection.sock.getpeercert(binary_form=True) or b""

@@ -11,7 +11,9 @@ Rules:
    watches; without it, such a watch stays open and silent.
 4. One member is preferred until an attempt on it fails. `preferred` lets the owner of a watch notice that its member
    stopped answering: a paused process keeps its connections open.
-5. A token lives in the member's memory. If it is rejected, the client authenticates again, once per attempt.
+5. A token lives in the member's memory. If it is rejected, the client authenticates again, once per attempt. It also
+   does so after a round without an answer: a cluster that was wiped holds each request with an old token until it
+   reaches the raft index in that token (observed with etcd 3.4.23). A cluster without users needs no token.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
+from gitops_hook.fleet.connection import connect, is_closed
 from gitops_hook.fleet.messages import (
     Answer,
     Batch,
@@ -53,6 +55,8 @@ from gitops_hook.fleet.messages import (
 PAGE = 500
 #: Attempts to read a range in one revision, if compaction removes that revision between two pages.
 _RANGE_ATTEMPTS = 3
+#: Stands for the token of a cluster without users, which rejects every token.
+_NO_USERS = "none"
 #: Seconds between two rounds over all members, before jitter.
 _ROUND = 0.2
 #: Idle connections that are kept for each member.
@@ -174,7 +178,7 @@ class Etcd:
         endpoint = self.preferred
         create = {**key_range(prefix), "start_revision": str(start_revision), "progress_notify": True}
         try:
-            connection = self._connect(endpoint, self.attempt)
+            connection = connect(endpoint, self.attempt, self._tls)
             channel = connection.sock
             response = self._send(connection, "/v3/watch", {"create_request": create}, self._authorization(endpoint))
             if response.status != http.client.OK:
@@ -225,6 +229,7 @@ class Etcd:
                         raise
             # Between rounds all clients wait for different times, so that a new leader is not asked by all at once.
             if tried % len(self.endpoints) == 0:
+                self.forget_token()
                 self._closed.wait(_ROUND * (0.5 + self._jitter()))
             if self._clock() >= deadline or self._closed.is_set():
                 raise Unknown(unknown) if unknown else Unavailable(reason)
@@ -242,11 +247,16 @@ class Etcd:
     def _authorization(self, endpoint: str) -> dict[str, str]:
         if not self._credentials:
             return {}
-        if not self._token:
-            name, password = self._credentials()
-            body = {"name": name, "password": password}
-            self._token = str(self._exchange(endpoint, "/v3/auth/authenticate", body, {}, self.attempt)["token"])
-        return {"Authorization": self._token}
+        token = self._token = self._token or self._authenticate(endpoint, self._credentials())
+        return {} if token == _NO_USERS else {"Authorization": token}
+
+    def _authenticate(self, endpoint: str, user: Credentials) -> str:
+        try:
+            return str(self._exchange(endpoint, "/v3/auth/authenticate", user._asdict(), {}, self.attempt)["token"])
+        except Rejected as error:
+            if error.is_without_users:
+                return _NO_USERS
+            raise
 
     def forget_token(self) -> None:
         """Authenticate again before the next request."""
@@ -290,10 +300,10 @@ class Etcd:
         with suppress(IndexError):
             connection = self._idle[endpoint].pop()
             connection.sock.settimeout(timeout)
-            if not _is_closed(connection.sock):
+            if not is_closed(connection.sock):
                 return connection
             connection.close()
-        return self._connect(endpoint, timeout)
+        return connect(endpoint, timeout, self._tls)
 
     def _give_back(self, endpoint: str, connection: http.client.HTTPConnection) -> None:
         idle = self._idle[endpoint]
@@ -301,19 +311,6 @@ class Etcd:
             idle.append(connection)
         else:
             connection.close()
-
-    def _connect(self, endpoint: str, timeout: float) -> http.client.HTTPConnection:
-        url = urlsplit(endpoint)
-        host = url.hostname or ""
-        if url.scheme == "https":
-            context = self._tls or ssl.create_default_context()
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, url.port, timeout=timeout, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(host, url.port, timeout=timeout)
-        connection.connect()
-        return connection
 
 
 class Watch:
@@ -376,22 +373,6 @@ class Watch:
         self.close()
         self._response.close()
         self._connection.close()
-
-
-def _is_closed(channel: socket.socket) -> bool:
-    """Return True if the peer closed an idle connection. An idle connection has nothing to read."""
-    timeout = channel.gettimeout()
-    channel.settimeout(0)
-    try:
-        # The peek of an SSLSocket is not allowed; the plain socket's sees the same bytes.
-        socket.socket.recv(channel, 1, socket.MSG_PEEK)
-    except (BlockingIOError, InterruptedError):
-        return False
-    except OSError:
-        return True
-    finally:
-        channel.settimeout(timeout)
-    return True
 
 
 def _reason(error: Exception) -> str:

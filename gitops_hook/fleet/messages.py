@@ -68,6 +68,11 @@ class Rejected(EtcdError):
         """Return True if a new token may make the request succeed."""
         return self.code == UNAUTHENTICATED or any(fault in str(self) for fault in _TOKEN_FAULTS)
 
+    @property
+    def is_without_users(self) -> bool:
+        """Return True if the cluster has no access control, so that nobody can authenticate."""
+        return self.code == FAILED_PRECONDITION and "not enabled" in str(self)
+
 
 class Compacted(EtcdError):
     """The revision that was asked for is no longer stored."""

@@ -283,6 +283,31 @@ def test_authentication(program: Path, clients: ExitStack) -> None:
             client.read("/b/")
 
 
+def test_a_token_of_a_cluster_that_was_wiped_is_replaced(program: Path, clients: ExitStack) -> None:
+    with Cluster(program, options=("--bcrypt-cost=4",)) as cluster:
+        admin = open_client(cluster, clients)
+        for number in range(50):  # the new cluster waits for the raft index that the old token names
+            write(admin, f"/a/{number}")
+        enable_authentication(admin)
+        client = open_client(cluster, clients, credentials=lambda: Credentials("host", "secret"))
+        write(client, "/a/1")
+        cluster.wipe()
+        enable_authentication(admin)
+        write(client, "/a/1", b"again", within=10)
+
+
+def test_credentials_do_no_harm_before_the_access_control_is_enabled(program: Path, clients: ExitStack) -> None:
+    with Cluster(program, options=("--bcrypt-cost=4",)) as cluster:
+        client = open_client(cluster, clients, credentials=lambda: Credentials("host", "secret"))
+        revision = write(client, "/a/1", b"1")
+        with client.watch("/a/", revision) as watch:
+            assert [event.value for event in collect(watch, 1)] == [b"1"]
+        enable_authentication(open_client(cluster, clients))
+        write(client, "/a/1", b"2")
+        with pytest.raises(Rejected, match="denied"):
+            client.read("/b/")
+
+
 def openssl(*words: str, folder: Path) -> None:
     subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
 

@@ -182,6 +182,14 @@ class Torture:
         self.cluster.wipe()
         self.push_both()
 
+    def cluster_with_users_is_wiped(self) -> None:
+        """Replace the cluster by one without users, and enable the access control again."""
+        self.cluster_is_wiped()
+        self.password.write_text("host:secret")
+        client = Etcd(self.cluster.endpoints)
+        enable_authentication(client, KEYS.root)
+        client.close()
+
     def canary_fails(self) -> None:
         self.push(PLANNED, self.receiver(), is_bad=True)
         bad = self.newest[PLANNED]
@@ -277,7 +285,13 @@ def test_torture_with_access_control(program: Path, tmp_path: Path, capsys: pyte
         with Hosts(tmp_path, cluster.endpoints, credentials=lambda: root, **settings) as hosts:
             torture = Torture(cluster, hosts, tmp_path, random.Random(SEED))
             torture.start()
-            faults = [torture.tokens_expire, torture.watches_are_denied, torture.leader_dies, torture.host_dies]
+            faults = [
+                torture.tokens_expire,
+                torture.watches_are_denied,
+                torture.leader_dies,
+                torture.host_dies,
+                torture.cluster_with_users_is_wiped,
+            ]
             report = torture.run(faults, max(1, ROUNDS // 5))
         with capsys.disabled():
             print(f"\n  access control: {report}")
