@@ -144,7 +144,7 @@ def start_control(
     settings: Settings, journal: Journal, checkouts: Checkouts, dispatcher: Dispatcher, signals: SignalPipe
 ) -> Server:
     """Start to serve the control socket. Raises `StartError`."""
-    app = ControlApp(journal, checkouts, dispatcher, settings.clone)
+    app = ControlApp(journal, checkouts, dispatcher, settings.state, settings.clone)
     try:
         server = Server(listen_on_path(settings.control), app, Limits(connections=64, reserve=2), name="control")
     except OSError as error:

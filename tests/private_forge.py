@@ -64,9 +64,13 @@ class Sshd:
         until(self._answers, "sshd does not answer")
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, (self._folder / "sshd.log").read_text()
+        assert self.process.poll() is None, self.log()
         connect = [*self._prefix, "bash", "-c", f": </dev/tcp/127.0.0.1/{self.port}"]
         return subprocess.run(connect, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+    def log(self) -> str:
+        """Return the server's messages since its start."""
+        return (self._folder / "sshd.log").read_text()
 
     def stop(self) -> None:
         self.process.terminate()

@@ -19,14 +19,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from gitops_hook.cli.clone import Source, problem_with
+from gitops_hook.cli.clone import Source, list_branches
 from gitops_hook.cli.forge_pages import CloneUrl, deploy_key_page, parse_clone_url
 from gitops_hook.cli.messages import EX_NOPERM, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE, print_error
 from gitops_hook.cli.migrate import HOMES
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import repository_of
+from gitops_hook.sync.deploy_keys import key_directory, key_of
 
 #: The options of ssh. The last four prevent prompts and connections that hang, as scripts/sync/remote.sh does.
 _SSH_OPTIONS = (
@@ -50,11 +52,6 @@ _HELPER = (
 
 #: Enters a public key at the forge, and returns whether it did.
 Register = Callable[[str, str], bool]
-
-
-def key_directory(state: Path, name: str) -> Path:
-    """Return the directory of the key of a checkout's repository: ``id_ed25519``, its ``.pub``, and ``known_hosts``."""
-    return state / "keys" / repository_of(name)
 
 
 def ssh_source(state: Path, name: str, url: str) -> Source:
@@ -112,44 +109,48 @@ def token_problem(file: Path) -> tuple[str, str] | None:
     return None if token.strip() else (f"{file} contains no token", f"sudoedit {quoted}")
 
 
-def key_of(ssh_command: str) -> Path | None:
-    """Return the key that a ``core.sshCommand`` of ours names."""
-    words = _words(ssh_command)
-    return Path(words[2]) if words[:2] == ["ssh", "-i"] and len(words) > 2 else None
-
-
 def token_file_of(helper: str) -> Path | None:
     """Return the file that a ``credential.helper`` of ours reads."""
-    words = _words(helper[len(_HELPER) :]) if helper.startswith(_HELPER) else []
-    return Path(words[0]) if words else None
+    return Path(shlex.split(helper[len(_HELPER) :])[0]) if helper.startswith(_HELPER) else None
 
 
-def wait_for_access(name: str, source: Source, register: Register, *, ask: bool) -> None:
-    """Test the access with a key; while the forge rejects it, show the key and where to enter it.
+def wait_for_access(name: str, source: Source, register: Register, *, ask: bool) -> list[str]:
+    """Return the branches of a remote; while the forge rejects the key, show the key and where to enter it.
 
     `register` enters the key through the forge's API. With `ask`, a person may enter it and continue. Raises
     `GitopsError` with the status EX_TEMPFAIL if the forge still rejects the key.
     """
-    problem = problem_with(source)
-    if not problem:
-        return
-    if not _REFUSED.search(problem):
-        raise GitopsError(EX_TEMPFAIL, f"{source.url} cannot be read: {problem}")
+    with suppress(_Rejected):
+        return _try_access(source)
     public = _public_key(source)
     if register(repository_of(name), public):
         for _ in range(_TESTS):
-            if not problem_with(source):
-                return
+            with suppress(_Rejected):
+                return _try_access(source)
             time.sleep(_INTERVAL)
     print(f"Public key of {repository_of(name)}:\n\n{public}\n\nEnter it, with read access, at:")
     print(f"  {deploy_key_page(source.url)}", flush=True)
     while ask and _person_continues():
-        problem = problem_with(source)
-        if not problem:
-            return
-        print_error(problem)
+        try:
+            return _try_access(source)
+        except _Rejected as error:
+            print_error(str(error))
     command = shlex.join(["gitops-hook", *sys.argv[1:]])
     raise GitopsError(EX_TEMPFAIL, f"the forge does not accept the key yet; enter it and repeat: {command}")
+
+
+class _Rejected(GitopsError):
+    """The forge does not know the key, or hides the repository from it."""
+
+
+def _try_access(source: Source) -> list[str]:
+    """Return the branches of a remote. Raises `_Rejected`, or `GitopsError` for another problem."""
+    try:
+        return list_branches(source)
+    except GitopsError as error:
+        if _REFUSED.search(str(error)):
+            raise _Rejected(error.status, str(error)) from None
+        raise
 
 
 def _person_continues() -> bool:
@@ -192,10 +193,3 @@ def _run(*command: str) -> str:
     if done.returncode and command[0] != "ssh-keyscan":  # its status is 1 if one kind of key is missing
         raise GitopsError(EX_UNAVAILABLE, f"{command[0]} failed: {done.stderr.strip()}")
     return done.stdout
-
-
-def _words(command: str) -> list[str]:
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return []

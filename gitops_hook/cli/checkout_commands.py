@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from gitops_hook.github.client import ApiError, Client, is_at
 from gitops_hook.model import History
 from gitops_hook.names import is_valid_checkout, repository_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts
-from gitops_hook.sync.git import git_output
+from gitops_hook.sync.deploy_keys import key_of_checkout
 from gitops_hook.text import redact, suggest
 from gitops_hook.users import requesting_user
 
@@ -38,11 +37,7 @@ def add(given: Arguments) -> int:
         raise GitopsError(EX_USAGE, "give --ssh-key or --token-file, not both")
     client = forge_commands.optional_client(settings) if given.ssh_key else None
     with requests_to_daemon(settings, "gitops-hook add") as post:
-        sources = {name: _source(given, settings, name, client) for name in given.repository}
-        for name, source in sources.items():
-            if not Checkouts(settings.root).find(name):
-                clone.check_place(settings.root, name)
-                clone.check_remote(name, source, given.branch)
+        sources = {name: _checked_source(given, settings, name, client) for name in given.repository}
         for name, source in sources.items():
             path = clone.create(settings.root, name, source, own)
             if not path:
@@ -58,16 +53,32 @@ def add(given: Arguments) -> int:
     return status
 
 
-def _source(given: Arguments, settings: Settings, name: str, client: Client | None) -> clone.Source:
-    """Return where to clone from. With --ssh-key, wait until the forge accepts the key. Raises `GitopsError`."""
+def _checked_source(given: Arguments, settings: Settings, name: str, client: Client | None) -> clone.Source:
+    """Return where to clone from, after the checks that need no clone. Raises `GitopsError` if one fails.
+
+    The remote is asked at most once. With --ssh-key, wait until the forge accepts the key.
+    """
     known = Checkouts(settings.root).find(name)
     url = given.url or (known.settings.get("origin", "") if known else "") or settings.clone_url
     url = url.replace("{repository}", repository_of(name))
-    if given.token:
-        return access.token_source(url, Path(given.token))
-    if not given.ssh_key:
-        return clone.Source(url)
-    source = access.ssh_source(settings.state, name, url)
+    if not known:
+        clone.check_place(settings.root, name)
+        clone.check_url(name, url)
+    if given.ssh_key:
+        source = access.ssh_source(settings.state, name, url)
+        branches = _wait_for_access(given, settings, name, source, client)
+    else:
+        source = access.token_source(url, Path(given.token)) if given.token else clone.Source(url)
+        branches = [] if known else clone.list_branches(source)
+    if not known:
+        clone.check_branch(source, branches, given.branch)
+    return source
+
+
+def _wait_for_access(
+    given: Arguments, settings: Settings, name: str, source: clone.Source, client: Client | None
+) -> list[str]:
+    """Wait until the forge accepts the key, and return the branches of the remote."""
 
     def register(repository: str, public_key: str) -> bool:
         if not client or not is_at(settings.api_url, source.url):
@@ -81,8 +92,7 @@ def _source(given: Arguments, settings: Settings, name: str, client: Client | No
         print(f"The key of {repository} was entered as a deploy key with read access")
         return True
 
-    access.wait_for_access(name, source, register, ask=sys.stdin.isatty() and not given.yes)
-    return source
+    return access.wait_for_access(name, source, register, ask=sys.stdin.isatty() and not given.yes)
 
 
 def _print_next_step(settings: Settings, names: Sequence[str]) -> None:
@@ -137,7 +147,8 @@ def remove(given: Arguments) -> int:
         hooks = forge_commands.open_hooks(given, needs_url=False)[1]
     with requests_to_daemon(settings, "gitops-hook remove") as post:
         body = {"checkout": name, "keep_files": given.keep_files, "force": given.force, "by": user}
-        key = _key(settings, name)
+        found = Checkouts(settings.root).find(name)
+        key = key_of_checkout(settings.state, found.path) if found else None
         answer = post("/remove", body)
         print(f"{name} was removed" + (f"; its files stay in {answer['kept']}" if answer["kept"] else ""))
         if answer["leftover"]:
@@ -152,18 +163,6 @@ def remove(given: Arguments) -> int:
                 raise GitopsError(EX_UNAVAILABLE, f"{error}; then: gitops-hook unregister {target}") from None
             post("/forget-ping", {"target": target, "url": hooks.url, "by": user})
     return 0
-
-
-def _key(settings: Settings, name: str) -> Path | None:
-    """Return the key that `add --ssh-key` created for a checkout, which may have had another name then."""
-    checkout = Checkouts(settings.root).find(name)
-    if not checkout:
-        return None
-    try:
-        key = access.key_of(git_output(checkout.path, "config", "core.sshCommand"))
-    except subprocess.SubprocessError:  # there is none
-        return None
-    return key if key and key.is_relative_to(settings.state / "keys") else None
 
 
 def _recorded_name(settings: Settings, name: str) -> str:

@@ -67,25 +67,23 @@ def check_place(root: Path, name: str) -> None:
         raise GitopsError(EX_DATAERR, f"{path.parent} is itself a checkout; move it away and repeat")
 
 
-def check_remote(name: str, source: Source, branch: str | None) -> None:
-    """Raise `GitopsError` if the remote is another repository, does not answer, or lacks `branch`."""
-    url, repository = source.url, repository_of(name)
-    if not is_in_url(repository, url):
-        raise GitopsError(EX_USAGE, f"the URL {url} does not end in {repository}")
-    answer = git(f"{url} cannot be read", *_options(source), "ls-remote", "--heads", "--", url)
-    branches = [line.partition("\trefs/heads/")[2] for line in answer.splitlines()]
+def check_url(name: str, url: str) -> None:
+    """Raise `GitopsError` if `url` leads to another repository than that of the checkout `name`."""
+    if not is_in_url(repository_of(name), url):
+        raise GitopsError(EX_USAGE, f"the URL {url} does not end in {repository_of(name)}")
+
+
+def list_branches(source: Source) -> list[str]:
+    """Return the branches of the remote. Raises `GitopsError` with git's messages if it cannot be read."""
+    answer = git(f"{source.url} cannot be read", *_options(source), "ls-remote", "--heads", "--", source.url)
+    return [line.partition("\trefs/heads/")[2] for line in answer.splitlines()]
+
+
+def check_branch(source: Source, branches: Sequence[str], branch: str | None) -> None:
+    """Raise `GitopsError` if the remote lacks `branch`."""
     if branch and branch not in branches:
         hint = suggest(branch, branches)
-        raise GitopsError(EX_NOINPUT, f"the branch {branch} does not exist at {url}{hint}")
-
-
-def problem_with(source: Source) -> str:
-    """Return the last messages of git if the remote cannot be read, else an empty string."""
-    try:
-        git("", *_options(source), "ls-remote", "--heads", "--", source.url)
-    except GitopsError as error:
-        return str(error).removeprefix(": ")
-    return ""
+        raise GitopsError(EX_NOINPUT, f"the branch {branch} does not exist at {source.url}{hint}")
 
 
 def create(root: Path, name: str, source: Source, settings: Mapping[str, str]) -> Path | None:

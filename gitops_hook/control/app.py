@@ -39,6 +39,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from gitops_hook.errors import HTTPError, JournalError
@@ -50,6 +51,7 @@ from gitops_hook.model import Delivery
 from gitops_hook.names import is_valid_checkout, may_clone
 from gitops_hook.sync import holds, moves
 from gitops_hook.sync.checkouts import Checkout, Checkouts, position
+from gitops_hook.sync.deploy_keys import follow_rename
 from gitops_hook.sync.dispatcher import Dispatcher
 from gitops_hook.sync.releases import find_commit, last_good_commit
 from gitops_hook.sync.settings import write_setting
@@ -73,17 +75,20 @@ class ControlApp:
         journal: Journal,
         checkouts: Checkouts,
         dispatcher: Dispatcher,
+        state: Path,
         clone: Sequence[str] = (),
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Create the application.
 
-        `clone` holds the patterns of repositories that a run may clone. `now` returns seconds since the epoch.
+        `state` is the state directory. `clone` holds the patterns of repositories that a run may clone. `now` returns
+        seconds since the epoch.
         """
         self._journal = journal
         self._checkouts = checkouts
         self._dispatcher = dispatcher
+        self._state = state
         self._clone = clone
         self._now = now
         self._routes: dict[str, Callable[[_Body], _Answer]] = {
@@ -229,6 +234,7 @@ class ControlApp:
                 (moved,) = self._existing({"checkouts": [new]})
                 path = moved.path
                 moves.set_origin(moved._replace(repository=name), new)
+            follow_rename(self._state, self._checkouts, path, name, new)
             rename_checkout(self._journal, name, new)
         self._dispatcher.notify(new)
         log.info("checkout renamed", repository=new, name=name, by=_text(body, "by") or None)

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from gitops_hook.errors import GitopsError
 from gitops_hook.names import replace_in_url, repository_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts, is_checkout
 from gitops_hook.sync.git import git_output
@@ -31,8 +32,11 @@ _PATIENCE = 3.0
 _INTERVAL = 0.05
 
 
-class MoveError(Exception):
-    """A checkout that cannot be moved or removed now. The message has the reason."""
+class MoveError(GitopsError):
+    """A checkout that cannot be moved or removed now: exit 75 (EX_TEMPFAIL)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(75, message)
 
 
 class Removed(NamedTuple):

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import socket
 import stat
 import subprocess
@@ -23,7 +24,7 @@ from harness import push, until
 from private_forge import PrivateHandler, Sshd, create_certificate, https_server, needs_openssl, needs_sshd
 from scratch import Upstream, git
 
-from gitops_hook.cli import access
+from gitops_hook.sync.deploy_keys import key_of
 
 TOKEN = "glpat-a-token-of-the-forge"
 
@@ -74,6 +75,90 @@ def test_add_creates_a_key_shows_it_and_continues_after_it_was_entered(tmp_path,
     hook("rename", "acme/site", "acme/shop", status=75)  # the forge has not renamed it
     hook("remove", "acme/shop")
     assert not key.exists()
+
+
+@needs_sshd
+def test_a_renamed_repository_keeps_its_key_in_every_environment(tmp_path, upstream, server, hook):
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
+    public = public_key(hook(*words, status=75).stdout)
+    server.authorize(public)
+    hook(*words)
+    hook("add", "acme/site@staging", *words[2:])
+    keys = tmp_path / "state/keys/acme"
+    pinned = (keys / "site/known_hosts").read_text()
+    upstream.rename("acme/shop")
+    hook("rename", "acme/site", "acme/shop")
+    for name in ("acme/shop", "acme/shop@staging"):
+        command = git("config", "core.sshCommand", cwd=tmp_path / "root" / name)
+        assert key_of(command) == keys / "shop/id_ed25519"
+        assert f"UserKnownHostsFile={keys}/shop/known_hosts" in command
+        assert findings(hook, name)["access"] == ("ok", "")
+    assert sorted(keys.iterdir()) == [keys / "shop"]
+    assert (keys / "shop/known_hosts").read_text() == pinned
+    assert stat.S_IMODE((keys / "shop/id_ed25519").stat().st_mode) == 0o600
+    # `add --ssh-key` uses the same key, and an unrelated repository with the old name gets its own.
+    hook("add", "acme/shop", "--ssh-key", "--url", server.url(upstream))
+    assert (keys / "shop/id_ed25519.pub").read_text().strip() == public
+    upstream.rename("acme/site")
+    assert public_key(hook(*words, status=75).stdout) != public
+
+
+@needs_sshd
+def test_an_environment_that_moves_to_another_repository_uses_the_key_of_that_repository(
+    tmp_path, upstream, server, hook
+):
+    other = Upstream(tmp_path / "forge", "acme/blog")
+    for name, repository, is_new in (
+        ("acme/site", upstream, True),
+        ("acme/site@test", upstream, False),
+        ("acme/blog", other, True),
+    ):
+        words = ["add", name, "--ssh-key", "--url", server.url(repository)]
+        if is_new:
+            server.authorize(public_key(hook(*words, status=75).stdout))
+        hook(*words)
+    hook("rename", "acme/site@test", "acme/blog@test")
+    keys = tmp_path / "state/keys/acme"
+    for name, key in (("acme/site", "site"), ("acme/blog", "blog"), ("acme/blog@test", "blog")):
+        command = git("config", "core.sshCommand", cwd=tmp_path / "root" / name)
+        assert key_of(command) == keys / key / "id_ed25519"
+    public = [(keys / name / "id_ed25519.pub").read_text() for name in ("site", "blog")]
+    assert public[0] != public[1]
+
+
+@needs_sshd
+def test_add_asks_the_remote_once_before_it_clones(tmp_path, upstream, server, hook):
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream), "--branch", "main"]
+    server.authorize(public_key(hook(*words, status=75).stdout))
+    assert "did you mean main?" in hook(*words[:-1], "mian", status=66).stderr
+    assert server.log().count("Accepted publickey") == 1
+    assert not (tmp_path / "root/acme").exists()
+    hook(*words)
+    assert server.log().count("Accepted publickey") == 1 + 3  # the check, the clone, and the run
+
+
+@needs_sshd
+def test_an_impossible_request_creates_no_key(tmp_path, upstream, server, hook):
+    (tmp_path / "root/acme/site").mkdir(parents=True)
+    (tmp_path / "root/acme/site/notes").touch()
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
+    assert "is no checkout" in hook(*words, status=65).stderr
+    shutil.rmtree(tmp_path / "root/acme")
+    assert "does not end in acme/blog" in hook("add", "acme/blog", *words[2:], status=64).stderr
+    assert not (tmp_path / "state/keys").exists()
+
+
+@needs_sshd
+def test_add_with_a_key_reports_a_checkout_in_use(tmp_path, upstream, server, hook):
+    checkout = upstream.checkout(tmp_path / "root")
+    words = ["add", "acme/site", "--ssh-key", "--url", server.url(upstream)]
+    server.authorize(public_key(hook(*words, status=75).stdout))
+    command = ["flock", checkout / ".git/gitops.lock", "bash", "-c", "echo; read -r"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        assert "try again after its end" in hook(*words, status=75).stderr
+        holder.communicate(b"\n")
+    hook(*words)
 
 
 @needs_sshd
@@ -139,7 +224,7 @@ def test_an_existing_checkout_gets_a_key(tmp_path, upstream, server, hook):
     server.authorize(public_key(hook(*words, status=75).stdout))
     hook(*words)
     assert git("remote", "get-url", "origin", cwd=checkout) == server.url(upstream)
-    assert access.key_of(git("config", "core.sshCommand", cwd=checkout))
+    assert key_of(git("config", "core.sshCommand", cwd=checkout))
 
 
 def test_a_key_needs_a_host_that_answers(upstream, hook):
@@ -217,9 +302,9 @@ def test_a_token_file_must_be_private_and_its_url_https(tmp_path, upstream, hook
 # -- doctor --------------------------------------------------------------------------------------------------------
 
 
-def findings(hook, **more: str) -> dict[str, tuple[str, str]]:
+def findings(hook, name: str = "acme/site", **more: str) -> dict[str, tuple[str, str]]:
     (command,) = code_blocks("docs/private.md", "Problems", "sh")
-    done = hook(*shlex.split(command)[1:], "--json", **more)
+    done = hook(*shlex.split(command.replace("acme/site", name))[1:], "--json", **more)
     return {row["check"]: (row["level"], row["fix"]) for row in map(json.loads, done.stdout.splitlines())}
 
 

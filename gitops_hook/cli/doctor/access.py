@@ -6,10 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from gitops_hook.cli.access import key_of, token_file_of, token_problem
+from gitops_hook.cli.access import token_file_of, token_problem
 from gitops_hook.cli.doctor.finding import Results, current_user, failure, output_of, passed, quote
 from gitops_hook.config import Settings
 from gitops_hook.sync.checkouts import Checkout
+from gitops_hook.sync.deploy_keys import key_of
 
 
 def access(settings: Settings, checkout: Checkout) -> Results:
