@@ -156,16 +156,17 @@ def _find_missed(
     missed: list[Missed] = []
     problems: list[str] = []
 
-    def is_kept(name: str) -> bool:
+    def checkouts_of(name: str) -> list[str]:
         if wanted and name.lower() not in wanted:
-            return False
-        return bool(checkouts.find_all(name)) or may_clone(name, settings.clone)
+            return []
+        found = [checkout.repository for checkout in checkouts.find_all(name)]
+        return found or [name] * may_clone(name, settings.clone)
 
     for hook in at_forge.known():
         if wanted and "/" in hook.target and hook.target.lower() not in wanted:
             continue
         try:
-            missed += at_forge.missed(hook, is_kept, redeliver=redeliver)
+            missed += at_forge.missed(hook, checkouts_of, redeliver=redeliver)
         except ApiError as error:
             problems.append(f"hook {hook.hook} of {hook.target} cannot be asked about: {error}")
             if error.http == 404:

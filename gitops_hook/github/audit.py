@@ -4,7 +4,8 @@ Rules:
 
 1. Only registered webhooks whose ping arrived are examined, so the number of calls depends on no payload.
 2. A delivery is missed if the forge failed to deliver it and the journal does not know it.
-3. A missed delivery is redelivered only if no later run of its repository succeeded.
+3. A missed delivery is redelivered unless a later run of every checkout of its repository succeeded. The forge's
+   list does not name the branch of a push, so any checkout may need it.
 
 Sources: GitHub, REST API endpoints for webhook deliveries; "Handling failed webhook deliveries" for the
 limit of three days.
@@ -13,7 +14,7 @@ limit of three days.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from gitops_hook.github.webhooks import Hooks, delivery_time, hook_path, status_of
@@ -54,19 +55,23 @@ class Audit:
         arrived = [ping for ping in self._journal.hook_pings() if ping.received]
         return sorted(arrived, key=lambda ping: (ping.target.lower(), ping.hook))
 
-    def missed(self, hook: HookPing, is_kept: Callable[[str], bool], *, redeliver: bool = False) -> Iterator[Missed]:
-        """Yield the undelivered pushes of `hook` from the last three days, of repositories that `is_kept` accepts.
+    def missed(
+        self, hook: HookPing, checkouts_of: Callable[[str], Collection[str]], *, redeliver: bool = False
+    ) -> Iterator[Missed]:
+        """Yield the undelivered pushes of `hook` from the last three days.
 
-        `redeliver` requests the redelivery of the pushes without a later successful run. Raises `ApiError`.
+        `checkouts_of` returns the names of the checkouts of a repository. A push of a repository without one is left
+        out. `redeliver` requests the redelivery of the pushes that no later run replaced. Raises `ApiError`.
         """
         path = f"{hook_path(hook.target, hook.hook)}/deliveries"
         for delivery, first in self._failed(f"{path}?per_page=100"):
             repository = self._repository(hook, path, delivery)
-            if not is_kept(repository):
+            checkouts = checkouts_of(repository)
+            if not checkouts:
                 continue
             reason, number = self._hooks.reason(delivery), delivery["id"]
             then = "missed"
-            if self._journal.is_confirmed_since(repository, first + _SKEW):
+            if all(self._journal.is_confirmed_since(name, first + _SKEW) for name in checkouts):
                 then = "repaired"
             elif redeliver:
                 self._client.call("POST", f"{path}/{number}/attempts")

@@ -18,7 +18,7 @@ def audit(hooks: Hooks, *, kept: object = None, redeliver: bool = False) -> list
     return [
         missed
         for ping in Audit(hooks).known()
-        for missed in Audit(hooks).missed(ping, lambda name: kept is None or name == kept, redeliver=redeliver)
+        for missed in Audit(hooks).missed(ping, lambda name: [name] * (kept in (None, name)), redeliver=redeliver)
     ]
 
 

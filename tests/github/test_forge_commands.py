@@ -7,11 +7,13 @@ import os
 import pty
 import shutil
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,30 @@ def test_audit_shows_what_was_missed_and_has_it_delivered_again(forge, daemon, h
     assert (row["guid"], row["then"]) == ("lost", "redelivered")
     daemon.wait_for("run updated .*delivery=lost")
     assert git("rev-parse", "HEAD", cwd=daemon.root / "acme/site") == upstream.head()
+
+
+def test_a_push_is_repaired_only_after_a_run_of_every_checkout_of_its_repository(
+    forge, daemon, hook, at_forge, url, tmp_path
+):
+    upstream = Upstream(tmp_path / "forge")
+    git("branch", "staging", cwd=upstream.bare)
+    upstream.checkout(daemon.root)
+    hook("add", "acme/site@staging", "--branch", "staging")
+    hook("register", "acme/site", "--url", url)
+    payload = push("acme/site", upstream.head(), ref="refs/heads/staging")
+    forge.missed("acme/site", forge.hooks["acme/site"][0]["id"], payload=payload, ago=120)
+    with closing(sqlite3.connect(daemon.state / "journal.db")) as journal, journal:
+        journal.execute("UPDATE runs SET started = started - 600, ended = ended - 600")
+    hook("sync", "acme/site")
+    (row,) = objects(hook("audit", "--json", status=1))
+    assert row["then"] == "missed"
+    hook("sync", "acme/site@staging")
+    (row,) = objects(hook("audit", "--json"))
+    assert row["then"] == "repaired"
+    # A repository may have no checkout except its environments.
+    hook("remove", "acme/site")
+    (row,) = objects(hook("audit", "--json"))
+    assert row["then"] == "repaired"
 
 
 def test_a_sweep_requests_only_redeliveries_that_no_run_replaced(forge, daemon, hook, at_forge, url, tmp_path):
