@@ -23,12 +23,21 @@ from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Delivery
 from gitops_hook.sync.checkouts import Checkouts
 
-#: The newest outcome of the first repositories: every state, four failures. "" is a run that has not ended, "queued" a
-#: delivery without a run, "never" neither. Every other repository is up to date.
-OUTCOMES = (
-    "deploy-failed", "paused", "updated", "rolled-back", "dirty", "no-access", "unreachable", "", "queued", "held", "never",
-)  # fmt: skip
-FAILURES = 4
+#: The newest outcome of the first repositories, by state: four failures. "" is a run that has not ended, "queued" a
+#: delivery without a run, "never" neither, "deleted" a checkout that is gone. Every other repository is up to date.
+NEWEST = (
+    ("action needed", "deploy-failed"),
+    ("paused", "paused"),
+    ("in sync", "updated"),
+    ("rolled back", "rolled-back"),
+    ("action needed", "dirty"),
+    ("missing", "deleted"),
+    ("waiting to retry", "unreachable"),
+    ("running", ""),
+    ("queued", "queued"),
+    ("held", "held"),
+    ("never synced", "never"),
+)
 NAMES = (
     "acme/billing", "acme/intranet", "acme/shop", "acme/search", "acme/docs", "infra/backup", "infra/dns", "acme/website",
     "acme/shop@staging", "acme/payments", "acme/newsletter", "infra/monitoring",
@@ -51,7 +60,6 @@ _MESSAGES = {
     "deploy-failed": "gitops.deploy failed with exit 3 at {}, which stays checked out; the next run deploys it again",
     "rolled-back": "gitops.health did not succeed within 30 s at {}, so the last good commit was restored and deployed",
     "dirty": "local changes prevent the move to main {}: config.php; commit or stash them, or let runs stash them",
-    "no-access": "the remote rejects the key of this host, or hides the repository",
     "unreachable": "the remote cannot be reached: connection timed out",
 }
 _RUN = "INSERT INTO runs VALUES (" + ", ".join(["?"] * 16) + ")"
@@ -77,9 +85,10 @@ class Host(NamedTuple):
 def serve(folder: Path, repositories: int, runs: int = 30) -> Iterator[Host]:
     """Serve a page over `repositories` with at most `runs` runs each."""
     names = (*NAMES, *(f"acme/service-{number}" for number in range(len(NAMES), repositories)))[:repositories]
-    outcomes = (*OUTCOMES, *["updated"] * repositories)[:repositories]
+    outcomes = (*(outcome for _, outcome in NEWEST), *["updated"] * repositories)[:repositories]
     for name, outcome in zip(names, outcomes):
-        _make_checkout(folder / "root" / name, paused=outcome == "paused")
+        if outcome != "deleted":
+            _make_checkout(folder / "root" / name, paused=outcome == "paused")
     with closing(Journal(folder / "state")) as journal:
         _fill(journal, folder / "state/journal.db", dict(zip(names, outcomes)), runs)
         rejections = Rejections()
@@ -119,7 +128,7 @@ def _fill(journal: Journal, path: Path, outcomes: dict[str, str], most: int) -> 
         for number, (moment, name) in enumerate(started, 1):
             outcome: str | None = chance.choices(("updated", "unchanged", "deploy-failed"), (20, 5, 1))[0]
             if newest[name] == number:
-                outcome = None if outcomes[name] == "" else outcomes[name].replace("queued", "updated")
+                outcome = {"": None, "queued": "updated", "deleted": "updated"}.get(outcomes[name], outcomes[name])
             before, after = (f"{chance.getrandbits(160):040x}" for _ in "ab")
             took = chance.choice((0.3, 0.4, 0.6, 1.2, 4.0))
             message = _MESSAGES.get(outcome or "", "").format(after[:10])

@@ -26,7 +26,7 @@ from gitops_hook.dashboard.html import (
     section,
     table,
 )
-from gitops_hook.dashboard.runs import RunWithCommits, next_command, run_table
+from gitops_hook.dashboard.runs import RunWithCommits, next_command, reason, run_table
 from gitops_hook.model import Delivery, Served
 from gitops_hook.outcomes import BAD, GOOD, RUNNING, WAIT, outcome_of, severity_of
 from gitops_hook.sync.checkouts import Position
@@ -59,7 +59,7 @@ def repository(
     return Page(
         f"{status.repository}: {status.state} · gitops-hook",
         f'<h1>{name}</h1><p class="lead">{label(status.state)} confirmed in sync {ago(status.confirmed)}</p>'
-        + (message_box(status.run) if status.run and status.problem else "")
+        + message_box(reason(status), status.state)
         + f"<p>Next: {next_command(status.state, status.run, status.repository, status.hold)}</p>"
         + facts(_repository_facts(status, settings, at))
         + history_chart(status.history)
@@ -126,7 +126,7 @@ def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
         f'<span class="quiet">run {current.id}</span></h1>'
         f'<p class="lead">{label(outcome)} {duration(current)}, trigger: {escape(current.trigger)}</p>'
         + (f'<p class="stands">{commit}</p>' if commit else "")
-        + message_box(current)
+        + message_box(message(current), current.outcome)
         + (f"<p>Next: {command}</p>" if command else ""),
         severity_of(current.outcome),
         static=section("output", "Output", _output(current.id, output)),

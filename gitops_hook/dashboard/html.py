@@ -148,9 +148,9 @@ def message(run: Run) -> str:
     return escape((run.message or "").removeprefix(f"{run.repository}: "))
 
 
-def message_box(run: Run) -> str:
-    """Return the message of a run as a paragraph, or nothing."""
-    return f'<p class="fix {severity_of(run.outcome)}">{message(run)}</p>' if run.message else ""
+def message_box(text: str, word: str | None) -> str:
+    """Return a text in HTML as a paragraph with the severity of a state or an outcome, or nothing."""
+    return f'<p class="fix {severity_of(word)}">{text}</p>' if text else ""
 
 
 def commit_line(commit: Commit | None, origin: str = "") -> str:

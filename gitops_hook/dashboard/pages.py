@@ -21,16 +21,15 @@ from gitops_hook.dashboard.html import (
     escape,
     keyed,
     label,
-    message,
     repository_link,
     repository_path,
     section,
     unbroken_span,
 )
-from gitops_hook.dashboard.runs import RunWithCommits, next_command, run_table
+from gitops_hook.dashboard.runs import RunWithCommits, next_command, reason, run_table
 from gitops_hook.model import Commit, Run
-from gitops_hook.outcomes import BAD, GOOD, RUNNING, STATES, severity_of
-from gitops_hook.sync.status import RepositoryStatus
+from gitops_hook.outcomes import BAD, GOOD, STATES, severity_of
+from gitops_hook.sync.status import MISSING, RepositoryStatus
 
 #: The state that needs a person. It includes every state with the severity `BAD`.
 ACTION_NEEDED = "action needed"
@@ -256,7 +255,8 @@ def _problem_list(view: Overview, known: Collection[str]) -> str:
 
 
 def _problem(status: RepositoryStatus, view: Overview) -> str:
-    name, failed = status.repository, status.run
+    name = status.repository
+    failed = status.run if status.state != MISSING else None
     commit = view.rejected.get(failed.id) if failed else None
     tail = view.tails.get(failed.id) if failed else None
     what = f'<span class="what">{_short_commit(commit)}</span>'
@@ -264,14 +264,22 @@ def _problem(status: RepositoryStatus, view: Overview) -> str:
     when = failed.ended if failed and failed.ended else status.confirmed
     return (
         f'<details id="p-{escape(name)}"><summary><b>{escape(name)}</b> '
-        f"{label(failed.outcome or RUNNING) if failed else label(status.state)} {what} {author} {ago(when)}</summary>"
-        f'<div class="more"><p>{message(failed) if failed else ""}</p>'
+        f"{label(_problem_word(status))} {what} {author} {ago(when)}</summary>"
+        f'<div class="more"><p>{reason(status)}</p>'
         + (f'<pre class="tail">{tail}</pre>' if tail else "")
-        + f"<p>Next: {next_command(status.state, failed, name)}</p>"
+        + f"<p>Next: {next_command(status.state, status.run, name)}</p>"
         + (f"<p>{commit_line(commit, status.origin)}</p>" if commit else "")
         + (f'<p><a href="/runs/{failed.id}">Run {failed.id} with its output</a> · ' if failed else "<p>")
         + f"{repository_link(name)}</p></div></details>"
     )
+
+
+def _problem_word(status: RepositoryStatus) -> str:
+    """Return the outcome or the cause for which a repository needs a person, or else its state."""
+    run = status.run
+    if not run or status.state == MISSING:
+        return status.state
+    return (run.outcome if severity_of(run.outcome) == BAD else run.cause) or status.state
 
 
 def _no_match(query: Query) -> str:

@@ -13,6 +13,7 @@ from gitops_hook.dashboard.html import (
     commit_list,
     escape,
     label,
+    message,
     repository_link,
     table,
     unbroken_span,
@@ -20,6 +21,7 @@ from gitops_hook.dashboard.html import (
 from gitops_hook.model import COUNTED, Commit, Run
 from gitops_hook.outcomes import BAD, RUNNING, WAIT, severity_of
 from gitops_hook.sync.holds import Hold
+from gitops_hook.sync.status import MISSING, RepositoryStatus
 
 #: The outcome after which the commit that was tried is not checked out, although the run may have moved the checkout.
 _ROLLED_BACK = "rolled-back"
@@ -27,7 +29,6 @@ _ROLLED_BACK = "rolled-back"
 _NOT_TRIED = ("paused", "held", "unchanged", "unreachable", "early", "no-access")
 #: The command that an operator runs next, by state. Every other state has the last one.
 _STATE_COMMANDS = {
-    "missing": "gitops-hook remove {}",
     "rolled back": "gitops-hook logs {}",
     "running": "gitops-hook logs -f {}",
     "paused": "gitops-hook resume {}",
@@ -35,6 +36,8 @@ _STATE_COMMANDS = {
     "in sync": "gitops-hook runs {}",
 }
 _SYNC_COMMAND = "gitops-hook sync {}"
+#: The commands for a checkout that was deleted: clone it again, or forget it.
+_MISSING_COMMANDS = ("gitops-hook add {}", "gitops-hook remove {}")
 
 
 class RunWithCommits(NamedTuple):
@@ -75,11 +78,20 @@ class RunWithCommits(NamedTuple):
 
 def next_command(state: str, newest: Run | None, repository: str, hold: Hold | None = None) -> str:
     """Return the command that an operator runs next: the fix of the newest run, or the command of the state."""
+    if state == MISSING:
+        return " or ".join(command(text.format(repository)) for text in _MISSING_COMMANDS)
     if newest and newest.fix and severity_of(state) in (BAD, WAIT):
         return command(newest.fix)
     if state == "held" and hold:
         return command(f"gitops-hook deploy {repository}")
     return command(_STATE_COMMANDS.get(state, _SYNC_COMMAND).format(repository))
+
+
+def reason(status: RepositoryStatus) -> str:
+    """Return why the newest run failed or the checkout cannot be synced, or nothing."""
+    if status.state == MISSING:
+        return "The checkout was deleted."
+    return message(status.run) if status.run and status.problem else ""
 
 
 def run_table(runs: Iterable[RunWithCommits], *, with_repository: bool = False) -> str:

@@ -411,7 +411,8 @@ def test_a_refresh_of_a_thousand_repositories_is_small(tmp_path):
         assert 'rel="next"' not in last
 
 
-def test_a_rolled_back_repository_counts_as_action_needed_and_names_the_rejected_commit(page, journal):
+def test_a_rolled_back_repository_counts_as_action_needed_and_names_the_rejected_commit(page, journal, tmp_path):
+    (tmp_path / "root/acme/site/.git").mkdir(parents=True)
     run = finished(journal, "acme/site", "rolled-back", before="a" * 40, after="a" * 40)
     journal.save_commits(run, [Commit("a" * 40, "Ada", "Good", 9.0), Commit("b" * 40, "Bob", "Bad <idea>", 9.0)], 0)
     finished(journal, "acme/other", "updated")
@@ -448,6 +449,30 @@ def test_many_problems_leave_the_list_in_sight(page, journal):
     assert within("section", shown).count("<details") == 5
     assert '<a href="/?state=action+needed">3 more</a>' in shown
     assert within("section", page.get("/?state=action+needed").text).count("<details") == 8
+
+
+@pytest.mark.parametrize("cause", ["loop", "renamed"])
+def test_a_problem_after_a_good_outcome_shows_its_cause(page, journal, cause):
+    finished(journal, "acme/site", "updated", cause=cause, message="acme/site: look at it")
+    summary = within("summary", within("section", page.get("/").text))
+    assert f'<span class="word bad">{cause}</span>' in summary
+    assert "updated" not in summary
+
+
+def test_a_deleted_checkout_is_not_blamed_on_its_last_run(page, journal):
+    run = finished(journal, "acme/gone", "dirty", after="a" * 40, message="acme/gone: commit", fix="git -C /x stash")
+    journal.save_commits(run, [Commit("a" * 40, "Ada", "Say hello", 9.0)], 1)
+    needs = within("section", page.get("/").text)
+    assert '<span class="word bad">missing</span>' in needs
+    assert "The checkout was deleted." in needs
+    assert re.findall('<code class="command">([^<]*)', needs) == [
+        "gitops-hook add acme/gone",
+        "gitops-hook remove acme/gone",
+    ]
+    assert "Ada" not in needs
+    shown = page.get("/repositories/acme/gone").text
+    assert '<p class="fix bad">The checkout was deleted.</p>' in shown
+    assert "stash" not in shown
 
 
 def test_rejected_webhooks_are_counted_within_bounds_and_for_a_day(tmp_path, journal):
