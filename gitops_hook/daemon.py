@@ -96,7 +96,9 @@ def serve(settings: Settings, environ: MutableMapping[str, str]) -> int:
             settings,
             environ,
             lambda: forwarded_middleware(webhook, settings.trusted_proxies),
-            lambda: make_dashboard(settings, journal, checkouts, metrics, rejections, fleet=fleet),
+            lambda: make_dashboard(
+                settings, journal, checkouts, metrics, rejections, secret_places=secrets.places(environ), fleet=fleet
+            ),
         )
         dispatcher.start()
         if fleet:

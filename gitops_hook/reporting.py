@@ -5,7 +5,7 @@ In a fleet, one host sends the notices and the commit statuses of all hosts.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from gitops_hook.config import Settings
@@ -80,6 +80,7 @@ def make_dashboard(
     metrics: Metrics,
     rejections: Rejections,
     *,
+    secret_places: Sequence[str],
     fleet: FleetNode | None,
 ) -> Application:
     """Return the status page, with the pages of the fleet. Both are optional: import them only here."""
@@ -96,5 +97,6 @@ def make_dashboard(
         settings.sync_timeout,
         lambda: (CONTENT_TYPE, metrics.exposition()),
         rejections.last_day,
+        secret_places=secret_places,
         more=pages,
     )

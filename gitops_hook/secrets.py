@@ -11,10 +11,12 @@ Rules:
 from __future__ import annotations
 
 import hmac
+import os
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from gitops_hook.config import ENVIRONMENT_FILE
 from gitops_hook.errors import ConfigError, reason_of
 from gitops_hook.log import log
 
@@ -108,6 +110,21 @@ class SecretSource:
                         reason=reason_of(error),
                     )
         return self._secrets
+
+    def places(self, environ: Mapping[str, str]) -> list[str]:
+        """Return where an operator finds the secrets: a variable, and a file or the setting of a systemd credential.
+
+        `environ` are the variables of the daemon. Only the daemon can read its copy of a credential, so the result has
+        the file that the shipped unit loads, or else the name of the unit's setting.
+        """
+        found = ["GITHUB_WEBHOOK_SECRET"] if self._fixed else []
+        if self._path and str(self._path.parent) == environ.get("CREDENTIALS_DIRECTORY"):
+            original = ENVIRONMENT_FILE.with_name(self._path.name)
+            is_there = os.path.exists(original)  # noqa: PTH110 - Path.exists raises without permission
+            found.append(str(original) if is_there else f"LoadCredential={self._path.name}")
+        elif self._path:
+            found.append(str(self._path))
+        return found
 
     def _read(self) -> Secrets:
         secrets = dict(self._fixed)

@@ -38,6 +38,8 @@ NEWEST = (
     ("held", "held"),
     ("never synced", "never"),
 )
+#: The file of secrets that the page names.
+SECRET_FILE = "/etc/gitops-hook/webhook-secret"
 NAMES = (
     "acme/billing", "acme/intranet", "acme/shop", "acme/search", "acme/docs", "infra/backup", "infra/dns", "acme/website",
     "acme/shop@staging", "acme/payments", "acme/newsletter", "infra/monitoring",
@@ -94,7 +96,9 @@ def serve(folder: Path, repositories: int, runs: int = 30) -> Iterator[Host]:
         rejections = Rejections()
         for _ in range(17):
             rejections.add("signature", "192.0.2.7")
-        dashboard = Dashboard(journal, Checkouts(folder / "root"), rejections=rejections.last_day)
+        dashboard = Dashboard(
+            journal, Checkouts(folder / "root"), rejections=rejections.last_day, secret_places=[SECRET_FILE]
+        )
         server = Server(socket.create_server(("127.0.0.1", 0)), dashboard, PAGE_LIMITS)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()

@@ -261,6 +261,18 @@ class TestSecrets:
         assert match(source, SECRET.encode()) == "environment"
         assert match(source, b"other") is None
 
+    def test_the_places_of_the_secrets_are_those_that_an_operator_can_read(self, file: Path, monkeypatch):
+        file.write_text(SECRET)
+        unit = {"CREDENTIALS_DIRECTORY": str(file.parent)}
+        assert SecretSource(SECRET, None).places(unit) == ["GITHUB_WEBHOOK_SECRET"]
+        assert SecretSource(SECRET, file).places({}) == ["GITHUB_WEBHOOK_SECRET", str(file)]
+        assert SecretSource("", file).places(unit) == ["LoadCredential=secrets"]
+        etc = file.parent / "etc"
+        etc.mkdir()
+        monkeypatch.setattr("gitops_hook.secrets.ENVIRONMENT_FILE", etc / "gitops-hook.env")
+        (etc / "secrets").touch()
+        assert SecretSource("", file).places(unit) == [str(etc / "secrets")]
+
     def test_a_secret_that_is_not_utf_8_is_refused(self, environ: dict[str, str], file: Path):
         with pytest.raises(ConfigError) as caught:
             load({**environ, "GITHUB_WEBHOOK_SECRET": os.fsdecode(b"caf\xe9")}, {})

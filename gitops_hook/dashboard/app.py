@@ -80,14 +80,16 @@ class Dashboard:
         metrics: Callable[[], tuple[str, str]] = lambda: ("text/plain", ""),
         rejections: Callable[[], list[Rejected]] = list,
         *,
+        secret_places: Sequence[str] = (),
         more: Mapping[str, MakePage] = {},
     ) -> None:
         """Create the application.
 
         `sync_timeout` is the daemon's time limit of a run in seconds. `metrics` returns the media type and the text for
-        Prometheus. `rejections` returns the rejected webhooks of the last day. `more` has further pages by pattern.
+        Prometheus. `rejections` returns the rejected webhooks of the last day. `secret_places` are where an operator
+        finds the shared secrets. `more` has further pages by pattern.
         """
-        self._lookup = Lookup(journal, checkouts, sync_timeout, rejections)
+        self._lookup = Lookup(journal, checkouts, sync_timeout, rejections, secret_places)
         self._read_metrics = metrics
         name, number = r"([^/]+(?:/[^/]+)?)", r"([0-9]{1,18})"
         self._routes: list[tuple[re.Pattern[str], Callable[..., Content]]] = [

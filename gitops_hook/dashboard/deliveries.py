@@ -12,9 +12,9 @@ from gitops_hook.dashboard.runs import RunWithCommits
 from gitops_hook.model import Waited
 from gitops_hook.text import span
 
-#: The question that a class of rejections raises.
+#: The question that a class of rejections raises. `{}` stands for the places of the secrets.
 _REJECTION_HINTS = {
-    "signature": "Wrong or missing signature. Does the forge use the secret of this host?",
+    "signature": "Wrong or missing signature. Does the forge use the secret in {}?",
     "malformed": "The body is not the JSON of a push.",
     "path": "Wrong path. Webhooks go to /api/webhook/gitops.",
     "method": "Wrong method. Webhooks use POST.",
@@ -32,14 +32,17 @@ class Day(NamedTuple):
     waited: Sequence[Waited] = ()
     #: The runs of a sweep that found a push for which no webhook arrived.
     found: Sequence[RunWithCommits] = ()
+    #: Where an operator finds the shared secrets: paths and names, never a secret.
+    secret_places: Sequence[str] = ()
 
 
 def day_sections(day: Day) -> str:
     """Return one section for each kind of problem that occurred."""
-    return _rejected_section(day.rejected) + _waited_section(day.waited) + _found_section(day.found)
+    return _rejected_section(day) + _waited_section(day.waited) + _found_section(day.found)
 
 
-def _rejected_section(found: Sequence[Rejected]) -> str:
+def _rejected_section(day: Day) -> str:
+    places = " or ".join(f"<code>{escape(place)}</code>" for place in day.secret_places) or "this host"
     rows = [
         (
             escape(rejected.reason),
@@ -47,9 +50,9 @@ def _rejected_section(found: Sequence[Rejected]) -> str:
             f"<code>{escape(rejected.peer)}</code>",
             ago(rejected.since),
             ago(rejected.last),
-            _REJECTION_HINTS.get(rejected.reason, ""),
+            _REJECTION_HINTS.get(rejected.reason, "").format(places),
         )
-        for rejected in found
+        for rejected in day.rejected
     ]
     head = ("Reason", "Requests", "Peer", "First", "Last", "Meaning")
     return section("rejected", "Rejected webhooks in the last day", table("rejected", head, rows)) if rows else ""

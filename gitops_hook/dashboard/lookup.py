@@ -46,7 +46,12 @@ class Lookup:
     """Reads the content of the pages. Any thread may use it."""
 
     def __init__(
-        self, journal: Journal, checkouts: Checkouts, sync_timeout: int, rejections: Callable[[], list[Rejected]]
+        self,
+        journal: Journal,
+        checkouts: Checkouts,
+        sync_timeout: int,
+        rejections: Callable[[], list[Rejected]],
+        secret_places: Sequence[str],
     ) -> None:
         self.host = os.uname().nodename
         self.journal = journal
@@ -54,6 +59,7 @@ class Lookup:
         self._started = time.time()
         self._sync_timeout = sync_timeout
         self._rejections = rejections
+        self._secret_places = secret_places
 
     def statuses(self) -> list[RepositoryStatus]:
         """Return the status of every repository, most severe first."""
@@ -94,7 +100,8 @@ class Lookup:
         waited = self.journal.waited(now - _DAY, now, _MINUTE)
         # A push that still waits must not change the ETag at each refresh.
         waited = [row._replace(longest=row.longest // _MINUTE * _MINUTE) for row in waited]
-        return Day(self._rejections(), waited, self.with_commits(self.journal.found_by_sweep(now - _DAY)))
+        found = self.with_commits(self.journal.found_by_sweep(now - _DAY))
+        return Day(self._rejections(), waited, found, self._secret_places)
 
     def _search(self, query: Query) -> list[RunWithCommits]:
         words = query.words.split()

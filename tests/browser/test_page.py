@@ -381,7 +381,7 @@ class TestEveryHost:
         page = open_page(generated_host(40).url)
         rejected = page.get_by_role("region", name="Rejected webhooks in the last day").inner_text()
         assert "192.0.2.7" in rejected
-        assert "Does the forge use the secret of this host?" in rejected
+        assert f"Does the forge use the secret in {generated.SECRET_FILE}?" in rejected
         assert page.get_by_role("region", name="Pushes that waited").get_by_role("link", name="acme/shop").is_visible()
 
 

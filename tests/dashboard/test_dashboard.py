@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import generated
 import pytest
-from harness import push
+from harness import SECRET, push
 from scratch import Upstream, git
 from webtest import TestApp
 
@@ -485,11 +485,17 @@ def test_rejected_webhooks_are_counted_within_bounds_and_for_a_day(tmp_path, jou
     found = {rejected.peer: rejected.requests for rejected in rejections.last_day()}
     assert (found["10.0.0.1"], found["others"], len(found)) == (18, 50, 51)
     page = TestApp(
-        Dashboard(journal, Checkouts(tmp_path), rejections=rejections.last_day),
+        Dashboard(
+            journal,
+            Checkouts(tmp_path),
+            rejections=rejections.last_day,
+            secret_places=("GITHUB_WEBHOOK_SECRET", "/a/<b>"),
+        ),
         extra_environ={"HTTP_HOST": "127.0.0.1:8788"},
     )
     shown = page.get("/").text
-    assert "Does the forge use the secret of this host?" in shown
+    places = "<code>GITHUB_WEBHOOK_SECRET</code> or <code>/a/&lt;b&gt;</code>"
+    assert f"Does the forge use the secret in {places}?" in shown
     assert "10.0.0.1</code>" in shown
     clock[0] += 86400 + 3600
     assert rejections.last_day() == []
@@ -531,6 +537,18 @@ def test_the_daemon_serves_it_on_a_listener_of_its_own(tmp_path, start_daemon):
     assert daemon.request("POST", "/api/webhook/gitops", b"{}")[0] == 405
     daemon.port = webhook_port
     assert daemon.request("GET", "/api/repositories")[0] == 404
+
+
+def test_a_rejected_signature_names_the_places_of_the_secrets_and_no_secret(tmp_path, start_daemon):
+    file = tmp_path / "<webhook> secrets"
+    file.write_text("another secret of this host\n")
+    daemon = start_daemon(GITOPS_DASHBOARD_LISTEN="127.0.0.1:0", GITHUB_WEBHOOK_SECRET_FILE=str(file))
+    port = daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1]
+    assert daemon.deliver({}, secret="the secret of somebody else")[0] == 401
+    shown = unescape(urlopen(f"http://127.0.0.1:{port}/").read().decode())
+    assert f"in <code>GITHUB_WEBHOOK_SECRET</code> or <code>{file}</code>?" in shown
+    assert "another secret" not in shown
+    assert SECRET not in shown
 
 
 def test_a_refresh_of_a_page_without_rows_is_json(page, journal):
