@@ -18,17 +18,17 @@ Rules:
 4. A cluster that was wiped has no plans. The hosts restore them from their journals before they evaluate anything, so
    a checkout never moves past its plan. Only a plan that an operator deleted releases its checkouts.
 5. A run that could not reach the forge is no verdict on the commit: the host leaves the line and enters it later.
+6. A pin that ends with the next push ends with the deploy of a newer commit. An earlier end would deploy the commit
+   again that the operator rolled back.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from gitops_hook.errors import JournalError
 from gitops_hook.fleet.etcd import Etcd
@@ -58,6 +58,9 @@ from gitops_hook.log import log
 from gitops_hook.model import Claim, Delivery, Run
 from gitops_hook.outcomes import BAD, settles, severity_of
 from gitops_hook.sync.checkouts import Checkout, Checkouts, position
+from gitops_hook.sync.git import is_ancestor
+from gitops_hook.sync.holds import hold_in_force, unpin
+from gitops_hook.sync.settings import write_setting
 
 #: The value of ``gitops.approved`` that permits no move and no deploy.
 HOLD = "hold"
@@ -71,7 +74,6 @@ _READS = 100
 _RESTORED = 60
 #: Attempts to end a turn while others change the halt.
 _ATTEMPTS = 5
-_GIT_LIMIT = 10
 
 
 class Deployer:
@@ -211,8 +213,10 @@ class Deployer:
         held = self._held[name]
         if held.commit:
             return  # a deploy is under way
-        have = self._statuses.have(name)
-        step = next_step(rollout, self._host, position(checkout).upstream or "", have)
+        have, tip = self._statuses.have(name), position(checkout).upstream or ""
+        if have.paused and _ends_pin(checkout, rollout.target(rollout.stage_of(self._host), tip), self._clock()):
+            have = have._replace(paused=False)
+        step = next_step(rollout, self._host, tip, have)
         is_in_line = any(self._host in [turn.host for turn in turns] for turns in rollout.turns.values())
         if is_in_line and (self._has_old_turns or step.action in (Action.DONE, Action.HOLD)):
             self._apply(name, leave_turn(self._keys, rollout, self._host))
@@ -233,7 +237,7 @@ class Deployer:
         delivery = Delivery(begun.guid, "rollout", self._clock(), held.checkout, "", after=step.commit)
         self._keep(begun)
         try:
-            _approve(checkout, step.commit)
+            _approve(checkout, step.commit, ends_pin=_ends_pin(checkout, step.commit, self._clock()))
             self._keep(begun, [delivery])
         except (OSError, JournalError):
             self._hold(held.checkout)
@@ -357,20 +361,22 @@ class Deployer:
             return self._follower.view.rollout(name)
 
 
-def _approve(checkout: Checkout, value: str) -> None:
-    """Set ``gitops.approved``, or unset it. Raises OSError if git cannot."""
-    change = ["gitops.approved", value] if value else ["--unset-all", "gitops.approved"]
-    done = subprocess.run(
-        ["git", "config", *change],
-        # Without GIT_DIR, git ignores the configuration of a checkout that another user owns.
-        env={**os.environ, "GIT_DIR": str(Path(checkout.path) / ".git")},
-        cwd=checkout.path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_GIT_LIMIT,
-        check=False,
-    )
-    unset_absent = 5
-    if done.returncode and (value or done.returncode != unset_absent):
-        raise OSError(f"gitops.approved of {checkout.path} cannot be set: {done.stderr.strip()}")
+def _ends_pin(checkout: Checkout, commit: str, now: float) -> bool:
+    """Return True if the checkout has a pin that ends with the next push, and `commit` was pushed after it was set."""
+    hold = hold_in_force(checkout.settings, now)
+    if not commit or not hold or not hold.until_push:
+        return False
+    try:
+        return not is_ancestor(checkout.path, commit, checkout.settings["pintip"])
+    except subprocess.SubprocessError:
+        return False
+
+
+def _approve(checkout: Checkout, value: str, *, ends_pin: bool = False) -> None:
+    """Set ``gitops.approved``, or unset it, and then remove the pin if `ends_pin`. Raises OSError if git cannot."""
+    try:
+        write_setting(checkout.path, "approved", value or None)
+        if ends_pin:
+            unpin(checkout.path)
+    except ValueError as error:
+        raise OSError(str(error)) from None

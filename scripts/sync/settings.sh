@@ -127,10 +127,11 @@ is_in_upstream() {
         [[ $tag && $(git for-each-ref --count=1 --contains "$1" refs/gitops/tags 2>/dev/null) ]]
 }
 
-# Remove a pin that ends with the next push: the remote's commit is no longer the one that gitops.pinTip names.
+# Remove a pin that ends with the next push: the remote's commit is no longer the one that gitops.pinTip names. In a
+# roll-out, the daemon removes it when it approves a newer commit. An earlier end would lead back to the approved one.
 # Needs: setting, target, dry_run. Sets: setting, notes.
 release_pin() {
-    [[ ${setting[pin]} && ${setting[pintip]} && ${setting[pintip]} != "$target" ]] || return 0
+    [[ ${setting[pin]} && ${setting[pintip]} && ${setting[pintip]} != "$target" && ! ${setting[approved]} ]] || return 0
     notes+="; the pin at ${setting[pin]:0:10} has ended, because the remote has a new commit"
     setting[pin]=''
     [[ $dry_run ]] || remove_settings pin pinTip pinnedBy

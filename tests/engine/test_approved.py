@@ -24,6 +24,16 @@ def test_a_run_goes_to_the_approved_commit_and_stays_there(synced: Site) -> None
     assert synced.is_at_upstream()
 
 
+def test_a_pin_until_the_next_push_stays_in_a_rollout(synced: Site) -> None:
+    first = synced.head()
+    tip = synced.upstream.commit({"page": "1\n"})
+    for name, value in (("approved", tip), ("pin", first), ("pinTip", tip)):
+        synced.set(name, value)
+    synced.upstream.commit({"page": "2\n"})
+    assert (synced.run().outcome, synced.head()) == ("held", first)
+    assert synced.git("config", "gitops.pin") == first
+
+
 def test_an_approved_commit_may_lie_behind(synced: Site) -> None:
     first = synced.head()
     synced.upstream.commit({"page": "1\n"})

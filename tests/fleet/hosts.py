@@ -104,10 +104,15 @@ class Hosts:
 
 def command(hosts: Hosts, *words: str, status: int = 0) -> str:
     """Run ``gitops-hook fleet`` with the settings of one of the hosts, and return its output."""
+    return command_on(hosts, next(iter(hosts.daemons)), "fleet", *words, status=status)
+
+
+def command_on(hosts: Hosts, name: str, *words: str, status: int = 0) -> str:
+    """Run ``gitops-hook`` on a host, and return its output."""
     done = subprocess.run(
-        [sys.executable, "-m", "gitops_hook", "fleet", *words],
+        [sys.executable, "-m", "gitops_hook", *words],
         env={
-            **next(iter(hosts.daemons.values()))._env,
+            **hosts.daemons[name]._env,
             "GITOPS_FLEET": FLEET,
             "GITOPS_ETCD": ",".join(hosts.endpoints),
             "SUDO_USER": "ada",

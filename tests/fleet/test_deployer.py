@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import pytest
 from etcd_cluster import Cluster
 from harness import push, until
-from hosts import KEYS, Hosts, command
+from hosts import KEYS, Hosts, command, command_on
 from scratch import Upstream, git
 
 from gitops_hook.fleet.keys import Decision, dump
@@ -252,3 +252,23 @@ def test_an_operators_pin_wins_over_a_rollout(stages: Stages) -> None:
     git("config", "--unset", "gitops.pin", cwd=checkout)
     second = stages.push({"x": "2"}, receiver="w1")
     stages.wait_for_commit(second)
+
+
+@pytest.mark.parametrize("name", ["c1", "w1"])
+def test_a_rollback_until_the_next_push_ends_when_a_newer_commit_is_approved(stages: Stages, name: str) -> None:
+    stages.start_all()
+    before = stages.forge.head()
+    undone = stages.push({"x": "1"})
+    stages.wait_for_commit(undone, timeout=60)
+    until(lambda: stages.passed("rest") == undone, "the roll-out does not end", 60)
+    command_on(stages, name, "rollback", SITE, "--until-push")
+    until(lambda: stages.status(name).commit == before and stages.status(name).paused, "the host is not pinned", 40)
+    command_on(stages, name, "sync", SITE)  # the remote has no newer commit, so the pin stays
+    assert stages.commit_of(name) == before
+    deploys = len(stages.deploys(undone))
+    newer = stages.push({"x": "2"}, receiver="r1" if name == "w1" else name)
+    stages.wait_for_commit(newer, timeout=60)
+    until(lambda: stages.passed("rest") == newer, "the roll-out does not end", 60)
+    assert len(stages.deploys(undone)) == deploys, "the commit that was rolled back was deployed again"
+    until(lambda: not stages.status(name).paused, "the status still shows the pin", 40)
+    assert stages.peak(newer, "w1", "w2", "w3") <= 2
