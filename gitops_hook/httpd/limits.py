@@ -56,10 +56,12 @@ class Resources:
         self.draining = False
         #: The longest time in seconds that an idle connection is kept; `Server.drain` shortens it.
         self.grace = math.inf
-        # Guards the two below. Threads that accept or serve take it for a few steps, never while they wait for a peer.
+        # Guards the three below. Threads that accept or serve take it for a few steps, never to wait for a peer.
         # Notified when a connection ends and when memory is released.
         self._changed = threading.Condition()
         self._streams: set[Stream] = set()
+        #: The evicted ones among them.
+        self._ending = 0
         self._held = 0
         self._calls = threading.BoundedSemaphore(limits.calls) if limits.calls else None
 
@@ -71,10 +73,9 @@ class Resources:
         with self._changed:
             if len(self._streams) >= self.limits.connections:
                 # The calling thread accepts connections, so it waits only to let the evicted ones run.
-                if not self._changed.wait_for(lambda: self._count_ending() < _MAX_ENDING, timeout=0.1):
+                if not self._changed.wait_for(lambda: self._ending < _MAX_ENDING, timeout=0.1):
                     return False
-                served = len(self._streams) - self._count_ending()
-                if served >= self.limits.connections and not self._evict():
+                if len(self._streams) - self._ending >= self.limits.connections and not self._evict():
                     return False
             self._streams.add(stream)
             return True
@@ -82,7 +83,8 @@ class Resources:
     def remove(self, stream: Stream) -> None:
         """Forget a connection that ended."""
         with self._changed:
-            self._streams.discard(stream)
+            self._streams.remove(stream)
+            self._ending -= stream.evicted
             self._changed.notify_all()
 
     def evict(self) -> bool:
@@ -137,9 +139,6 @@ class Resources:
                 stream.held = 0
                 self._changed.notify_all()
 
-    def _count_ending(self) -> int:
-        return sum(stream.evicted for stream in self._streams)
-
     def _evict(self, *, holders: bool = False) -> bool:
         """Hang up on the peer that has been waited for longest; with `holders`, among those that hold memory.
 
@@ -152,5 +151,6 @@ class Resources:
             return False
         longest = min(waiting, key=lambda stream: stream.since)
         longest.evicted = True
+        self._ending += 1
         longest.hang_up()
         return True
