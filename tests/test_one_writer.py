@@ -178,6 +178,14 @@ def test_a_command_repeats_its_request_if_the_temporary_daemon_is_killed(tmp_pat
     assert query(tmp_path, "SELECT DISTINCT run, pending FROM deliveries") == [(2, 0)]
 
 
+def accepts_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def test_a_request_during_the_stop_is_rejected_and_can_be_repeated(start_daemon, script):
     daemon = start_daemon(GITOPS_SYNC_SCRIPT=script("exit 0"))
     with closing(UnixConnection(daemon.state / "control.sock")) as connection:
@@ -185,7 +193,8 @@ def test_a_request_during_the_stop_is_rejected_and_can_be_repeated(start_daemon,
         connection.putheader("Content-Length", "13")
         connection.endheaders(b'{"all":')
         daemon.process.send_signal(signal.SIGTERM)
-        daemon.wait_for("stopping")
+        # The log line "stopping" precedes the change of state. A closed port follows it.
+        until(lambda: not accepts_connections(daemon.port))
         connection.send(b" true}")
         response = connection.getresponse()
         assert (response.status, json.loads(response.read())["stopping"]) == (503, True)

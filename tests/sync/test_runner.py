@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from disks import fill, small_disk
+from harness import processes_of, until
 
 from gitops_hook.outcomes import BY_SCRIPT
 from gitops_hook.sync import runner as module
@@ -77,6 +78,22 @@ def started(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"no {path}"
         time.sleep(0.005)
+
+
+def wait_for_sleeps(root: Path, count: int) -> None:
+    """Wait until the runs under `root` have `count` processes of sleep(1), so that none of their shells forks any more.
+
+    Bash blocks SIGTERM while it forks, and a child that it starts then does not get the signal of its group.
+    """
+
+    def sleeps() -> int:
+        names = []
+        for process in processes_of(root):
+            with suppress(OSError):  # it has ended
+                names.append(Path(f"/proc/{process}/comm").read_text())
+        return names.count("sleep\n")
+
+    until(lambda: sleeps() == count)
 
 
 class TestJudging:
@@ -262,9 +279,9 @@ class TestEnds:
         )
 
     def test_a_daemon_killed_outright_leaves_no_orphan(self, bench: Bench, fifo: Callable[[], bytes]):
-        bench.write("exec 9>$0.fifo; touch $0.started; (sleep 5 & sleep 5; echo late >&9) & sleep 60")
+        bench.write("exec 9>$0.fifo; (sleep 20 & sleep 20; echo late >&9) & sleep 60")
         daemon = self.daemon(bench)
-        started(bench.folder / "script.started")
+        wait_for_sleeps(bench.folder, 3)
         daemon.kill()
         daemon.wait()
         assert fifo() == b""
@@ -282,7 +299,7 @@ class TestEnds:
         assert fifo() == b""
 
     def test_terminate_ends_every_run_in_hand(self, bench: Bench, fifo: Callable[[], bytes]):
-        bench.write("exec 9>$0.fifo; touch $0.$1; sleep 60 & sleep 60")
+        bench.write("exec 9>$0.fifo; sleep 60 & sleep 60")
         runner, results = bench.runner(), []
         threads = [
             threading.Thread(
@@ -294,8 +311,7 @@ class TestEnds:
         ]
         for thread in threads:
             thread.start()
-        for name in ("a", "b", "c"):
-            started(bench.folder / f"script.{name}")
+        wait_for_sleeps(bench.folder, 6)
         runner.terminate()
         for thread in threads:
             thread.join(20)
