@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -176,6 +177,28 @@ def test_the_package_has_every_unit_and_keeps_changed_settings(tmp_path, source)
     assert not [name for name in held if name.endswith(".pyc")]
     launcher = (tmp_path / "package/usr/lib/gitops-hook/scripts/gitops-hook").read_text()
     assert launcher.startswith("#!/usr/bin/python3\n")
+
+
+@pytest.mark.parametrize("found", [None, "", "chosen\n"], ids=["missing", "empty", "present"])
+def test_the_installation_generates_a_secret_unless_there_is_one(tmp_path, found):
+    secret = tmp_path / "etc/webhook-secret"
+    secret.parent.mkdir()
+    if found is not None:
+        secret.write_text(found)
+    script = (SOURCE / "packaging/deb/postinst").read_text().replace("/etc/gitops-hook", str(secret.parent))
+    tools = tmp_path / "tools"  # without effect on this host
+    tools.mkdir()
+    for name in re.findall(r"systemd-\w+|systemctl|deb-systemd-\w+|py3compile", script):
+        (tools / name).unlink(missing_ok=True)
+        (tools / name).symlink_to("/bin/true")
+    environ = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    for _ in range(2):  # the second time is an upgrade
+        subprocess.run(["sh", "-c", script, "postinst", "configure"], env=environ, check=True, timeout=60)
+        found = found or secret.read_text()
+        assert secret.read_text() == found
+    assert found == "chosen\n" or (
+        re.fullmatch("[0-9a-f]{40}\n", found) and stat.S_IMODE(secret.stat().st_mode) == 0o600
+    )
 
 
 @pytest.mark.slow
