@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -17,7 +18,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,40 @@ class Machine:
         )
         self._stack.callback(server.wait)
         self._stack.callback(os.killpg, server.pid, signal.SIGTERM)
+
+    @contextmanager
+    def memory_limit(self, size: int) -> Any:
+        """Limit the memory of the daemon and its runs to `size` bytes, from outside of the machine, during the block.
+
+        Yields a function that returns how many processes the kernel has killed. The daemon must be restarted after the
+        block. systemd on the machine cannot set a limit itself where the host has control groups of version 1.
+        """
+        own = re.search(r"^[0-9]+:memory:(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+        if not own:
+            pytest.skip("this host has no control groups of version 1 for memory")
+        parent = Path("/sys/fs/cgroup/memory") / own[1].lstrip("/")
+        group = parent / f"gitops-hook-{os.getpid()}"
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(size))
+        daemon = self._host_pid(int(self.show("MainPID")))
+        (group / "cgroup.procs").write_text(str(daemon))
+        try:
+            yield lambda: int((group / "memory.oom_control").read_text().rpartition("oom_kill ")[2])
+        finally:
+            for process in (group / "cgroup.procs").read_text().split():
+                with suppress(ProcessLookupError):
+                    (parent / "cgroup.procs").write_text(process)
+            group.rmdir()
+
+    def _host_pid(self, pid: int) -> int:
+        """Return the process id on this host of a process of the machine."""
+        namespace = Path(f"/proc/{self._init}/ns/pid").readlink()
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with suppress(OSError):  # it has ended
+                inner = status.read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
+                if inner == str(pid) and (status.with_name("ns") / "pid").readlink() == namespace:
+                    return int(status.parent.name)
+        raise AssertionError(f"process {pid} does not run")
 
     def network(self) -> tuple[str, ...]:
         """Return the command that runs its arguments, a program of this host, in the machine's network."""
