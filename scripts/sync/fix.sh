@@ -72,6 +72,21 @@ url_fix() {
     [[ $url =~ ^[^/]*://[^/]*:[^/]*@ ]] || git_fix remote set-url origin "$url"
 }
 
+# Print the command that shows the key of `gitops-hook add --ssh-key` and where to enter it, or nothing. Needs: config.
+deploy_key_fix() {
+    [[ ! ${config[core.sshcommand]:-} =~ UserKnownHostsFile=[^\ \'\"]+/known_hosts ]] || hook_fix add --ssh-key
+}
+
+# Print the command that edits the file of `gitops-hook add --token-file`, or nothing. Needs: config.
+token_fix() {
+    local helper='' key
+    for key in "${!config[@]}"; do
+        if [[ $key == credential.*.helper && ${config[$key]} == '!f() { [ '*'; f <'* ]]; then helper=${config[$key]}; fi
+    done
+    # The rest of the helper is the quoted name of the file.
+    [[ ! $helper ]] || ! type -P sudoedit >/dev/null || printf 'sudoedit %s' "${helper##*'; f <'}"
+}
+
 # host_key_fix: print the command with which the owner can compare and accept the host key of the remote, or nothing.
 # Needs: config, remote_messages.
 host_key_fix() {

@@ -244,10 +244,14 @@ end_refused() {
             fix=$(host_key_fix)
             ;;
         *'permission denied ('* | *'permission denied, please try again'*)
-            reason="it rejects the ssh key of $(user_name); add the public key to the repository, as a deploy key" ;;
+            reason="it rejects the ssh key of $(user_name); add the public key to the repository, as a deploy key"
+            fix=$(deploy_key_fix)
+            ;;
         *'authentication failed'* | *'could not read username'* | *'could not read password'* | *'returned error: 401'* | \
             *'returned error: 403'* | *'http basic: access denied'* | *'bad credentials'*)
-            reason='it rejects the token or password; store a valid one for git' ;;
+            reason='it rejects the token or password; store a valid one for git'
+            fix=$(token_fix)
+            ;;
         *'repository not found'* | *"' not found"* | *'returned error: 404'* | *'does not appear to be a git repository'* | \
             *'could not be found or you don'* | *'access denied or repository not exported'* | *'not found or no permission'*)
             reason='it has no such repository, or hides it from this host; check its URL and the access rights' ;;

@@ -181,6 +181,16 @@ def test_a_changed_host_key_ends_every_run_without_access(tmp_path, upstream, se
     assert row["fix"] == f"sudo rm -f -- {known_hosts} && sudo gitops-hook add --ssh-key acme/site"
     subprocess.run(["bash", "-c", row["fix"]], env={**environ, **path}, check=True, stdin=subprocess.DEVNULL)
     hook("sync", "acme/site")
+    # The forge no longer knows the key: the fix shows it, and where to enter it.
+    server.authorized.write_text("")
+    (row,) = map(json.loads, hook("sync", "--json", "acme/site", status=75, **path).stdout.splitlines())
+    assert row["fix"] == "sudo gitops-hook add --ssh-key acme/site"
+    done = subprocess.run(
+        ["bash", "-c", row["fix"]], env={**environ, **path}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 75
+    server.authorize(public_key(done.stdout))
+    hook("sync", "acme/site")
 
 
 @needs_sshd
@@ -285,6 +295,20 @@ def test_a_rejected_token_is_reported_before_the_clone(tmp_path, https, token, h
     assert "Authentication failed" in message
     assert "an-old-token" not in message
     assert not (tmp_path / "root/acme").exists()
+
+
+@needs_openssl
+def test_a_token_that_expires_names_its_file(tmp_path, https, token, hook):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sudoedit").write_text(f'#!/bin/sh\nprintf %s {TOKEN} > "$1"\n')
+    (tmp_path / "bin/sudoedit").chmod(0o755)
+    words = {"HOME": str(tmp_path), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    hook("add", "acme/site", "--token-file", str(token), "--url", https, **words)
+    token.write_text("an-old-token\n")
+    (row,) = map(json.loads, hook("sync", "--json", "acme/site", status=75, **words).stdout.splitlines())
+    assert row["fix"] == f"sudoedit {token}"
+    subprocess.run(["bash", "-c", row["fix"]], env={**os.environ, **words}, check=True)
+    hook("sync", "acme/site", **words)
 
 
 def test_a_token_file_must_be_private_and_its_url_https(tmp_path, upstream, hook, token):

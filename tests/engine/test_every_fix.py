@@ -19,6 +19,8 @@ from conftest import PARTS, SCRIPT, Run, Site, needs_root
 from forge import served
 from scratch import GIT_ENV, git
 
+from gitops_hook.cli.access import token_source
+
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 #: The functions of fix.sh.
 FUNCTIONS = "|".join(re.findall(r"^(\w+)\(\)", (SCRIPT.parent / "sync/fix.sh").read_text(), re.MULTILINE))
@@ -252,6 +254,40 @@ def test_a_host_key(host: Host, is_changed: bool) -> None:
         if is_changed
         else ["-T", "-o", "StrictHostKeyChecking=ask", "-p", "2222", "git@forge.example"]
     )
+
+
+@produces("end_refused deploy_key_fix")
+def test_a_rejected_key_of_the_repository(host: Host) -> None:
+    host.tool("ssh", 'echo "git@forge.example: Permission denied (publickey)." >&2; exit 255')
+    host.tool("gitops-hook", f'echo "$@" >{host.site.folder}/ran')
+    host.site.git("config", "core.sshCommand", f"ssh -o UserKnownHostsFile={host.site.folder}/known_hosts")
+    host.site.git("remote", "set-url", "origin", "ssh://git@forge.example/acme/site.git")
+    run = host.run(GITOPS_REPOSITORY="acme/site")
+    assert run.outcome == "no-access", run.output
+    host.paste(run)
+    assert (host.site.folder / "ran").read_text() == "add --ssh-key acme/site\n"
+
+
+@produces("end_refused token_fix")
+def test_a_rejected_token_of_the_repository(host: Host) -> None:
+    host.tool("ssh", 'echo "fatal: Authentication failed" >&2; exit 255')
+    host.tool("sudoedit", f'echo "$@" >{host.site.folder}/ran')
+    url, config = token_source("https://forge.example/acme/site.git", token_file(host))
+    for entry in config:
+        name, _, value = entry.partition("=")
+        host.site.git("config", "--add", name, value)
+    host.site.git("remote", "set-url", "origin", url.replace("https://", "ssh://"))
+    run = host.run()
+    assert run.outcome == "no-access", run.output
+    host.paste(run)
+    assert (host.site.folder / "ran").read_text() == f"{host.site.folder}/a token\n"
+
+
+def token_file(host: Host) -> Path:
+    path = host.site.folder / "a token"
+    path.write_text("secret\n")
+    path.chmod(0o600)
+    return path
 
 
 @needs_root
