@@ -163,7 +163,9 @@ def _step(timer: Timer, checkouts: Checkouts, user: int) -> Step:
     path, owner = checkout.path, checkout.path.stat().st_uid
     if owner != user:
         return Step(
-            timer, obstacle=f"the checkout belongs to another user; chown -R {user_name(user)}: {path}, and repeat"
+            timer,
+            obstacle=f"the checkout belongs to another user; systemctl stop {timer.unit}, "
+            f"then chown -R {user_name(user)}: {path}, and repeat",
         )
     managed = checkouts.find(checkout.repository) if is_valid(checkout.repository) else None
     if managed and managed.path.samefile(path):

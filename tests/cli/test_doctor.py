@@ -289,6 +289,12 @@ def test_an_ordinary_user_gets_one_finding_and_one_line(tmp_path, environ, hook,
     done = run_as_nobody("status")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (77, "", 1)
     assert "use sudo" in done.stderr
+    (tmp_path / "root/acme/site/.git").chmod(0o700)
+    (tmp_path / "state").chmod(0o700)
+    for words in (["config", "acme/site"], ["sync", "acme/site"], ["send", "acme/site"]):
+        done = run_as_nobody(*words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (77, "", 1)
+        assert done.stderr.endswith("use sudo\n")
 
 
 def test_the_fix_of_a_run_is_the_fix_of_the_check(settings, upstream, apply_fix):
@@ -306,6 +312,14 @@ def test_a_check_runs_for_one_repository_only(upstream, hook, tmp_path):
     rows = [json.loads(line) for line in hook("doctor", "--json", "acme/site").stdout.splitlines()]
     assert {row["repository"] for row in rows} == {"acme/site"}
     assert "no-such-program" in hook("doctor", "acme/blog", status=2).stdout
+
+
+def test_the_record_of_migrate_may_belong_to_root(settings, monkeypatch):
+    (settings.state / "migrated.json").touch()
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(settings.state / "migrated.json", 65534, 65534)
+    only("journal", settings, OK)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
@@ -533,8 +547,13 @@ def test_a_clock_that_is_not_synchronised_is_a_warning(settings, program):
     assert only("clock", settings, OK).message == "the clock is synchronised"
     program("timedatectl", "exit 1")
     only("clock", settings, SKIPPED)
-    program("timedatectl", "echo no")
+    program("systemd-detect-virt", "exit 1")
+    program("timedatectl", 'case "$*" in *CanNTP*) echo yes;; *) echo no;; esac')
     assert only("clock", settings, WARNING).fix == "sudo timedatectl set-ntp true"
+    program("timedatectl", "echo no")
+    assert only("clock", settings, WARNING).fix == "sudo apt-get install systemd-timesyncd"
+    program("systemd-detect-virt", "echo docker")
+    assert "container" in only("clock", settings, SKIPPED).message
 
 
 def test_a_time_in_the_future_is_a_warning(settings, apply_fix, program):

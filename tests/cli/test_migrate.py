@@ -292,7 +292,7 @@ def test_a_checkout_of_another_user_stays(tmp_path, upstream, host, migrate):
     path = upstream.checkout(tmp_path / "root")
     unit = host.add("site")
     os.chown(path, 65534, 65534)
-    assert f"the checkout belongs to another user; chown -R root: {path}, and repeat" in migrate(status=65)
+    assert f"systemctl stop gitops-sync@site.timer, then chown -R root: {path}, and repeat" in migrate(status=65)
     assert host.active == {unit}
     os.chown(path, 0, 0)
     migrate()

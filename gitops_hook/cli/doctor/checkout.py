@@ -145,7 +145,7 @@ def polkit(settings: Settings, checkout: Checkout) -> Results:
     if os.geteuid() == 0 or not SYSTEMD_IS_INIT.exists() or not _MANAGES_UNITS.search(command):
         return
     if shutil.which("pkcheck"):
-        yield passed("polkit exists, which permits the deploy command to manage units")
+        yield passed("polkit exists; a rule in /etc/polkit-1/rules.d must permit the unit")
     else:
         yield failure("gitops.deploy manages units, and polkit is not installed", "sudo apt-get install polkitd")
 
