@@ -101,7 +101,7 @@ def _print_next_step(settings: Settings, names: Sequence[str]) -> None:
     pages = {repository_of(name): _webhook_page(checkouts.find(name)) for name in names}
     secret = settings.webhook_secret_file
     print(
-        "\nNext, create the webhook, once per repository or organisation:",
+        "\nNext, create the webhook, once per repository or organization:",
         *(f"  Page          {page}" for page in pages.values()),
         f"  Payload URL   https://<this host>{WEBHOOK}, which a proxy forwards to {settings.listen}",
         "  Content type  application/json",

@@ -43,9 +43,11 @@ def newest_secret(settings: Settings) -> bytes:
     return next(iter(secrets.values()))
 
 
-def send_push(listen: Address, secret: bytes, checkout: str, ref: str) -> tuple[str, int, str]:
+def send_push(
+    listen: Address, secret: bytes, checkout: str, ref: str, default_branch: str | None
+) -> tuple[str, int, str]:
     """Deliver a push of the full name `ref` to the daemon at `listen`; return GUID, HTTP status and answer."""
-    repository, default_branch = repository_of(checkout), ref.partition("refs/heads/")[2] or None
+    repository = repository_of(checkout)
     payload = {
         "ref": ref,
         "repository": {

@@ -99,7 +99,8 @@ def _print_checkout(state: FleetState, checkout: str) -> None:
     want = state.wants.get(_base(checkout))
     if want:
         via = f", received by {want.via}" if want.via else ""
-        print(f"{checkout}: {want.after[:_SHORT]} of {want.ref or 'several refs'} requested {age(want.received)}{via}")
+        commit = want.after[:_SHORT] or "the tip"
+        print(f"{checkout}: {commit} of {want.ref or 'several refs'} requested {age(want.received)}{via}")
     rollout = state.rollouts.get(checkout)
     if rollout:
         print(f"plan: {_stages(rollout)}")

@@ -23,7 +23,7 @@ from gitops_hook.cli.messages import (
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import become_owner, load_settings, open_reader
 from gitops_hook.cli.writer import requests_to_daemon
-from gitops_hook.config import Settings
+from gitops_hook.config import ENVIRONMENT_FILE, UNIT_STATE, Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.github.audit import Audit, Missed
 from gitops_hook.github.client import ApiError, Client, is_at, read_token, web_url
@@ -180,7 +180,8 @@ def open_client(settings: Settings) -> Client:
     """Return a client with the configured token. Raises `GitopsError` if there is none."""
     token = read_token(settings.token_file)
     if not token:
-        place = settings.token_file or "the file that GITHUB_TOKEN_FILE names"
+        own = ENVIRONMENT_FILE.with_name("github-token") if UNIT_STATE.exists() else "the file of GITHUB_TOKEN_FILE"
+        place = settings.token_file or own
         raise GitopsError(EX_CONFIG, f"there is no token for GitHub's API: write one to {place} (see docs/github.md)")
     return Client(settings.api_url, token, sleep=announced_sleep)
 

@@ -267,7 +267,7 @@ def _add_fleet(commands: _Commands) -> None:
     fleet = commands.add("fleet", "fleet_commands.fleet", text, settings=_FLEET, epilog=_FLEET_NOTE, json=True)
     fleet.add_argument("action", choices=("status", "hosts", "drift", "plan", "promote", "halt", "resume"))
     fleet.add_argument("repository", nargs="?", metavar="REPO")
-    fleet.add_argument("words", nargs="*", metavar="STAGE")
+    fleet.add_argument("words", nargs="*", metavar="STAGE", default=[])
     fleet.add_argument("--commit", default="", metavar="ID", help="promote: the commit, instead of the stage's own")
     fleet.add_argument("--delete", action="store_true", help="plan: end the plan")
 

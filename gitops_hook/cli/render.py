@@ -80,15 +80,19 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
     rows = []
     for status in statuses:
         commit = status.tag or (status.commit.id[:10] if status.commit else "")
-        rows.append([status.repository, status.state, commit, age(status.confirmed), _last_run(status.run)])
-    _print_table(["repository", "state", "commit", "in sync", "last run"], rows, coloured=1)
+        rows.append([status.repository, status.state, commit, _ago(status.confirmed), _last_run(status.run)])
+    _print_table(["repository", "state", "commit", "last in sync", "last run"], rows, coloured=1)
     for status in statuses:
         if status.hold:
             print(f"\n{describe_hold(status.repository, status.hold, status.pending)}")
+        elif status.state == "held" and status.run and status.run.message:
+            print(f"\n{status.run.message}")
         if status.problem:
             print(f"\n{status.problem}")
         if status.fix:
             print(f"  {status.fix}")
+        elif status.problem and status.run:
+            print(f"  All output: gitops-hook logs {status.run.id}")
 
 
 def describe_hold(repository: str, hold: Hold, waiting: int = 0) -> str:
@@ -285,7 +289,11 @@ def _timestamped(row: Mapping[str, object]) -> dict[str, object]:
     }
 
 
+def _ago(moment: float | None) -> str:
+    return f"{age(moment)} ago" if moment else age(moment)
+
+
 def _last_run(run: Run | None) -> str:
     if not run:
         return ""
-    return f"{run.id} {run.outcome}, {age(run.ended)} ago" if run.outcome else f"{run.id} since {age(run.started)}"
+    return f"{run.id} {run.outcome}, {_ago(run.ended)}" if run.outcome else f"{run.id} since {age(run.started)}"

@@ -9,13 +9,20 @@ from gitops_hook.cli import deliver, forge_commands, render
 from gitops_hook.cli.follow import follow
 from gitops_hook.cli.messages import EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE
 from gitops_hook.cli.parser import Arguments
-from gitops_hook.cli.session import become_owner, canonical_name, find_checkout, load_settings, open_reader
+from gitops_hook.cli.session import (
+    become_owner,
+    canonical_name,
+    check_access,
+    find_checkout,
+    load_settings,
+    open_reader,
+)
 from gitops_hook.cli.writer import requests_to_daemon
 from gitops_hook.config import Settings
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import is_valid_checkout, may_clone
 from gitops_hook.outcomes import outcome_of
-from gitops_hook.sync.checkouts import Checkouts, position
+from gitops_hook.sync.checkouts import Checkouts, default_branch, position
 from gitops_hook.sync.holds import Hold
 from gitops_hook.text import escape
 from gitops_hook.users import requesting_user
@@ -108,14 +115,16 @@ def resume(given: Arguments) -> int:
 def send(given: Arguments) -> int:
     """Deliver a signed test push to the local daemon, wait for its run, and return the status of its outcome."""
     settings = load_settings(given)
+    check_access(settings)
     secret = deliver.newest_secret(settings)
     become_owner(settings)
     checkout = find_checkout(settings, given.repository)
-    ref = f"refs/heads/{given.branch or checkout.settings.get('branch') or 'main'}"
+    branch = given.branch or checkout.settings.get("branch") or default_branch(checkout) or "main"
+    ref = f"refs/heads/{branch}"
     if "tag" in checkout.settings and not given.branch:
         ref = f"refs/tags/{position(checkout).tag or 'v0'}"  # the run asks the remote for all tags
     name = canonical_name(settings, given.repository)
-    guid, status, answer = deliver.send_push(settings.listen, secret, name, ref)
+    guid, status, answer = deliver.send_push(settings.listen, secret, name, ref, default_branch(checkout) or branch)
     print(escape(f"{status} {answer}"))
     if status != 202:
         return EX_UNAVAILABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from gitops_hook.cli.messages import EX_NOINPUT, EX_NOPERM
 from gitops_hook.config import OPTIONS, Settings, load, unit_environment
@@ -44,6 +45,10 @@ def become_owner(settings: Settings) -> None:
             os.environ.update(HOME=account.home, USER=account.name, LOGNAME=account.name)
     except OSError as error:
         raise GitopsError(EX_NOPERM, f"{owner}: {error}") from error
+    try:
+        Path.cwd().stat()
+    except OSError:
+        os.chdir("/")  # git fails in a directory that this user cannot reach, such as one below /root
 
 
 def find_checkout(settings: Settings, name: str) -> Checkout:
@@ -61,13 +66,16 @@ def canonical_name(settings: Settings, name: str) -> str:
     return Checkouts(settings.root).canonical_name(name)
 
 
+def check_access(settings: Settings, alternative: str = "") -> None:
+    """Raise `GitopsError` if this user cannot read the state directory, with an `alternative` to sudo."""
+    if settings.state.exists() and not os.access(settings.state, os.R_OK | os.X_OK):
+        owner = owner_of(settings.state).name
+        raise GitopsError(EX_NOPERM, f"only root and {owner} can read {settings.state}: use sudo{alternative}")
+
+
 def open_reader(settings: Settings) -> JournalReader:
     """Return the reader of the journal. Raises `GitopsError` if there is no journal or this user cannot read it."""
-    if settings.state.exists() and not os.access(settings.state, os.R_OK | os.X_OK):
-        page = f", or read http://{settings.dashboard_listen}/api" if settings.dashboard_listen else ""
-        raise GitopsError(
-            EX_NOPERM, f"only root and {owner_of(settings.state).name} can read {settings.state}: use sudo{page}"
-        )
+    check_access(settings, f", or read http://{settings.dashboard_listen}/api" if settings.dashboard_listen else "")
     if not (settings.state / "journal.db").exists():
         raise GitopsError(EX_NOINPUT, f"there is no journal in {settings.state}: has the daemon run with this state?")
     return JournalReader(settings.state)

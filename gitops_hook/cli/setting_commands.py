@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from gitops_hook.cli import render
-from gitops_hook.cli.messages import EX_DATAERR, EX_USAGE
+from gitops_hook.cli.messages import EX_DATAERR, EX_NOPERM, EX_USAGE
 from gitops_hook.cli.parser import Arguments
 from gitops_hook.cli.session import find_checkout, load_settings
 from gitops_hook.cli.writer import requests_to_daemon
@@ -40,6 +41,8 @@ def config(given: Arguments) -> int:
         with requests_to_daemon(settings, "gitops-hook config") as post:
             post("/config", {"checkout": given.repository, "name": name, "value": given.value, "by": user})
         return 0
+    if not os.access(checkout.path / ".git", os.R_OK):
+        raise GitopsError(EX_NOPERM, f"{requesting_user()} cannot read the settings of {checkout.path}: use sudo")
     effective = settings_in_force(checkout, settings.sync_timeout)
     if not name:
         render.print_settings(effective, as_json=given.json)

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gitops_hook.cli.messages import EX_DATAERR, EX_NOINPUT, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE
-from gitops_hook.cli.session import become_owner
+from gitops_hook.cli.session import become_owner, check_access
 from gitops_hook.config import Settings
 from gitops_hook.control import client
 from gitops_hook.errors import GitopsError
@@ -42,6 +42,7 @@ def requests_to_daemon(settings: Settings, what: str) -> Iterator[Post]:
 
     `what` names this command for others. The command continues as the owner of the state directory.
     """
+    check_access(settings)
     warnings: list[str] = []
 
     def warn(message: str) -> None:

@@ -229,12 +229,18 @@ class Position(NamedTuple):
     head: str | None = None
 
 
+def default_branch(checkout: Checkout) -> str:
+    """Return the remote's default branch as the checkout knows it, or an empty string."""
+    _, common = git_directories(checkout.path)
+    return (_first_line(common / _REMOTE / "HEAD") or "").partition(f"ref: {_REMOTE}/")[2]
+
+
 def position(checkout: Checkout) -> Position:
     """Read the position of a checkout from its ref files, without a process; this takes at most 0.2 ms."""
     own, common = git_directories(checkout.path)
     branch = checkout.settings.get("branch") or ""
     if not branch:
-        branch = (_first_line(common / _REMOTE / "HEAD") or "").partition(f"ref: {_REMOTE}/")[2]
+        branch = default_branch(checkout)
     state = "refs/gitops" if own == common else "refs/worktree/gitops"
     deployed, tag = _read_ref(own, f"{state}/deployed"), None
     upstream = f"{_REMOTE}/{branch}" if branch else ""

@@ -84,6 +84,18 @@ def test_an_environment_has_its_own_runs_page_and_commands(tmp_path, branches, h
     assert statuses(hook) == {"acme/site": "in sync"}
 
 
+def test_a_sent_push_runs_the_checkouts_that_follow_its_branch(branches, hook, start_daemon):
+    git("symbolic-ref", "HEAD", "refs/heads/main", cwd=branches.bare)
+    daemon = start_daemon()
+    hook("add", "acme/site")
+    hook("add", "acme/site@staging", "--branch", "staging")
+    listen = {"GITOPS_LISTEN": f"127.0.0.1:{daemon.port}"}
+    pushed = "SELECT repository FROM runs WHERE trigger = 'push' ORDER BY id"
+    hook("send", "acme/site@staging", **listen)
+    hook("send", "acme/site", **listen)
+    assert daemon.query(pushed) == [("acme/site@staging",), ("acme/site",)]
+
+
 def test_rename_of_a_repository_renames_its_environments(tmp_path, branches, hook):
     hook("add", "acme/site")
     hook("add", "acme/site@staging", "--branch", "staging")

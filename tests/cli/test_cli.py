@@ -497,6 +497,46 @@ def test_root_continues_as_the_owner_of_the_state(tmp_path, upstream, hook, user
     hook("status", python="/usr/bin/python3", PYTHONDONTWRITEBYTECODE="1")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="the other user needs the system's python3")
+def test_add_works_in_a_directory_that_the_service_cannot_reach(tmp_path, upstream, environ):
+    for name in ("state", "root"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        os.chown(tmp_path / name, 65534, 65534)
+    for path in (tmp_path / "forge").rglob("*"):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o5 != 0o5 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o5)
+    inside = tmp_path / "private/dist"
+    inside.mkdir(parents=True)
+    inside.parent.chmod(0o700)
+    done = subprocess.run(
+        ["/usr/bin/python3", "-m", "gitops_hook", "add", "acme/site"],
+        cwd=inside,
+        env={**environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "root/acme/site/README").exists()
+
+
+def test_status_shows_where_the_output_of_a_failed_deploy_is(tmp_path, upstream, hook):
+    upstream.checkout(tmp_path / "root", deploy="false")
+    hook("sync", "acme/site", status=70)
+    assert hook("status").stdout.endswith("  All output: gitops-hook logs 1\n")
+
+
+def test_status_shows_why_a_rollout_holds_a_checkout(tmp_path, upstream, hook):
+    checkout = upstream.checkout(tmp_path / "root")
+    git("config", "gitops.approved", "hold", cwd=checkout)
+    upstream.commit({"a": "b"})
+    hook("sync", "acme/site")
+    assert "a roll-out holds the checkout" in hook("status").stdout
+
+
 def test_a_reader_that_closes_the_pipe_causes_no_error(tmp_path, upstream, environ):
     upstream.checkout(tmp_path / "root")
     command = f"{sys.executable} -m gitops_hook sync --all >/dev/null; {sys.executable} -m gitops_hook status | true"
