@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import threading
@@ -316,12 +317,15 @@ def openssl(*words: str, folder: Path) -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create the certificates of a member and of a host with the documented commands, for two days; and one with a CN."""
     folder = tmp_path_factory.mktemp("certificates")
-    (commands,) = code_blocks("docs/fleet.md", "Set up three members", "sh")[1:]
+    commands, member = code_blocks("docs/fleet.md", "Set up three members", "sh")[1:]
+    (host,) = code_blocks("docs/fleet.md", "Join a host", "sh")
+    installed = re.sub(r" -o [\w-]+|(?<= )/(?=etc/)", "", f"install -d /etc/gitops-hook\n{member}\n{host}")
     commands = commands.replace("-days 825", "-days 2")
     create_host = "\n".join(commands.split("\nfor host in ")[1].splitlines()[1:-1])
     named = f"host=named\n{create_host.replace('/O=fleet', '/CN=host')}"
-    names = "for kind in crt key; do cp 10.0.0.1.$kind member.$kind; cp web-1.$kind host.$kind; done"
-    script = "\n".join((commands, named, names))
+    names = "mv etc/gitops-hook/etcd-cert host.crt; mv etc/gitops-hook/etcd-key host.key\n"
+    names += "for kind in crt key; do mv etc/etcd/10.0.0.1.$kind member.$kind; done"
+    script = "\n".join((commands, named, installed, names))
     subprocess.run(["bash", "-ec", script], cwd=folder, check=True, capture_output=True, timeout=60)
     return folder
 

@@ -52,7 +52,8 @@ def upstream(machine: Machine) -> Upstream:
     machine.run("gitops-hook add acme/app")
     for unit in code_blocks("docs/deploys.md", "Zero downtime with a socket unit", "ini"):
         machine.put(unit.split()[1], unit)
-    machine.run("systemctl daemon-reload && systemctl enable --now app.socket")
+    (commands,) = code_blocks("docs/deploys.md", "Zero downtime with a socket unit", "sh")
+    machine.run("set -e\n" + commands)
     (rule,) = code_blocks("docs/deploys.md", "Restart or reload a unit", "js")
     machine.put(rule.split()[1], rule)
     machine.run("systemctl restart polkit")

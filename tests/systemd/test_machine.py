@@ -499,6 +499,10 @@ def test_the_documented_commands_install_and_uninstall_the_tarball(machine, upst
     secret = (machine.root / "etc/gitops-hook/webhook-secret").read_text().strip()
     after = push(machine, upstream, secret, "from the tarball")
     wait_for(lambda: serves(machine, after), "it does not serve")
-    (commands,) = code_blocks("docs/operations.md", "Uninstalling", "sh")
+    commands, delete_the_rest = code_blocks("docs/operations.md", "Uninstalling", "sh")
     machine.run("set -e\n" + commands, cwd="/root/source")
     assert machine.run("find /usr/local -iname '*gitops*'") == ""
+    assert (machine.root / CHECKOUT.lstrip("/") / ".git").is_dir()
+    machine.run("set -e\n" + delete_the_rest)
+    assert not (machine.root / CHECKOUT.lstrip("/")).exists()
+    assert "no such user" in machine.run("id gitops-hook", check=False)
