@@ -5,9 +5,9 @@ of pytest starts one fork server, which imports the package once. A request name
 working directory and the standard streams of a program. The program is a process of its own, with its own descriptors,
 signals and exit status. Only the interpreter's own settings (PYTHON*, LC_*) and ``/proc/PID/cmdline`` are the server's.
 
-    pytest --request, descriptors--> server --fork--> monitor --fork--> program
-       ^                                                  |
-       +---------------- pid, then the exit status -------+
+    pytest --request, descriptors--> server --fork--> program
+       ^                               |
+       +-- pid, then the exit status --+
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +34,7 @@ from typing import IO
 
 from harness import MEASURED, SOURCE
 
-#: The size in bytes of a pid or a wait status in a message of the monitor.
+#: The size in bytes of a pid or a wait status in a report of the server.
 WORD = 4
 
 
@@ -72,7 +73,7 @@ class Program:
             opened.append(stderr)
             self.stderr = open(ours, encoding="utf-8")  # noqa: SIM115, PTH123 - the owner of the program closes it
         null = os.open(os.devnull, os.O_RDWR)
-        self._monitor, theirs = socket.socketpair()
+        self._report, theirs = socket.socketpair()
         report = theirs.detach()
         opened += [null, report]
         streams = [null if stream == subprocess.DEVNULL else stream for stream in (stdin, stdout, stderr)]
@@ -86,19 +87,19 @@ class Program:
         socket.send_fds(_server(), [json.dumps(request).encode()], [report, *numbers, *pass_fds])
         for descriptor in opened:
             os.close(descriptor)
-        self.pid = int.from_bytes(self._monitor.recv(WORD), sys.byteorder)
+        self.pid = int.from_bytes(self._report.recv(WORD), sys.byteorder)
 
     def poll(self) -> int | None:
         """Return the exit status, or None while the program runs."""
-        if self.returncode is None and select.select([self._monitor], [], [], 0)[0]:
-            status = int.from_bytes(self._monitor.recv(WORD), sys.byteorder)
-            self._monitor.close()
+        if self.returncode is None and select.select([self._report], [], [], 0)[0]:
+            status = int.from_bytes(self._report.recv(WORD), sys.byteorder)
+            self._report.close()
             self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit status as soon as the program has ended."""
-        if self.returncode is None and not select.select([self._monitor], [], [], timeout)[0]:
+        if self.returncode is None and not select.select([self._report], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         status = self.poll()
         assert status is not None
@@ -143,38 +144,57 @@ def _server() -> socket.socket:
 
 def serve(requests: socket.socket) -> None:
     """Fork a program for each request; return in the program, and end the server when nobody can request more."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the monitors
+    reports: dict[int, int] = {}  # the descriptor on which the end of each running program is reported
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # a full pipe wakes the server too
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal with a handler wakes the server
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to pytest, and pytest ends the programs
     while True:
+        ready, _, _ = select.select([requests, reading], [], [])
+        if reading in ready:
+            os.read(reading, 4096)
+            report_ends(reports)
+        if requests not in ready:
+            continue
         message, descriptors, _, _ = socket.recv_fds(requests, 65536, 64)
         if not message:
             os._exit(0)
-        if os.fork() == 0:
-            requests.close()
+        report, *streams = descriptors
+        pid = os.fork()
+        if pid == 0:
             break
-        for descriptor in descriptors:
+        reports[pid] = report
+        send_word(report, pid)
+        for descriptor in streams:
             os.close(descriptor)
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    pid = os.fork()
-    if pid:
-        monitor(pid, descriptors)
-    become(json.loads(message), descriptors)
-
-
-def monitor(pid: int, descriptors: list[int]) -> None:
-    """Report the pid of the program, wait for its end, and report its status."""
-    report = descriptors.pop(0)
-    for descriptor in descriptors:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    requests.close()
+    for descriptor in (report, reading, writing, *reports.values()):
         os.close(descriptor)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.write(report, pid.to_bytes(WORD, sys.byteorder))
-    _, status = os.waitpid(pid, 0)
-    os.write(report, status.to_bytes(WORD, sys.byteorder))
-    os._exit(0)
+    become(json.loads(message), streams)
+
+
+def report_ends(reports: dict[int, int]) -> None:
+    """Report the wait status of each program that has ended."""
+    for pid in list(reports):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            report = reports.pop(pid)
+            send_word(report, status)
+            os.close(report)
+
+
+def send_word(report: int, word: int) -> None:
+    """Send a pid or a wait status to pytest, which may no longer listen."""
+    with suppress(BrokenPipeError):
+        os.write(report, word.to_bytes(WORD, sys.byteorder))
 
 
 def become(request: dict, descriptors: list[int]) -> None:
     """Give this process the arguments, environment, directory and descriptors of a request."""
-    os.close(descriptors.pop(0))
     # First move them out of the way: a source may have the number of another one's target.
     moved = [os.dup2(descriptor, 100 + number, inheritable=False) for number, descriptor in enumerate(descriptors)]
     for descriptor in descriptors:
@@ -202,9 +222,11 @@ def end_with(status: object) -> None:
 if __name__ == "__main__":
     import gitops_hook
     from gitops_hook.cli.main import main
+    from gitops_hook.cli.parser import build_parser
 
     for module in pkgutil.walk_packages(gitops_hook.__path__, "gitops_hook."):
         import_module(module.name)
+    build_parser()
     gc.collect()
     gc.freeze()  # the collector of a program leaves the pages that it shares with the server unchanged
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -16,6 +16,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+GIT = shutil.which("git") or "git"
 #: What git may see of the world: no user, no system configuration, no prompts, stable names and messages.
 GIT_ENV = {
     "PATH": os.environ["PATH"],
@@ -32,9 +33,14 @@ GIT_ENV = {
 
 
 def git(*args: object, cwd: Path, check: bool = True) -> str:
-    """Run git in `cwd` and return what it printed, stripped; its error output rides on the exception."""
+    """Run git in `cwd` and return its output, stripped; the exception of a failure contains its error output."""
     done = subprocess.run(
-        ["git", *map(str, args)], cwd=cwd, env=GIT_ENV, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [GIT, "-C", cwd, *map(str, args)],
+        env=GIT_ENV,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        close_fds=False,  # with an absolute name and no cwd, Python 3.9 then copies no page tables of a large pytest
     )
     if check and done.returncode:
         raise AssertionError(f"git {args} in {cwd}: exit {done.returncode}\n{done.stderr}")

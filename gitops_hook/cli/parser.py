@@ -14,6 +14,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import NoReturn
 
 from gitops_hook import __version__
@@ -59,8 +60,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
 
+@cache
 def build_parser() -> Parser:
-    """Return the parser of the command line."""
+    """Return the parser of the command line, which a process builds once."""
     parser = Parser(
         prog="gitops-hook",
         description="Keep git checkouts up to date: a signed push arrives, and the checkout is deployed.",

@@ -105,6 +105,7 @@ class Site:
             stderr=subprocess.STDOUT,
             timeout=60,
             check=False,
+            close_fds=False,  # as in scratch.git()
         )
         output = done.stdout.decode(errors="replace")
         assert result.exists(), f"exit {done.returncode} without a result\n{output}"

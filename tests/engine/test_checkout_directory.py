@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import Callable
@@ -144,8 +145,8 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
 def opened(folder: Path) -> None:
-    """Give other users access to the directory and its parents."""
-    while folder != folder.parent and folder != Path("/tmp"):
+    """Give other users access to the directory and its parents, up to the system's directory for temporary files."""
+    while folder != folder.parent and not folder.stat().st_mode & stat.S_ISVTX:
         folder.chmod(folder.stat().st_mode | 0o777)
         folder = folder.parent
 
