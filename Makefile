@@ -13,8 +13,12 @@ BROWSER := .venv-browser
 PYTEST = $(TEST_PYTHON) -m pytest
 # The same with measured coverage, in the processes that tests start too.
 MEASURED_PYTEST = $(LINT)/bin/coverage run -m pytest
-# Two workers per core, because tests mostly wait for the processes that they start.
-PARALLEL := -n $(shell expr 2 '*' $$(nproc))
+# Three workers for two cores, because tests wait for the processes that they start. A worker costs seconds to start.
+PARALLEL := -n $(shell expr '(' $$(nproc) '*' 3 + 1 ')' / 2)
+# Tests write repositories and journals, which a disk would have to sync. A file system in memory needs room for them.
+MEMORY := $(shell findmnt -bno OPTIONS,AVAIL --mountpoint /dev/shm | awk '$$1 !~ /noexec/ && $$2 > 2^31 {print "/dev/shm"; exit}')
+# pytest keeps its compiled tests, and otherwise compiles them in each worker.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL_INTO = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 
 # What depends on the interpreter: the HTTP server, parsers, the journal, threads, processes. Not bash, not the documents.
@@ -68,6 +72,8 @@ run: ## run the daemon in the foreground, with its state in ./var; print a comma
 	    exec $(PYTHON) -m gitops_hook serve
 
 ## For contributors
+
+test test-interpreter: export TMPDIR := $(or $(TMPDIR),$(MEMORY),/tmp)
 
 test: $(TEST_TOOLS) ## run the tests in parallel; ARGS=... for pytest, PYTHON=python3.9 for another interpreter
 	$(PYTEST) $(PARALLEL) $(ARGS)
