@@ -14,7 +14,7 @@ PYTEST = $(TEST_PYTHON) -m pytest
 # The same with measured coverage, in the processes that tests start too.
 MEASURED_PYTEST = $(LINT)/bin/coverage run -m pytest
 # Three workers for two cores, because tests wait for the processes that they start. A worker costs seconds to start.
-PARALLEL := -n $(shell expr '(' $$(nproc) '*' 3 + 1 ')' / 2)
+PARALLEL := -n $(shell expr '(' $$(nproc) '*' 3 + 1 ')' / 2) --dist worksteal
 # Tests write repositories and journals, which a disk would have to sync. A file system in memory needs room for them.
 MEMORY := $(shell findmnt -bno OPTIONS,AVAIL --mountpoint /dev/shm | awk '$$1 !~ /noexec/ && $$2 > 2^31 {print "/dev/shm"; exit}')
 # pytest keeps its compiled tests, and otherwise compiles them in each worker.

@@ -21,12 +21,15 @@ from gitops_hook import log
 # A shell starts a background job with SIGINT ignored, and the children of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline, because machines are busy. The gate uses the same examples each time; `--hypothesis-profile=search` does not.
+# No deadline, because machines are busy. The gate uses the same examples each time, and `make test-slow` more of them;
+# `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile(
     "search", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.register_profile("gate", hypothesis.settings.get_profile("search"), derandomize=True)
-hypothesis.settings.register_profile("slow", hypothesis.settings.get_profile("gate"), max_examples=500)
+hypothesis.settings.register_profile(
+    "gate", hypothesis.settings.get_profile("search"), derandomize=True, max_examples=40
+)
+hypothesis.settings.register_profile("slow", hypothesis.settings.get_profile("gate"), max_examples=300)
 hypothesis.settings.load_profile("gate")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

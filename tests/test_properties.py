@@ -34,6 +34,8 @@ from gitops_hook.text import escape, printable
 # -- what things are made of ----------------------------------------------------------------------------------------
 
 ROWS = st.sampled_from(FORGES)
+#: The number of examples of a property in this profile of conftest.py.
+EXAMPLES = settings.default.max_examples
 #: Text of anything that JSON can hold, lone surrogates and NUL too.
 TEXT = st.text(max_size=20)
 PART = st.from_regex(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}", fullmatch=True).filter(
@@ -72,7 +74,7 @@ def is_clean(text: str) -> bool:
 # -- the webhook ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=EXAMPLES * 3 // 2)
 @given(data=st.data(), forge=ROWS)
 def test_parsed_events_contain_no_control_characters(data: st.DataObject, forge: Forge) -> None:
     push = data.draw(st.sampled_from(PUSHES[forge.name][1:]))
@@ -179,7 +181,7 @@ TOKEN = st.from_regex(r"[!#$%&'*+.^`|~0-9A-Za-z-]{1,20}", fullmatch=True)
 VALUE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_categories=["Cc"]), max_size=30)
 
 
-@settings(max_examples=300)
+@settings(max_examples=EXAMPLES * 3)
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([b"\r\n", b"Host: a", b"GET / HTTP/1.1", b"X: y", b":"])))
 def test_any_head_gives_a_request_or_an_error(pieces: list[bytes]) -> None:
     try:
@@ -228,7 +230,7 @@ REQUEST = st.sampled_from(
 ) | st.binary(max_size=40)
 
 
-@settings(max_examples=60)
+@settings(max_examples=EXAMPLES * 3 // 5)
 @example(requests=[b"GET / HTTP/1.1\r\nHost: here\nX: y\r\n\r\n"], cuts=[30])
 @example(requests=[b"\r\n"], cuts=[1])
 @given(requests=st.lists(REQUEST, max_size=4), cuts=st.lists(st.integers(0, 3000), max_size=6))
@@ -305,7 +307,7 @@ def test_no_url_gives_an_invalid_name(url: str) -> None:
 ENVIRONMENT = st.binary(max_size=30).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
 
 
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES * 2)
 @given(
     values=st.dictionaries(st.sampled_from([option.env for option in config.OPTIONS]), ENVIRONMENT, max_size=3),
     unknown=st.dictionaries(ENVIRONMENT.map(lambda name: "GITOPS_" + name), ENVIRONMENT, max_size=1),

@@ -54,42 +54,42 @@ PIECES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_a_log_in_parts_equals_the_whole_log(seed: int):
-    chance = random.Random(seed)
-    printed = b"".join(chance.choices(PIECES, k=chance.randrange(40)))
-    size, pen, shown, rest = chance.randrange(1, 8), "", "", b""
-    for start in range(0, len(printed), size):
-        rest += printed[start : start + size]
-        got = render(rest, pen, more=True)
-        shown, pen, rest = shown + got.shown, got.pen, rest[got.size :]
-    got, whole = render(rest, pen), render(printed)
-    assert re.sub("<[^>]*>", "", shown + got.shown) == re.sub("<[^>]*>", "", whole.shown)
-    assert got.pen == whole.pen
+def test_a_log_in_parts_equals_the_whole_log():
+    for seed in range(300):
+        chance = random.Random(seed)
+        printed = b"".join(chance.choices(PIECES, k=chance.randrange(40)))
+        size, pen, shown, rest = chance.randrange(1, 8), "", "", b""
+        for start in range(0, len(printed), size):
+            rest += printed[start : start + size]
+            got = render(rest, pen, more=True)
+            shown, pen, rest = shown + got.shown, got.pen, rest[got.size :]
+        got, whole = render(rest, pen), render(printed)
+        assert re.sub("<[^>]*>", "", shown + got.shown) == re.sub("<[^>]*>", "", whole.shown), f"seed {seed}"
+        assert got.pen == whole.pen, f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_no_bytes_make_an_element_or_leave_a_control(seed: int):
-    chance = random.Random(seed)
-    shown = render(b"".join(chance.choices((*PIECES, chance.randbytes(3)), k=100))).shown
-    for tag in re.findall("<[^>]*>", shown):
-        assert re.fullmatch(r'</span>|<span class="s\d+( s\d+)*">', tag)
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", unescape(shown))
+def test_no_bytes_make_an_element_or_leave_a_control():
+    for seed in range(100):
+        chance = random.Random(seed)
+        shown = render(b"".join(chance.choices((*PIECES, chance.randbytes(3)), k=100))).shown
+        for tag in re.findall("<[^>]*>", shown):
+            assert re.fullmatch(r'</span>|<span class="s\d+( s\d+)*">', tag), f"seed {seed}"
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", unescape(shown)), f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_a_log_in_parts_is_escaped_like_a_whole_log(seed: int):
-    chance = random.Random(seed)
-    printed = b"".join(chance.choices((*PIECES, b"\t", chance.randbytes(3)), k=40))
-    size, pen, shown, rest = chance.randrange(1, 8), "", "", b""
-    for start in range(0, len(printed), size):
-        rest += printed[start : start + size]
-        got = for_terminal(rest, pen, more=True)
-        shown, pen, rest = shown + got.shown, got.pen, rest[got.size :]
-    shown += for_terminal(rest, pen).shown
-    plain = for_terminal(printed, colours=False).shown
-    assert re.sub("\x1b\\[[0-9;]*m", "", shown) == plain
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain)
+def test_a_log_in_parts_is_escaped_like_a_whole_log():
+    for seed in range(100):
+        chance = random.Random(seed)
+        printed = b"".join(chance.choices((*PIECES, b"\t", chance.randbytes(3)), k=40))
+        size, pen, shown, rest = chance.randrange(1, 8), "", "", b""
+        for start in range(0, len(printed), size):
+            rest += printed[start : start + size]
+            got = for_terminal(rest, pen, more=True)
+            shown, pen, rest = shown + got.shown, got.pen, rest[got.size :]
+        shown += for_terminal(rest, pen).shown
+        plain = for_terminal(printed, colours=False).shown
+        assert re.sub("\x1b\\[[0-9;]*m", "", shown) == plain, f"seed {seed}"
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain), f"seed {seed}"
 
 
 def test_colours_are_limited():
