@@ -42,6 +42,9 @@ SCRIPTS := scripts/gitops_sync.sh $(wildcard scripts/sync/*.sh)
 UNITS := $(wildcard gitops-hook*.service gitops-hook*.socket gitops-hook*.timer)
 MAN := $(wildcard docs/gitops-hook.8)
 COMPLETION := $(wildcard docs/gitops-hook.bash)
+# install_tree MODE,FILES,DESTINATION: install files below existing directories of the same names, a directory at a time.
+files_in = $(foreach file,$2,$(if $(filter $1,$(dir $(file))),$(file)))
+install_tree = $(foreach folder,$(sort $(dir $2)),$(INSTALL) -m $1 $(call files_in,$(folder),$2) $3/$(folder) &&) true
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gitops_hook/__init__.py)
 # The time that every file in an archive bears: two builds of one commit are the same bytes.
@@ -148,8 +151,8 @@ figures: ## print the code metrics of docs/design.md
 install: ## install into PREFIX (/usr/local) below DESTDIR, for PYTHON
 	$(INSTALL) -d $(addprefix $(DESTDIR),$(addprefix $(pkglibdir)/,$(sort $(dir $(PACKAGE) $(SCRIPTS)))) $(bindir) $(docdir) \
 	    $(libdir)/systemd/system $(libdir)/sysusers.d $(libdir)/tmpfiles.d)
-	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) $(DESTDIR)$(pkglibdir)/$(file) &&) true
-	$(foreach file,scripts/gitops-hook $(SCRIPTS),$(INSTALL) -m 755 $(file) $(DESTDIR)$(pkglibdir)/$(file) &&) true
+	$(call install_tree,644,$(PACKAGE),$(DESTDIR)$(pkglibdir))
+	$(call install_tree,755,scripts/gitops-hook $(SCRIPTS),$(DESTDIR)$(pkglibdir))
 	sed -i "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" $(DESTDIR)$(pkglibdir)/scripts/gitops-hook
 	$(PYTHON) -m compileall -q -d $(pkglibdir)/gitops_hook $(DESTDIR)$(pkglibdir)/gitops_hook
 	ln -srf $(DESTDIR)$(pkglibdir)/scripts/gitops-hook $(DESTDIR)$(bindir)/gitops-hook
@@ -175,9 +178,9 @@ uninstall: ## remove what `make install` installed; keep settings, checkouts and
 dist: ## build the single-file program and the source tarball in dist/
 	rm -rf build/pyz
 	$(INSTALL) -d dist $(addprefix build/pyz/,$(sort $(dir $(PACKAGE) $(SCRIPTS))))
-	$(foreach file,$(PACKAGE),$(INSTALL) -m 644 $(file) build/pyz/$(file) &&) true
+	$(call install_tree,644,$(PACKAGE),build/pyz)
 	$(INSTALL) -m 644 gitops_hook/__main__.py build/pyz
-	$(foreach file,$(SCRIPTS),$(INSTALL) -m 755 $(file) build/pyz/$(file) &&) true
+	$(call install_tree,755,$(SCRIPTS),build/pyz)
 	find build/pyz -exec touch -d @$(SOURCE_DATE_EPOCH) {} +
 	TZ=UTC $(PYTHON) -m zipapp --python '/usr/bin/env python3' --output dist/gitops-hook.pyz build/pyz
 	chmod 755 dist/gitops-hook.pyz
