@@ -112,12 +112,13 @@ test-browser: $(BROWSER)/.ready ## test the page in Chromium; PICTURES=docs keep
 test-systemd: $(TEST_TOOLS) ## test the package on a booted Debian; needs root and systemd-nspawn
 	$(PYTEST) -m systemd -v -rs -p no:randomly tests/systemd $(ARGS)
 
+# The torture runs alone, and prints its report. ARGS may select tests of one run only, so an empty run (5) is no failure.
 # In a directory of its own: otherwise pytest deletes the directories of all earlier runs as it exits, those of other suites
 # too, which can take minutes on a busy machine, after the last test and before the summary appears in a file.
 test-fleet: $(TEST_TOOLS) ## test many hosts on a real etcd, unpacked from Debian's package; ROUNDS=200 for the full torture
 	@if tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || command -v etcd >/dev/null || test -n "$$ETCD"; \
-	then base=$$(mktemp -d) && ROUNDS=$(or $(ROUNDS),20) $(PYTEST) -m etcd -v -rs --basetemp=$$base/t tests/fleet $(ARGS) \
-	    && rm -rf $$base; \
+	then base=$$(mktemp -d) && run() { $(PYTEST) -v -rs --basetemp=$$base/t "$$@" tests/fleet $(ARGS) || test $$? = 5; } \
+	    && run -m 'etcd and not slow' -n $$(nproc) && ROUNDS=$(or $(ROUNDS),20) run -m 'etcd and slow' && rm -rf $$base; \
 	else echo 'SKIPPED: apt offers no etcd-server, and neither PATH nor ETCD names an etcd'; fi
 
 test-github: $(TEST_TOOLS) ## test the API client against GitHub's OpenAPI description; needs node and npm

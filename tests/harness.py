@@ -162,7 +162,11 @@ class Daemon:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._position = 0
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def start(self) -> None:
         """Start or restart the daemon, and wait until it listens."""

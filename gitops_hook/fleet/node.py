@@ -126,6 +126,8 @@ class FleetNode(Listener):
 
     def stop(self, timeout: float) -> None:
         """Write what is left, give up the lease, and end the threads. Call it after the last run."""
+        if not self.follower.is_connected:
+            self._etcd.close()  # nothing can be written: end the attempts of the threads
         self._stopping.set()
         self._wake.set()
         self.follower.stop(timeout)

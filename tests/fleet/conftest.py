@@ -36,7 +36,7 @@ def shared_cluster(program) -> Iterator[Cluster]:
 def cluster(shared_cluster: Cluster) -> Cluster:
     """A cluster of one member, empty; a test must leave it running."""
     client = Etcd(shared_cluster.endpoints)
-    client.transact([], [delete_prefix("/")])
+    client.transact([], [delete_prefix("/")], within=30)
     client.close()
     return shared_cluster
 

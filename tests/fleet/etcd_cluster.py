@@ -227,7 +227,9 @@ class Cluster:
 
     def stop(self) -> None:
         """End every member and delete the data."""
-        for member in self.members:
-            member.resume()
-            member.kill()
-        shutil.rmtree(self.folder)
+        try:
+            for member in self.members:
+                member.resume()
+                member.kill()
+        finally:
+            shutil.rmtree(self.folder)

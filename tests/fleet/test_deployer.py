@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -47,10 +48,11 @@ class Stages(Hosts):
 
     def start_all(self, plan: str = "canary:1 web:2 rest:1") -> None:
         self.plan(plan)
-        for name, labels in self.LABELS.items():
+        for name in self.LABELS:
             checkout = self.checkout(name, self.forge, deploy=DEPLOY)
             git("update-ref", "refs/gitops/deployed", "HEAD", cwd=checkout)
-            self.start(name, labels)
+        with ThreadPoolExecutor() as pool:  # a start mostly waits for the interpreter
+            list(pool.map(self.start, self.LABELS, self.LABELS.values()))
         self.wait_until_live(*self.LABELS)
         for name in self.LABELS:
             self.daemons[name].wait_for("checkout follows a plan")

@@ -23,6 +23,7 @@ from gitops_hook.fleet.messages import KeyValue
 from gitops_hook.fleet.overview import Collection
 from gitops_hook.fleet.rollout import Plan
 
+DASHBOARD = re.compile(r"the dashboard .*address=(\S+)")
 OLD, NEW = "a" * 40, "b" * 40
 
 
@@ -122,8 +123,9 @@ def test_a_fleet_reports_one_status_of_a_commit(hosts: Hosts, forge: Upstream, t
 
 def metrics(daemon: Daemon) -> dict[str, float]:
     """Return the metrics of the fleet that a host serves."""
-    address = next(found[1] for line in daemon.lines if (found := re.search(r"the dashboard .*address=(\S+)", line)))
-    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+    # The daemon logs this address after that of the webhook, for which the start waits.
+    until(lambda: DASHBOARD.search(daemon.log), "the dashboard does not listen")
+    with urllib.request.urlopen(f"http://{DASHBOARD.search(daemon.log)[1]}/metrics") as answer:
         lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines()]
     return {name: float(value) for name, value in lines if name.startswith("gitops_hook_fleet_")}
 
