@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import fork_server
 import hypothesis
 import pytest
+from fixes import Observer
 from fork_server import Program
 from harness import MEASURED, SECRET, SOURCE, Daemon
 from scratch import GIT_ENV, Upstream
@@ -40,6 +43,52 @@ def restore_the_log() -> Iterator[None]:
     """Undo what a test changed about the process's log."""
     yield
     log.setup("text", under_systemd=False)
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Return a function that puts a small program first on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def make(name: str, body: str) -> Path:
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+        return folder / name
+
+    return make
+
+
+@pytest.fixture
+def apply_fix(
+    tool: Callable[[str, str], Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., str]]:
+    """Return a function that pastes a fix into a shell, checks its exit status, and returns its output.
+
+    The programs that need a real host write their arguments to ``calls``. ``sudo`` runs its command directly, with the
+    directory ``etc`` instead of /etc. The test fails if a place of its markers ``fixes`` produced no pasted fix.
+    """
+    (tmp_path / "etc/gitops-hook").mkdir(parents=True)
+    (tmp_path / "etc/default").mkdir()
+    here = r'"${@//\/etc\/' + f"/{tmp_path}/etc/" + '}"'
+    tool("sudo", f"[[ $1 == -u ]] && shift 2\nexec {here}")
+    for name in ("systemctl", "apt-get", "sudoedit", "journalctl"):
+        tool(name, f'echo "{name} $*" >> {tmp_path}/calls')
+    tool("gitops-hook", f'PYTHONPATH={SOURCE} exec {sys.executable} -m gitops_hook "$@"')
+
+    def run(fix: str, status: int = 0, given: str = "") -> str:
+        observer.paste(fix)
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", fix], cwd=tmp_path, input=given, capture_output=True, text=True
+        )
+        assert done.returncode == status, (fix, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    with Observer() as observer:
+        yield run
+    expected = {name for marker in request.node.iter_markers("fixes") for name in marker.args}
+    assert expected <= observer.pasted, f"pasted only the fixes of {sorted(observer.pasted)}"
 
 
 @pytest.fixture

@@ -101,9 +101,9 @@ def token_problem(file: Path) -> tuple[str, str] | None:
         with file.open() as opened:
             mode, owner, token = os.fstat(opened.fileno()).st_mode, os.fstat(opened.fileno()).st_uid, opened.readline()
     except FileNotFoundError:
-        return f"there is no file {file}", f"sudo install -m 600 -o '#{user}' /dev/stdin {quoted}"
+        return f"there is no file {file}", f"sudo install -m 600 -o {user} /dev/stdin {quoted}"
     except OSError as error:
-        return f"{file} cannot be read ({error.strerror})", f"sudo chown '{user}' {quoted}"
+        return f"{file} cannot be read ({error.strerror})", f"sudo chown {user} {quoted}"
     if mode & 0o007 or (mode & 0o077 and owner == user):
         return f"other users of this host can read {file}", f"sudo chmod 600 {quoted}"
     return None if token.strip() else (f"{file} contains no token", f"sudoedit {quoted}")

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 from disks import fill, small_disk
+from findings import of, only
 from harness import SECRET
 from scratch import Upstream, git
 
@@ -29,9 +29,6 @@ from gitops_hook.config import Settings, load
 from gitops_hook.errors import ConfigError
 from gitops_hook.sync.checkouts import Checkouts
 
-Program = Callable[[str, str], Path]
-
-
 #: The owner of a missing directory that a fix creates.
 SERVICE_USER = "gitops-hook" if "gitops-hook" in {user.pw_name for user in pwd.getpwall()} else getpass.getuser()
 
@@ -41,60 +38,6 @@ class Silent(WSGIRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
-
-
-@pytest.fixture
-def settings(tmp_path, upstream, environ, monkeypatch) -> Settings:
-    """Return the settings of a host without problems, on which no daemon runs."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    (tmp_path / "state").mkdir()
-    upstream.checkout(tmp_path / "root")
-    return load(environ, {})
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch) -> Program:
-    """Return a function that puts a small program first on PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-    def make(name: str, body: str) -> Path:
-        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
-        (folder / name).chmod(0o755)
-        return folder / name
-
-    return make
-
-
-@pytest.fixture
-def apply_fix(program: Program) -> Callable[[str], None]:
-    """Return a function that runs a fix; `sudo` runs its command directly."""
-    program("sudo", '[[ $1 == -u ]] && shift 2\nexec "$@"')
-    program("systemctl", "exit 0")
-
-    def run(fix: str) -> None:
-        subprocess.run(["bash", "-c", fix], check=True, stdin=subprocess.DEVNULL)
-
-    return run
-
-
-def of(name: str, settings: Settings) -> list[Finding]:
-    """Return the findings of one check."""
-    for table in (doctor.AS_CALLER, doctor.AS_SERVICE):
-        if name in table:
-            return doctor.run({name: table[name]}, settings)
-    return [finding for finding in doctor.run_for_checkouts(settings) if finding.check == name]
-
-
-def only(name: str, settings: Settings, level: str) -> Finding:
-    """Return the single finding of a check, which must have this level."""
-    (finding,) = of(name, settings)
-    assert finding.level == level, finding
-    assert bool(finding.fix) == (level not in (OK, SKIPPED))
-    assert SECRET not in str(finding)
-    return finding
 
 
 # -- the whole -----------------------------------------------------------------------------------------------------
@@ -203,7 +146,16 @@ def test_a_long_secret_in_the_environment_passes(settings):
     assert "less than 16 bytes" in only("secret", settings._replace(webhook_secret="x" * 15), FAILURE).message
 
 
-@pytest.mark.parametrize("content", [None, "", "\n\n", "short\n", "a-secret-that-is-long-enough\nshort\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(None, marks=pytest.mark.fixes("credentials.secret 2")),
+        pytest.param("\n\n", marks=pytest.mark.fixes("credentials._check_secrets 1")),
+        pytest.param("short\n", marks=pytest.mark.fixes("credentials._check_secrets 2")),
+        "",
+        "a-secret-that-is-long-enough\nshort\n",
+    ],
+)
 def test_the_fix_for_a_missing_or_short_secret_creates_one(tmp_path, settings, apply_fix, content):
     path = tmp_path / "secret"
     if content is not None:
@@ -231,6 +183,7 @@ def test_no_secret_at_all_is_a_failure(settings):
     assert "/etc/gitops-hook/webhook-secret" in only("secret", settings._replace(webhook_secret=""), FAILURE).fix
 
 
+@pytest.mark.fixes("credentials.secret 5")
 def test_the_fix_for_a_world_readable_secret(tmp_path, settings, apply_fix):
     path = tmp_path / "secret"
     path.write_text("a-secret-that-is-long-enough\n")
@@ -255,8 +208,8 @@ def test_a_ping_detects_a_daemon_with_an_older_secret(tmp_path, hook, start_daem
     assert daemon.query("SELECT * FROM pings") == []  # it is no proof that a forge reaches this host
 
 
-def test_a_check_of_owners_that_could_not_run_is_a_failure(settings, program):
-    program("find", "exit 1")
+def test_a_check_of_owners_that_could_not_run_is_a_failure(settings, tool):
+    tool("find", "exit 1")
     assert "could not be checked" in only("ownership", settings, FAILURE).message
 
 
@@ -297,6 +250,7 @@ def test_an_ordinary_user_gets_one_finding_and_one_line(tmp_path, environ, hook,
         assert done.stderr.endswith("use sudo\n")
 
 
+@pytest.mark.fixes("checkout.fetch 1")
 def test_the_fix_of_a_run_is_the_fix_of_the_check(settings, upstream, apply_fix):
     checkout = settings.root / "acme/site"
     git("config", "gitops.dirty", "ignore", cwd=checkout)
@@ -323,6 +277,7 @@ def test_the_record_of_migrate_may_belong_to_root(settings, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.fixes("host.journal 2")
 def test_the_fix_for_a_restored_journal_of_another_user(settings, apply_fix):
     (settings.state / "journal.db").touch()
     only("journal", settings, OK)
@@ -333,8 +288,8 @@ def test_the_fix_for_a_restored_journal_of_another_user(settings, apply_fix):
     only("journal", settings, OK)
 
 
-def test_a_check_of_the_journal_s_owner_that_could_not_run_is_a_failure(settings, program):
-    program("find", "exit 1")
+def test_a_check_of_the_journal_s_owner_that_could_not_run_is_a_failure(settings, tool):
+    tool("find", "exit 1")
     assert "could not be checked" in only("journal", settings, FAILURE).message
 
 
@@ -375,6 +330,7 @@ def test_a_deploy_that_manages_a_unit_needs_polkit(settings, monkeypatch, tmp_pa
 # -- folders and disks ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fixes("host.writable 1")
 def test_the_fix_for_a_missing_state_directory(settings, apply_fix):
     settings.state.rmdir()
     apply_fix(only("state", settings, FAILURE).fix)
@@ -437,6 +393,7 @@ def test_a_disk_without_inodes_is_a_failure(tmp_path, settings):
         assert "--inodes" in full.fix
 
 
+@pytest.mark.fixes("host.writable 2")
 def test_the_fix_for_a_read_only_disk_remounts_it(tmp_path, settings, apply_fix):
     with small_disk(tmp_path / "disk", "2G,ro") as disk:
         here = settings._replace(root=disk)
@@ -454,6 +411,7 @@ def test_a_script_that_does_not_run_is_a_failure(tmp_path, settings, script):
     only("script", settings._replace(sync_script=Path(script("exit 3"))), FAILURE)
 
 
+@pytest.mark.fixes("host.script 1")
 def test_the_fix_for_a_script_that_is_not_executable(settings, script, apply_fix):
     path = Path(script("true"))
     path.chmod(0o600)
@@ -461,10 +419,10 @@ def test_the_fix_for_a_script_that_is_not_executable(settings, script, apply_fix
     only("script", settings._replace(sync_script=path), OK)
 
 
-def test_programs_that_are_too_old_are_failures(settings, program):
+def test_programs_that_are_too_old_are_failures(settings, tool):
     assert {finding.level for finding in of("programs", settings)} == {OK}
-    program("bash", "echo GNU bash, version 4.3.30")
-    program("git", "echo git version 2.20.1")
+    tool("bash", "echo GNU bash, version 4.3.30")
+    tool("git", "echo git version 2.20.1")
     old = [finding for finding in of("programs", settings) if finding.level == FAILURE]
     assert [finding.message for finding in old] == [
         "bash is 4.3, but must be at least 4.4",
@@ -484,15 +442,15 @@ def test_programs_that_are_missing_are_failures(tmp_path, settings, monkeypatch)
     assert failures[1].fix == "sudo apt-get install --reinstall util-linux"
 
 
-def test_a_socket_at_another_address_is_named(settings, program):
-    program("systemctl", "echo '127.0.0.1:9787 (Stream)'")
+def test_a_socket_at_another_address_is_named(settings, tool):
+    tool("systemctl", "echo '127.0.0.1:9787 (Stream)'")
     finding = only("socket", settings, FAILURE)
     assert finding.message.startswith("no daemon answers at 127.0.0.1:9: ")
     assert finding.message.endswith("; gitops-hook.socket is at 127.0.0.1:9787 (Stream)")
     assert finding.fix == "sudoedit /etc/gitops-hook/gitops-hook.env"
-    program("systemctl", "echo '127.0.0.1:9 (Stream)'")
+    tool("systemctl", "echo '127.0.0.1:9 (Stream)'")
     assert "systemctl start" in only("socket", settings, FAILURE).fix
-    program("systemctl", "echo")
+    tool("systemctl", "echo")
     assert "systemctl start" in only("socket", settings, FAILURE).fix
 
 
@@ -519,15 +477,15 @@ def test_another_server_at_the_port_is_a_failure(settings, tmp_path):
     assert finding.fix == f"sudo ss -ltnp 'sport = :{port}'"
 
 
-def test_a_timer_that_polls_is_a_warning(settings, program, tmp_path, monkeypatch):
-    program("systemctl", "exit 1")
+def test_a_timer_that_polls_is_a_warning(settings, tool, tmp_path, monkeypatch):
+    tool("systemctl", "exit 1")
     monkeypatch.setattr(host_checks, "SYSTEMD_IS_INIT", tmp_path / "none")
     assert "not the init system" in only("timers", settings, SKIPPED).message
     monkeypatch.setattr(host_checks, "SYSTEMD_IS_INIT", tmp_path)
     assert "does not answer" in only("timers", settings, WARNING).message
-    program("systemctl", "true")
+    tool("systemctl", "true")
     assert only("timers", settings, OK).message == "no timer polls a checkout"
-    program(
+    tool(
         "systemctl",
         'case $* in *list-units*) echo "gitops-sync@site.timer loaded active waiting x" ;;'
         " *site.timer) echo ActiveState=active ;; esac",
@@ -542,22 +500,23 @@ def test_a_host_without_systemd_has_no_timers(settings, tmp_path, monkeypatch):
     assert "no systemd" in only("timers", settings, SKIPPED).message
 
 
-def test_a_clock_that_is_not_synchronised_is_a_warning(settings, program):
-    program("timedatectl", "echo yes")
+def test_a_clock_that_is_not_synchronised_is_a_warning(settings, tool):
+    tool("timedatectl", "echo yes")
     assert only("clock", settings, OK).message == "the clock is synchronised"
-    program("timedatectl", "exit 1")
+    tool("timedatectl", "exit 1")
     only("clock", settings, SKIPPED)
-    program("systemd-detect-virt", "exit 1")
-    program("timedatectl", 'case "$*" in *CanNTP*) echo yes;; *) echo no;; esac')
+    tool("systemd-detect-virt", "exit 1")
+    tool("timedatectl", 'case "$*" in *CanNTP*) echo yes;; *) echo no;; esac')
     assert only("clock", settings, WARNING).fix == "sudo timedatectl set-ntp true"
-    program("timedatectl", "echo no")
+    tool("timedatectl", "echo no")
     assert only("clock", settings, WARNING).fix == "sudo apt-get install systemd-timesyncd"
-    program("systemd-detect-virt", "echo docker")
+    tool("systemd-detect-virt", "echo docker")
     assert "container" in only("clock", settings, SKIPPED).message
 
 
-def test_a_time_in_the_future_is_a_warning(settings, apply_fix, program):
-    program("timedatectl", "echo yes")
+@pytest.mark.fixes("host.clock 1")
+def test_a_time_in_the_future_is_a_warning(settings, apply_fix, tool):
+    tool("timedatectl", "echo yes")
     tomorrow = time.time() + 86400
     os.utime(settings.root, (tomorrow, tomorrow))
     odd, _ = of("clock", settings)
@@ -569,12 +528,14 @@ def test_a_time_in_the_future_is_a_warning(settings, apply_fix, program):
 # -- checkouts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fixes("checkout.origin 1")
 def test_the_fix_for_a_missing_origin(settings, apply_fix):
     git("remote", "remove", "origin", cwd=settings.root / "acme/site")
     apply_fix(only("origin", settings, FAILURE).fix)
     only("origin", settings, OK)
 
 
+@pytest.mark.fixes("checkout.origin 3")
 def test_the_fix_for_a_wrong_origin(settings, apply_fix):
     git("remote", "set-url", "origin", "https://example.org/acme/blog.git", cwd=settings.root / "acme/site")
     finding = only("origin", settings, FAILURE)
@@ -590,6 +551,7 @@ def test_an_origin_that_git_rewrites_is_checked_after_rewriting(settings, tmp_pa
     only("origin", settings, OK)
 
 
+@pytest.mark.fixes("checkout.origin 2")
 def test_the_fix_for_a_password_that_others_can_read(settings, apply_fix):
     checkout = settings.root / "acme/site"
     git("remote", "set-url", "origin", "https://ada:hunter2@forge.example/acme/site.git", cwd=checkout)
@@ -600,6 +562,7 @@ def test_the_fix_for_a_password_that_others_can_read(settings, apply_fix):
     only("origin", settings, OK)
 
 
+@pytest.mark.fixes("checkout.branch 1")
 def test_the_fix_for_an_unknown_branch(settings, apply_fix):
     checkout = settings.root / "acme/site"
     assert "main, the remote's default" in only("branch", settings, OK).message
@@ -667,9 +630,10 @@ def test_a_deploy_program_that_exists_passes(settings, upstream, command):
 @pytest.mark.parametrize("command", ["no-such-program now", "./no-such-script", "X=1 no-such-program"])
 def test_a_deploy_program_that_does_not_exist_is_a_failure(settings, command):
     git("config", "gitops.deploy", command, cwd=settings.root / "acme/site")
-    assert "config gitops.deploy" in only("deploy", settings, FAILURE).fix
+    assert only("deploy", settings, FAILURE).fix.endswith("config --edit")
 
 
+@pytest.mark.fixes("checkout.deploy 1")
 def test_the_fix_for_a_deploy_program_that_is_not_executable(settings, apply_fix):
     checkout = settings.root / "acme/site"
     (checkout / "deploy.sh").write_text("true\n")

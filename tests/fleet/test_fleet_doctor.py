@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from etcd_cluster import Cluster
-from harness import until
+from harness import SECRET, until
 from hosts import KEYS
 from test_etcd import certificates, openssl  # noqa: F401 - a fixture
 
@@ -48,14 +49,18 @@ def sign(etcd: Etcd, hours_ago: float) -> None:
     etcd.transact([], [put(KEYS.last_seen("a"), dump(seen))])
 
 
-def test_a_history_of_days_shows_that_etcd_is_not_compacted(cluster: Cluster, etcd: Etcd, tmp_path: Path) -> None:
+@pytest.mark.fixes("fleet._compaction 1")
+def test_a_history_of_days_shows_that_etcd_is_not_compacted(
+    cluster: Cluster, etcd: Etcd, tmp_path: Path, apply_fix: Callable[..., str]
+) -> None:
     given = settings(tmp_path, GITOPS_ETCD=cluster.endpoints[0], GITOPS_FLEET_HOST="a")
     for hours in range(90, 0, -1):
         sign(etcd, hours)
         etcd.transact([], [put("/other", b"x")])
     found = next(result for result in list(fleet.etcd(given)) if "compacted" in result.message)
     assert (found.level, found.message) == (WARNING, "etcd stores revisions of 90 hours: it is not compacted")
-    assert "ETCD_AUTO_COMPACTION_RETENTION=1h" in found.fix
+    apply_fix(found.fix)
+    assert (tmp_path / "etc/default/etcd").read_text() == "ETCD_AUTO_COMPACTION_RETENTION=1h\n"
     recent = next(
         revision
         for revision in range(etcd.read("/").revision, 0, -1)
@@ -65,13 +70,21 @@ def test_a_history_of_days_shows_that_etcd_is_not_compacted(cluster: Cluster, et
     assert next(result for result in list(fleet.etcd(given)) if "compacted" in result.message).level == OK
 
 
-def test_hosts_with_different_versions(cluster: Cluster, etcd: Etcd, tmp_path: Path) -> None:
+@pytest.mark.fixes("fleet._hosts 1")
+def test_hosts_with_different_versions(
+    cluster: Cluster, etcd: Etcd, tmp_path: Path, apply_fix: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = settings(tmp_path, GITOPS_ETCD=cluster.endpoints[0])
     etcd.transact([], [put(KEYS.host("a"), dump(Host(version="1.0")))])
     assert [result.level for result in fleet.etcd(given) if "run gitops-hook" in result.message] == [OK]
     etcd.transact([], [put(KEYS.host("b"), dump(Host(version="1.1")))])
     (found,) = (result for result in fleet.etcd(given) if "run gitops-hook" in result.message)
     assert (found.level, found.message) == (WARNING, "the hosts run gitops-hook 1.0 and 1.1")
+    for name, value in (("ROOT", str(tmp_path)), ("FLEET", "test"), ("ETCD", cluster.endpoints[0])):
+        monkeypatch.setenv(f"GITOPS_{name}", value)
+    monkeypatch.setenv("GITHUB_WEBHOOK_SECRET", SECRET)
+    shown = apply_fix(found.fix)
+    assert "1.0" in shown and "1.1" in shown
 
 
 def test_a_full_database_has_an_alarm_with_a_fix(program: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Rules:
 
 1. A check is one function in a table. It yields results: a message each, and with a problem the command that fixes it.
+   Only `failure` and `warning` create a problem, so a test finds each of them.
 2. A failure keeps pushes from being deployed. A warning does not. A check that does not apply to this host, such as
    one that needs systemd, is skipped. A check that could not run is a warning or a failure, never ok.
 3. A check changes nothing except fetched objects, waits a bounded time, and shows no secret.
@@ -31,6 +32,7 @@ from gitops_hook.cli.doctor.finding import (
     Finding,
     Results,
     current_user,
+    failure,
     quote,
     service_user,
     worst_level,
@@ -91,7 +93,7 @@ def finding_of_setting(error: ConfigError, environ: Mapping[str, str]) -> Findin
         fix = f"unset {error.option}"
     else:
         fix = f"sudoedit {ENVIRONMENT_FILE}"
-    return Finding("settings", FAILURE, redact(str(error)), fix)
+    return Finding("settings", *failure(redact(str(error)), fix))
 
 
 def finding_of_user(state: Path) -> Finding | None:
@@ -102,7 +104,7 @@ def finding_of_user(state: Path) -> Finding | None:
     if os.geteuid() == 0 or not state.exists() or state.stat().st_uid == os.geteuid():
         return None
     message = f"{current_user()} can read neither the settings nor {state}; run doctor as root"
-    return Finding("user", FAILURE, message, "sudo gitops-hook doctor")
+    return Finding("user", *failure(message, "sudo gitops-hook doctor"))
 
 
 def run(checks: Mapping[str, Callable[[Settings], Results]], settings: Settings) -> list[Finding]:
@@ -130,4 +132,5 @@ def _findings(name: str, check: Callable[[], Results], repository: str = "") -> 
     try:
         return [Finding(name, *result, repository) for result in check()]
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [Finding(name, FAILURE, f"the check could not run: {error}", "sudo gitops-hook doctor", repository)]
+        problem = failure(f"the check could not run: {error}", "sudo gitops-hook doctor")
+        return [Finding(name, *problem, repository)]

@@ -20,7 +20,7 @@ def examine(path: Path, name: str, usages: Sequence[str], renew: str) -> Results
     """
     text = output_of("openssl", "x509", "-in", path, "-noout", "-subject", "-enddate", "-ext", "extendedKeyUsage")
     if text is None:
-        yield failure(f"{name} cannot be read as a certificate", f"openssl x509 -in {path} -noout -text")
+        yield failure(f"{name} cannot be read as a certificate", renew)
         return
     missing = [usage for usage in usages if f"TLS Web {usage} Authentication" not in text]
     ends = (re.search(r"notAfter=(.*)", text) or ["", "an unknown time"])[1]

@@ -135,7 +135,7 @@ def deploy(settings: Settings, checkout: Checkout) -> Results:
         fix = f"{_git(checkout)} config gitops.deploy {quote(f'bash {command}')}"
         yield failure(f"gitops.deploy starts {word}, which is not executable", fix)
     else:
-        fix = f"{_git(checkout)} config gitops.deploy COMMAND"
+        fix = f"{_git(checkout)} config --edit"
         yield failure(f"gitops.deploy starts {word}, which {current_user()} does not find", fix)
 
 
