@@ -115,7 +115,7 @@ def a_busy_week(scene: Scene) -> None:
     (docs / "page").write_text("edited on the host\n")
     scene.push("acme/docs")
     git("config", "gitops.paused", "true", cwd=intranet)
-    scene.push("acme/intranet")
+    scene.runs["paused"] = scene.push("acme/intranet")
     scene.age(2400)
     scene.runs["rolled back"] = scene.push("acme/search", {"page": "sick\n"})
     scene.age(1300)

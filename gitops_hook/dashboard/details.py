@@ -117,8 +117,8 @@ def run(shown: RunWithCommits, served: Served, output: Output) -> Page:
     announced = served.deliveries[-1].after if served.deliveries and not current.outcome else ""
     commit = commit_line(shown.tried, shown.origin)
     if announced and not commit:
-        commit = f"deploys {commit_id(announced, shown.origin)}"
-    state = outcome_of(outcome).state
+        commit = f"Deploys {commit_id(announced, shown.origin)}"
+    state = outcome_of(outcome).state if current.outcome else RUNNING
     command = next_command(state, current, current.repository) if severity_of(outcome) in (BAD, WAIT) else ""
     return Page(
         f"Run {current.id}: {outcome}, {current.repository} · gitops-hook",

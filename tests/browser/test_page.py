@@ -22,6 +22,8 @@ PATHS = (
     "/runs/{failed}",
     "/runs/{updated}",
     "/runs/{rolled back}",
+    "/runs/{paused}",
+    "/repositories/acme/intranet",
     "/deliveries/{guid}",
     "/runs/999999",
 )
@@ -248,6 +250,12 @@ class TestRun:
         gate.write_text("second\n")
         page.locator("#log", has_text="€ second").wait_for()
         assert page.locator(".lead .word.wait").inner_text() == "running"
+        assert page.locator("code.command").inner_text() == "gitops-hook logs -f acme/site"
+        box = page.get_by_label("Scroll to new output")
+        (top, height), (above, whole) = (
+            (place["y"], place["height"]) for place in (box.bounding_box(), box.locator("..").bounding_box())
+        )
+        assert above <= top and top + height <= above + whole, "the box is not beside its text"
         assert page.get_by_role("region", name="Timeline").get_by_text("Deploying").is_visible()
         assert page.get_by_label("Scroll to new output").is_checked()
         gate.write_text("third\n")
@@ -297,6 +305,11 @@ CUT_OFF = """() => [...document.querySelectorAll(
         || getComputedStyle(element).display !== 'inline' && element.scrollWidth > element.clientWidth)
     .map(element => element.outerHTML)"""
 
+#: The cells of a table that a narrow screen shows as blocks, whose content reaches into the next cell.
+SPILLED = """() => [...document.querySelectorAll('.wide tr > *')]
+    .filter(cell => getComputedStyle(cell.parentElement).display === 'grid' && cell.scrollWidth > cell.clientWidth)
+    .map(cell => cell.outerHTML)"""
+
 
 @pytest.fixture(scope="session")
 def axe() -> str:
@@ -326,6 +339,7 @@ class TestEveryHost:
             assert violations(page) == [], (width, scheme)
             assert page.evaluate(BEYOND_THE_EDGE, width) == [], (width, scheme)
             assert page.evaluate(CUT_OFF) == [], (width, scheme)
+            assert page.evaluate(SPILLED) == [], (width, scheme)
             assert page.evaluate("document.documentElement.scrollWidth") == width
 
     @pytest.mark.parametrize("repositories", GENERATED)
@@ -395,6 +409,7 @@ class TestEveryPage:
             set_look(page, width, scheme)
             assert violations(page) == [], (width, scheme)
             assert page.evaluate(BEYOND_THE_EDGE, width) == [], (width, scheme)
+            assert page.evaluate(SPILLED) == [], (width, scheme)
             assert page.evaluate("document.documentElement.scrollWidth") == width
 
     def test_a_phone_shows_labels_above_whole_values(self, scene, open_page):
