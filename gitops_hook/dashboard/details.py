@@ -16,6 +16,7 @@ from gitops_hook.dashboard.html import (
     date_and_time,
     delivery_link,
     duration,
+    elapsed,
     escape,
     facts,
     label,
@@ -32,7 +33,7 @@ from gitops_hook.outcomes import BAD, GOOD, RUNNING, WAIT, outcome_of, severity_
 from gitops_hook.sync.checkouts import Position
 from gitops_hook.sync.holds import Hold
 from gitops_hook.sync.status import InForce, RepositoryStatus
-from gitops_hook.text import age, span
+from gitops_hook.text import span
 
 
 class Output(NamedTuple):
@@ -234,7 +235,7 @@ def _delivery_result(delivery: Delivery, served_by: RunWithCommits | None) -> st
     shown = served_by.run
     link = f'<a href="/runs/{shown.id}">run {shown.id}</a>'
     if not shown.outcome or not shown.ended:
-        return f'<p class="lead">{label(RUNNING)} {link}, since {age(shown.started)}.</p>'
+        return f'<p class="lead">{label(RUNNING)} {link}, since {elapsed(shown.started)}.</p>'
     again = " It will be retried." if delivery.pending else ""
     return (
         f'<p class="lead">{label(shown.outcome)} {link} ended {span(shown.ended - delivery.received)} after the push.'

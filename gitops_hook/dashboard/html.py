@@ -208,8 +208,17 @@ def ago(moment: float | None) -> str:
     """Return the age of a time in seconds since the epoch, with the exact time as a tooltip."""
     if moment is None:
         return "never"
+    return _time(moment, f">{age(moment)} ago")
+
+
+def elapsed(moment: float) -> str:
+    """Return the time since a time in seconds since the epoch, like `ago`."""
+    return _time(moment, f' class="elapsed">{age(moment)}')
+
+
+def _time(moment: float, rest: str) -> str:
     when = date_and_time(moment)
-    return f'<time datetime="{when.replace(" ", "T")}Z" title="{when} UTC">{age(moment)} ago</time>'
+    return f'<time datetime="{when.replace(" ", "T")}Z" title="{when} UTC"{rest}</time>'
 
 
 def date_and_time(moment: float) -> str:

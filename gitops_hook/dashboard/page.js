@@ -73,7 +73,7 @@
             const seconds = Math.max(0, Math.floor((Date.now() - Date.parse(time.dateTime)) / 1000));
             const [unit, size] = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]].find(([, size]) => seconds >= 2 * size)
                 ?? ["s", 1];
-            const text = `${Math.floor(seconds / size)} ${unit} ago`;
+            const text = `${Math.floor(seconds / size)} ${unit}${time.className === "elapsed" ? "" : " ago"}`;
             if (time.textContent !== text) time.textContent = text;
         }
     }

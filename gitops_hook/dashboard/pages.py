@@ -18,6 +18,7 @@ from gitops_hook.dashboard.html import (
     commit_id,
     commit_line,
     count,
+    elapsed,
     escape,
     keyed,
     label,
@@ -342,4 +343,4 @@ def _short_commit(commit: Commit | None, origin: str = "") -> str:
 def _duration(last: Run | None) -> str:
     if not last:
         return ""
-    return unbroken_span(last.ended - last.started) if last.ended else ago(last.started)
+    return unbroken_span(last.ended - last.started) if last.ended else elapsed(last.started)

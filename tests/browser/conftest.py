@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,24 @@ def open_page(chromium) -> Iterator[Callable[..., object]]:
 
         yield make
     assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def violations() -> Callable[[Any], list[str]]:
+    """Return a function that returns what axe-core reports about a page: its faults of accessibility."""
+    package = pytest.importorskip("axe_core_python", reason="no axe-core-python in this environment")
+    script = (Path(package.__file__).parent / "axe.min.js").read_text()
+
+    def check(page: Any) -> list[str]:
+        if page.evaluate("typeof axe === 'undefined'"):
+            page.evaluate(script)
+        # The elements without a fault would be most of the report.
+        found = page.evaluate("axe.run({resultTypes: ['violations']}).then(report => report.violations)")
+        return [
+            f"{fault['impact']} {fault['id']}: {[node['html'][:200] for node in fault['nodes']]}" for fault in found
+        ]
+
+    return check
 
 
 @pytest.fixture(scope="session")

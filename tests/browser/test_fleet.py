@@ -81,6 +81,16 @@ def test_a_filter_and_a_checkout_lead_to_its_hosts(open_page, address):
     assert "host-050" in page.locator("table tbody tr").nth(0).inner_text()
 
 
+@pytest.mark.parametrize("path", ["/fleet", "/fleet/acme/r2"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_width_is_accessible(open_page, violations, address, path: str, scheme: str):
+    page = open_page(address + path, color_scheme=scheme)
+    for width in (1440, 768, 360):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert violations(page) == [], width
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
 def test_a_phone_scrolls_the_grid_and_not_the_page(open_page, address):
     page = open_page(f"{address}/fleet", width=360, height=700)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
