@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import sqlite3
@@ -24,6 +23,7 @@ from typing import Any
 
 import pytest
 from harness import HERE, SOURCE
+from memory import memory_limit, own_group
 from scratch import GIT_ENV, Upstream
 
 from gitops_hook import __version__
@@ -209,29 +209,14 @@ class Machine:
         self._stack.callback(server.wait)
         self._stack.callback(os.killpg, server.pid, signal.SIGTERM)
 
-    @contextmanager
     def memory_limit(self, size: int) -> Any:
-        """Limit the memory of the daemon and its runs to `size` bytes, from outside of the machine, during the block.
+        """Limit the memory of the daemon and its runs from outside of the machine, as `memory.memory_limit` does.
 
-        Yields a function that returns how many processes the kernel has killed. The daemon must be restarted after the
-        block. systemd on the machine cannot set a limit itself where the host has control groups of version 1.
+        systemd on the machine cannot do it where the host has control groups of version 1.
         """
-        own = re.search(r"^[0-9]+:memory:(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
-        if not own:
-            pytest.skip("this host has no control groups of version 1 for memory")
-        parent = Path("/sys/fs/cgroup/memory") / own[1].lstrip("/")
-        group = parent / f"gitops-hook-{os.getpid()}"
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(size))
-        daemon = self._host_pid(int(self.show("MainPID")))
-        (group / "cgroup.procs").write_text(str(daemon))
-        try:
-            yield lambda: int((group / "memory.oom_control").read_text().rpartition("oom_kill ")[2])
-        finally:
-            for process in (group / "cgroup.procs").read_text().split():
-                with suppress(ProcessLookupError):
-                    (parent / "cgroup.procs").write_text(process)
-            group.rmdir()
+        if not own_group():
+            pytest.skip("this host has no writable control groups of version 1 for memory")
+        return memory_limit(self._host_pid(int(self.show("MainPID"))), size)
 
     def _host_pid(self, pid: int) -> int:
         """Return the process id on this host of a process of the machine."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from documents import code_blocks
 from machine import Machine, boot, package, wait_for
+from memory import MANY_PROCESSES
 from scratch import Upstream
 
 pytestmark = pytest.mark.systemd
@@ -240,22 +241,6 @@ def test_a_hung_daemon_is_killed_by_the_watchdog_and_restarted(machine, upstream
         wait_for(lambda: serves(machine, after), "it does not serve")
 
 
-#: Starts processes that are smaller than the daemon until the kernel kills one, and then ends all of them.
-EXHAUSTS_MEMORY = """\
-import os, signal, time
-children = []
-while os.waitpid(-1, os.WNOHANG)[0] == 0 if children else True:
-    children.append(os.fork())
-    if not children[-1]:
-        block = b"x" * (8 << 20)
-        time.sleep(600)
-    time.sleep(0.02)
-for child in children:
-    os.kill(child, signal.SIGKILL)
-raise SystemExit("a process was killed")
-"""
-
-
 @pytest.mark.parametrize("deploy", ["tail /dev/zero", "exec python3 exhaust.py"], ids=["one process", "many"])
 def test_a_deploy_that_exhausts_the_memory_dies_before_the_daemon(machine, upstream, secret, deploy):
     """The kernel alone chooses the process. Without the scores of runs, it would choose the daemon before small ones."""
@@ -264,7 +249,7 @@ def test_a_deploy_that_exhausts_the_memory_dies_before_the_daemon(machine, upstr
     wait_for(lambda: has_looked(machine), "it does not look")
     before = machine.show("MainPID"), restarts(machine)
     with machine.memory_limit(128 << 20) as count_kills:
-        after = upstream.commit({"exhaust.py": EXHAUSTS_MEMORY, "news": deploy})
+        after = upstream.commit({"exhaust.py": MANY_PROCESSES, "news": deploy})
         assert machine.deliver(upstream.repository, after, secret=secret) == {"202": 1}
         wait_for(lambda: outcomes(machine, after), "the run does not end")
         assert count_kills() > 0

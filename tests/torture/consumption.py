@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import SECRET, SOURCE, Daemon, burst, push, until
+from memory import MANY_PROCESSES, memory_limit, own_group
 
 from gitops_hook.github import client as api
 from gitops_hook.journal.writer import Journal
+from gitops_hook.shipped import unpack
 from torture.account import Account, Line
 from torture.faults import NOBODY, python_for_nobody
 from torture.honest import Honest
@@ -45,6 +47,9 @@ def consumption(folder: Path, account: Account, short: bool) -> None:
     """Add one line for each way to use up or to read what belongs to others."""
     ordeals: dict[str, Callable[[Path, Line], None]] = {
         "a deploy that forks without end: deliveries during it": lambda place, line: _forks(place, account, line),
+        "a deploy that uses up the memory: it dies before the daemon": lambda place, line: _memory(
+            place, account, line
+        ),
         "signed names pushed at once: each is served, and few threads": lambda place, line: _names(
             place, line, 300 if short else 3000
         ),
@@ -61,6 +66,8 @@ def consumption(folder: Path, account: Account, short: bool) -> None:
         "systemd's exposure of the units: below 2.0": _exposure,
         "clones that fail: no directory is left": _failed_clones,
         "a secret that is not UTF-8: each command rejects it": _secrets,
+        "a file of secrets that is empty, or has comments or short secrets": _secret_files,
+        "links planted where root unpacks the single file: not followed": _planted_links,
     }
     for number, (name, ordeal) in enumerate(ordeals.items()):
         place = folder / str(number)
@@ -106,6 +113,28 @@ def _forks(place: Path, account: Account, line: Line) -> None:
         sql = "SELECT outcome FROM runs WHERE repository = ? ORDER BY id DESC LIMIT 1"
         outcome = host.daemon.query(sql, bomb)
         line.check(outcome == [("timed-out",)], f"the outcome was {outcome}")
+
+
+def _memory(place: Path, account: Account, line: Line) -> None:
+    if not own_group():
+        line.skipped = "this requires writable control groups of version 1 for memory"
+        return
+    (place / "many.py").write_text(MANY_PROCESSES)
+    # The first sweep deploys too, before there is a limit.
+    hungry = "case $PWD in */one) exec tail /dev/zero ;; */many) exec python3 $GITOPS_ROOT/../many.py ;; esac"
+    deploy = f"{DEPLOY}\n[[ ! -e $GITOPS_ROOT/../limited ]] || {hungry}"
+    with Host(place, account, ["one", "many", "site"], deploy=deploy) as host:
+        for repository in host.repositories[:2]:
+            with memory_limit(host.daemon.process.pid, 192 << 20) as count_kills:
+                (place / "limited").touch()
+                host.push(host.number + 1)
+                line.check(host.deliver(repository) == 202, "the delivery was refused")
+                until(lambda: count_kills() and host.is_idle(), "the kernel kills no process", 120)
+                (place / "limited").unlink()
+            outcome = host.daemon.query("SELECT outcome FROM runs WHERE repository = ? ORDER BY id DESC", repository)[0]
+            line.check(outcome == ("deploy-failed",), f"the outcome of {repository} was {outcome}")
+            line.check(host.daemon.process.poll() is None, f"{repository}: the daemon was killed")
+        host.settle()
 
 
 def _threads(daemon: Daemon) -> int:
@@ -446,3 +475,36 @@ def _secrets(place: Path, line: Line) -> None:
                 clear = name in done.stderr and "is not UTF-8" in done.stderr and done.stderr.count("\n") == 1
                 line.check(done.returncode == os.EX_CONFIG and clear, f"{words}: {done.returncode} {done.stderr}")
         daemon.kill()
+
+
+def _secret_files(place: Path, line: Line) -> None:
+    secrets = place / "secrets"
+    settings = {"GITHUB_WEBHOOK_SECRET": "", "GITHUB_WEBHOOK_SECRET_FILE": str(secrets)}
+    with Daemon(place) as daemon:  # the command's other settings
+        for content in ("", "\n\n", "# a comment that is long enough\n"):
+            secrets.write_text(content)
+            done = _command(daemon, "serve", **settings)
+            line.check(done.returncode == os.EX_CONFIG and done.stderr.count("\n") == 1, f"{content!r}: {done.stderr}")
+        daemon.kill()
+    secrets.write_text(f"# {SECRET}\nshort\n")
+    with Daemon(place, **settings) as daemon:
+        line.check("less than 16 bytes" in daemon.log, "there is no warning about a short secret")
+        for secret, status in (("short", 200), (f"# {SECRET}", 401), (SECRET, 401), ("", 401)):
+            answer = daemon.deliver({"zen": ""}, "ping", secret=secret)[0]
+            line.check(answer == status, f"{secret!r}: the answer was {answer}")
+        daemon.kill()
+
+
+def _planted_links(place: Path, line: Line) -> None:
+    files = {"gitops_sync.sh": b"#!/bin/bash\n", "sync/git.sh": b"echo\n"}
+    for name in ("", "gitops_sync.sh", "sync", "sync/git.sh"):
+        state = place / f"state-{name.replace('/', '-')}"
+        directory = unpack(files, state)
+        target = place / f"target-{name.replace('/', '-')}"
+        (directory / name).rename(target)
+        (directory / name).symlink_to(target)
+        before = target.stat()
+        unpacked = unpack(files, state)
+        written = {path: (unpacked / path).read_bytes() for path in files}
+        line.check(not (unpacked / name).is_symlink() and written == files, f"the link {name!r} stays")
+        line.check(target.stat() == before, f"the target of {name!r} was changed")
