@@ -62,6 +62,9 @@ def consumption(folder: Path, account: Account, short: bool) -> None:
         "the journal locked, 450 deliveries waiting: the watchdog is notified": lambda place, line: _locked_journal(
             place, line, 15 if short else 40
         ),
+        "git hangs when a run is recorded: the only slot is free": lambda place, line: _hanging_git(
+            place, account, line
+        ),
         "2,000 connections: no more threads than the limit": _connections,
         "systemd's exposure of the units: below 2.0": _exposure,
         "clones that fail: no directory is left": _failed_clones,
@@ -415,6 +418,41 @@ def _locked_journal(place: Path, line: Line, seconds: int) -> None:
             line.check(reported, "the locked journal was not reported")
             line.check(503 in answers and daemon.process.poll() is None, f"answers {set(answers)}")
             daemon.kill()
+
+
+def _hanging_git(place: Path, account: Account, line: Line) -> None:
+    """Stop the git that reads the commits of a run after its end, and deploy another checkout."""
+    hangs = place / "hangs"
+    (place / "tools").mkdir()
+    git = place / "tools/git"
+    git.write_text(
+        f"""#!/bin/bash
+if [[ -z ${{GITOPS_RUN:-}} && $* == */slow\\ *\\ rev-list\\ * && -e {hangs} ]]; then
+    touch {hangs}.now
+    while [[ -e {hangs} ]]; do sleep 0.05; done
+fi
+exec {shutil.which("git")} "$@"
+"""
+    )
+    git.chmod(0o755)
+    settings = {"PATH": f"{git.parent}:{os.environ['PATH']}", "GITOPS_MAX_SYNCS": "1"}
+    with Host(place, account, ["slow", "site"], settings=settings) as host:
+
+        def is_deployed() -> bool:
+            return host.checkout_refs("acme/site") == [host.commits[host.number]] * 2
+
+        for _ in range(3):
+            hangs.touch()
+            host.push(host.number + 1)
+            host.deliver("acme/slow")
+            until((place / "hangs.now").exists, "git does not hang", 60)
+            host.deliver("acme/site")
+            with suppress(AssertionError):
+                until(is_deployed, timeout=8)  # git is killed after 10 s
+            line.check(is_deployed(), "the other checkout was not deployed")
+            hangs.unlink()
+            (place / "hangs.now").unlink()
+            until(host.is_idle, "the runs do not end", 60)
 
 
 def _connections(place: Path, line: Line) -> None:
