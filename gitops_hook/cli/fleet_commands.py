@@ -67,7 +67,7 @@ def _status(given: Arguments, etcd: Etcd, keys: Keys) -> int:
     else:
         rows = [_checkout_row(state, name) for name in names]
         _print_table(("CHECKOUT", "REQUESTED", "HAVE IT", "ROLL-OUT"), rows)
-        print(f"as of revision {state.revision}")
+        print(_moment(state))
     return 0
 
 
@@ -98,12 +98,10 @@ def _halt(rollout: Rollout) -> str:
 def _print_checkout(state: FleetState, checkout: str) -> None:
     want = state.wants.get(_base(checkout))
     if want:
-        via = f", received by {want.via}" if want.via else ""
-        commit = want.after[:_SHORT] or "the tip"
-        print(f"{checkout}: {commit} of {want.ref or 'several refs'} requested {age(want.received)}{via}")
+        print(escape(f"{checkout}: {_newest_event(want)}"))
     rollout = state.rollouts.get(checkout)
     if rollout:
-        print(f"plan: {_stages(rollout)}")
+        print(escape(f"plan: {_stages(rollout)}"))
     live = {member.name: member for member in state.members}
     rows = []
     for host, have in sorted(state.statuses.get(checkout, {}).items()):
@@ -113,7 +111,19 @@ def _print_checkout(state: FleetState, checkout: str) -> None:
             (host, stage, _liveness(live[host]), have.commit[:_SHORT] or "-", have.outcome, age(have.ended), note)
         )
     _print_table(("HOST", "STAGE", "LIVE", "COMMIT", "OUTCOME", "SINCE", "NEXT"), rows)
-    print(f"as of revision {state.revision}")
+    print(_moment(state))
+
+
+def _newest_event(want: Want) -> str:
+    via = f", received by {want.via}" if want.via else ""
+    if want.renamed:
+        return f"a webhook calls the repository {want.renamed}{via}; compare the name with the forge"
+    commit = want.after[:_SHORT] or "the tip"
+    return f"{commit} of {want.ref or 'several refs'} requested {age(want.received)} ago{via}"
+
+
+def _moment(state: FleetState) -> str:
+    return f"as of {rfc3339(state.moment, 'seconds')}, revision {state.revision}"
 
 
 def _hosts(given: Arguments, etcd: Etcd, keys: Keys) -> int:

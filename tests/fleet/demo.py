@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from textwrap import shorten
 
 from etcd_cluster import Cluster, binaries
 from harness import push, until
@@ -71,7 +72,7 @@ def main() -> int:
             say("push", f"{bad[:10]}, whose deploy fails, to web-1: {answer['status']}, in etcd: {answer['fleet']}")
             until(lambda: hosts.value(KEYS.halt(SITE)), "nobody halts the commit")
             halt = hosts.value(KEYS.halt(SITE))
-            say("halted", f"{halt['commit'][:10]} by {halt['by']}: {halt['reason'].splitlines()[0][:90]}")
+            say("halted", f"{halt['commit'][:10]} by {halt['by']}: {shorten(halt['reason'], 90, placeholder='...')}")
             for host in HOSTS:
                 say(host, f"at {hosts.commit_of(host)[:10]}, deployed {hosts.status(host).commit[:10]}")
             safe = all(hosts.commit_of(host) == good for host in ("web-1", "web-2"))

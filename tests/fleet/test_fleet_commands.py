@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from harness import push, until
@@ -37,6 +38,9 @@ def test_views_of_a_fleet_with_an_offline_host(hosts: Hosts, forge: Upstream) ->
     table = command(hosts, "status", SITE)
     assert f"{commit[:10]} of refs/heads/main requested" in table
     assert "offline, seen" in table
+    assert re.search(
+        r"requested .* ago, received by a\n(?s:.*)\nas of \d{4}-\d\d-\d\dT[\d:]+Z, revision \d+$", table.strip()
+    )
 
     assert [row["live"] for row in rows(command(hosts, "hosts", "--json"))] == [True, False]
     assert "region=eu" in command(hosts, "hosts")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etcd_cluster import Cluster
 from harness import SECRET, WEBHOOK, push, until
-from hosts import KEYS, Hosts
+from hosts import KEYS, Hosts, command
 from scratch import Upstream, git
 
 from gitops_hook.fleet.etcd import Etcd
@@ -87,6 +87,7 @@ def test_a_new_name_of_a_repository_reaches_every_host(hosts: Hosts, forge: Upst
         assert newest == [("renamed", 1, "")], newest
     until(lambda: hosts.status("a").cause == hosts.status("b").cause == "renamed", "the statuses do not show it")
     assert hosts.daemons["other"].query("SELECT count(*) FROM deliveries") == [(0,)]
+    assert "acme/site: a webhook calls the repository acme/new" in command(hosts, "status", "acme/site")
 
 
 def test_a_push_to_another_branch_runs_nothing_but_is_forwarded(hosts: Hosts, forge: Upstream) -> None:
