@@ -6,7 +6,8 @@ Rules:
    So a short interruption, a week offline and a compaction are one path.
 2. Deliveries and the cursor are one commit of the journal. A crash in between repeats the reading, not a run.
 3. While it catches up, only the newest push of a repository is stored, and perhaps of another branch. So it notifies
-   regardless of the ref. A live event is filtered by the tracked branch, as a webhook is.
+   regardless of the ref, and also for a push that it received itself: this one may have replaced another host's push
+   that this host did not see. A live event is filtered by the tracked branch and by its GUID.
 4. A cluster that was wiped and rebuilt cannot be recognised by its ids. It has another ``w/life``. Then the listener
    restores what its host remembers before the cursor names the new life, everything is read from the start, and every
    checkout is synced once.
@@ -196,7 +197,7 @@ class Follower:
             if want.renamed:
                 renamed[want.guid] = want.renamed
             deliveries += [_delivery(want, name) for name in self._listener.wants(want, is_live=is_live)]
-        for delivery in self._journal.follow(cursor, deliveries, renamed):
+        for delivery in self._journal.follow(cursor, deliveries, renamed, keeps_known=not is_live):
             log.info(
                 "rename from the fleet" if delivery.guid in renamed else "push from the fleet",
                 repository=delivery.repository,

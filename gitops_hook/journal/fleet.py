@@ -102,18 +102,21 @@ class FleetJournal:
         rows = self._journal.write(lambda connection: connection.execute(sql).fetchall())
         return Cursor(*rows[0]) if rows else Cursor()
 
-    def follow(self, cursor: Cursor, deliveries: Sequence[Delivery], renamed: Mapping[str, str]) -> list[Delivery]:
-        """Commit deliveries and the new position; return the deliveries that were new.
+    def follow(
+        self, cursor: Cursor, deliveries: Sequence[Delivery], renamed: Mapping[str, str], *, keeps_known: bool
+    ) -> list[Delivery]:
+        """Commit deliveries and the new position; return the deliveries that were committed.
 
-        A delivery is known if a row of the same repository has its GUID: this host received the event itself.
-        `renamed` has the new name of a repository by the GUID of the event that announced it.
+        A delivery is known if a row of the same repository has its GUID: this host received the event itself. It is
+        left out unless `keeps_known`. `renamed` has the new name of a repository by the GUID of the event that
+        announced it.
         """
 
         def work(connection: sqlite3.Connection) -> list[Delivery]:
             known = [
                 delivery
                 for delivery in deliveries
-                if connection.execute(_KNOWN, (delivery.guid, delivery.repository)).fetchone()
+                if not keeps_known and connection.execute(_KNOWN, (delivery.guid, delivery.repository)).fetchone()
             ]
             new = [delivery for delivery in deliveries if delivery not in known]
             insert_deliveries(connection, new)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from hosts import KEYS, Hosts, command
 from scratch import Upstream, git
 
 from gitops_hook.fleet.etcd import Etcd
+from gitops_hook.fleet.messages import put
 from gitops_hook.fleet.outbox import Forwarder
 from gitops_hook.journal.fleet import FleetJournal
 from gitops_hook.journal.writer import Journal
@@ -122,6 +125,27 @@ def test_a_host_that_was_away_catches_up_with_one_delivery(hosts: Hosts, forge: 
     hosts.wait_for_commit(commit)
     b.wait_for(r"push from the fleet .*delivery=guid-6")
     assert b.query("SELECT guid FROM deliveries ORDER BY id") == [("guid-0",), ("guid-6",)]
+
+
+def test_a_push_that_a_late_own_push_replaced_is_not_missed(hosts: Hosts, cluster: Cluster, forge: Upstream) -> None:
+    for name in ("a", "b"):
+        hosts.checkout(name, forge)
+        hosts.start(name)
+    hosts.wait_until_live("a", "b")
+    hosts.push("a", forge.commit({"x": "1"}), "guid-1")
+    for name in ("a", "b"):
+        hosts.daemons[name].wait_for_run("delivery=guid-1")
+    own = hosts.client.get(KEYS.want("acme/site")).value
+    os.kill(hosts.daemons["a"].process.pid, signal.SIGSTOP)
+    try:
+        cluster.members[0].kill()  # which ends the watch of `a`
+        cluster.start()
+        commit = forge.commit({"x": "2"})
+        hosts.push("b", commit, "guid-2")
+        hosts.client.transact([], [put(KEYS.want("acme/site"), own)])  # as if the outbox of `a` had held it back
+    finally:
+        os.kill(hosts.daemons["a"].process.pid, signal.SIGCONT)
+    hosts.wait_for_commit(commit, timeout=40)
 
 
 def test_a_receiver_waits_until_the_fleet_has_the_push(etcd: Etcd, tmp_path: Path) -> None:
