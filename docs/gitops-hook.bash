@@ -16,7 +16,7 @@ _gitops_hook() {
         [deploy]="$settings --json --commit --force --reason --until-push"
         [rollback]="$settings --json --reason --until-push"
         [pause]="$settings --reason --for"
-        [resume]=$settings
+        [resume]="$settings --json"
         [add]="$settings --branch --deploy --url --ssh-key --token-file --yes"
         [rename]="$settings --json"
         [remove]="$settings --token-file --api-url --keep-files --force --webhook"

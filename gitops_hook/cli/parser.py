@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gitops_hook import __version__
 from gitops_hook.cli.messages import EX_USAGE
@@ -50,6 +50,15 @@ class Parser(argparse.ArgumentParser):
 
     #: The names of the commands.
     commands: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reject an unknown argument with the usage of its command. argparse would print the usage of the program."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            hint = suggest(option, self._option_string_actions) if option.startswith("--") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, with a similar command as suggestion, and exit."""
@@ -157,7 +166,7 @@ def _add_runs(commands: _Commands) -> None:
 
     sync.add_argument("--cancel", action="store_true", help="end the current runs instead, and settle their deliveries")
 
-    resume = commands.add("resume", "run_commands.resume", "end a pause, and sync", settings=_FOLDERS)
+    resume = commands.add("resume", "run_commands.resume", "end a pause, and sync", settings=_FOLDERS, json=True)
     resume.add_argument("repository", nargs="+", metavar="REPO")
 
     text = "deploy the newest commit again, or hold a checkout at --commit; without it, a pin is released"

@@ -107,14 +107,14 @@ def describe_hold(repository: str, hold: Hold, waiting: int = 0) -> str:
     return escape(f"{text}. {command} {repository}")
 
 
-def print_runs(runs: Sequence[Run], *, as_json: bool) -> None:
-    """Print a row per run, in the given order."""
+def print_runs(runs: Sequence[Run], *, as_json: bool, if_none: str = "No run yet.") -> None:
+    """Print a row per run, in the given order, or the text `if_none` if there is none."""
     if as_json:
         for run in runs:
             _print_json(run._asdict())
         return
     if not runs:
-        print("No run yet.")
+        print(if_none)
         return
     rows = [
         [

@@ -109,7 +109,7 @@ def resume(given: Arguments) -> int:
     for name in given.repository:
         find_checkout(settings, name)
     body = {"checkouts": given.repository, "by": user}
-    return _run(settings, "gitops-hook resume", "/resume", body, as_json=False)
+    return _run(settings, "gitops-hook resume", "/resume", body, as_json=given.json)
 
 
 def send(given: Arguments) -> int:

@@ -49,7 +49,8 @@ def runs(given: Arguments) -> int:
         raise GitopsError(EX_NOINPUT, f"{given.repository} never ran{suggest(name, Checkouts(settings.root))}")
     number = given.number or (None if given.since else _DEFAULT_NUMBER)
     found = islice(_matching_runs(journal, name, given.since, failed=given.failed), number)
-    render.print_runs(list(found), as_json=given.json)
+    if_none = "No run matches." if given.failed or given.since else "No run yet."
+    render.print_runs(list(found), as_json=given.json, if_none=if_none)
     return 0
 
 

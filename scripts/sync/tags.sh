@@ -10,11 +10,11 @@ declare -A release config setting # see gitops_sync.sh
 # it is moved from tag to tag. Never go to a lower version than the one that is checked out and that matches.
 # Needs: branch, head_branch, release, releases, head. Sets: tag, target, previous_tip, held, the refs.
 locate_tag() {
-    local current='' name
+    local current='' known # not `name`, which `finish` needs
     branch=${branch:-$head_branch}
     [[ $branch ]] || finish missing "the checkout is on no branch, and $origin has no default branch; set gitops.branch"
-    for name in "${releases[@]}"; do
-        if [[ ${release[$name]} == "$head" ]] && is_release "$name"; then current=$name previous_tip=$head; fi
+    for known in "${releases[@]}"; do
+        if [[ ${release[$known]} == "$head" ]] && is_release "$known"; then current=$known previous_tip=$head; fi
     done
     ask_for_tags || end_unreachable "$remote_error"
     [[ $tag ]] || finish missing "no tag at $origin matches gitops.tag, '${setting[tag]}'; nothing was changed" "$(unset_fix tag)"

@@ -186,7 +186,8 @@ def test_pause_stops_updates_and_resume_syncs(tmp_path, upstream, hook):
         )
     hold = json.loads(hook("status", "--json").stdout)["hold"]
     assert (hold["state"], hold["by"], hold["reason"]) == ("paused", getpass.getuser(), "tuning")
-    hook("resume", "acme/site")
+    (row,) = map(json.loads, hook("resume", "acme/site", "--json").stdout.splitlines())
+    assert (row["outcome"], row["after"]) == ("updated", after)
     assert git("rev-parse", "HEAD", cwd=checkout) == after
     hook("resume", "acme/site")  # idempotent
 
@@ -262,6 +263,7 @@ def test_runs_reports_unknown_repositories(tmp_path, upstream, hook):
     assert hook("runs").stdout == "No run yet.\n"
     assert hook("runs", "--json").stdout == ""
     hook("sync", "--all")
+    assert hook("runs", "--failed", "--since", "2d").stdout == "No run matches.\n"
     assert hook("runs", "nosuch/x", status=66).stderr == "gitops-hook: nosuch/x never ran\n"
     assert "--delivery alone" in hook("runs", "acme/site", "--delivery", "the-one", status=64).stderr
 
@@ -288,6 +290,10 @@ def test_a_typing_error_gets_a_suggestion(tmp_path, upstream, hook):
     upstream.checkout(tmp_path / "root")
     hook("sync", "--all")
     assert "there is no command stauts; did you mean status?" in hook("stauts", status=64).stderr
+    said = hook("deploy", "acme/site", "--comit", "x", status=64).stderr
+    assert said.startswith("usage: gitops-hook deploy ")
+    assert said.endswith("gitops-hook deploy: unrecognized arguments: --comit x; did you mean --commit?\n")
+    assert hook("status", "a/b", "c/d", status=64).stderr.endswith(": unrecognized arguments: c/d\n")
     for words in (["sync", "acme/sit"], ["logs", "acme/sit"], ["runs", "acme/sit"], ["pause", "acme/sit"]):
         assert "; did you mean acme/site?" in hook(*words, status=66).stderr
 

@@ -119,6 +119,7 @@ def test_no_matching_tag(tagged: Site) -> None:
     tagged.set("tag", "release/*")
     run = tagged.run()
     assert (run.outcome, run.after) == ("missing", before)
+    assert run.message.startswith("acme/site: no tag at ")
     assert "release/*" in run.message and "gitops.tag" in run.fix
     commit = release(tagged, "release/1")
     assert (tagged.run().outcome, tagged.head()) == ("updated", commit)
