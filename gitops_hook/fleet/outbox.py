@@ -11,6 +11,8 @@ Rules:
 2. A transaction whose result is unknown is repeated. It writes a push only if its GUID is not marked as seen, so a
    repetition, or a second receiver of the same webhook, writes nothing.
 3. Pushes of different repositories share a transaction. Pushes of one repository keep their order.
+4. A push that waited here may be older than the one that etcd has. It is written, because it may concern another branch
+   and the watches of the hosts must show it. Then the newer one is written again.
 """
 
 from __future__ import annotations
@@ -24,8 +26,19 @@ from collections.abc import Callable, Sequence
 
 from gitops_hook.errors import JournalError
 from gitops_hook.fleet.etcd import Etcd
-from gitops_hook.fleet.keys import Keys, Want, dump
-from gitops_hook.fleet.messages import NOT_FOUND, EtcdError, Operation, Rejected, absent, nested, put
+from gitops_hook.fleet.keys import Keys, Want, dump, load
+from gitops_hook.fleet.messages import (
+    NOT_FOUND,
+    Answer,
+    EtcdError,
+    Operation,
+    Rejected,
+    absent,
+    get,
+    nested,
+    put,
+    unchanged,
+)
 from gitops_hook.journal.fleet import FleetJournal, Outgoing
 from gitops_hook.log import log
 from gitops_hook.model import Delivery
@@ -145,7 +158,7 @@ class Forwarder:
             return False
         lease = self._shared_lease()
         try:
-            self._etcd.transact([], [self._operation(push, lease) for push in batch])
+            self._restore_newer(batch, self._etcd.transact([], [self._operation(push, lease) for push in batch]))
         except Rejected as error:
             if error.code == NOT_FOUND:  # the lease ended, for example with a cluster that was wiped
                 self._lease = 0
@@ -159,12 +172,22 @@ class Forwarder:
         return True
 
     def _operation(self, push: Outgoing, lease: int) -> Operation:
-        seen = self._keys.seen(push.guid)
+        seen, key = self._keys.seen(push.guid), self._keys.want(push.repository)
         fields = push._asdict()
         del fields["id"]
         want = Want(**fields, via=self._host)
-        writes = [put(seen, push.repository.encode(), lease), put(self._keys.want(push.repository), dump(want))]
-        return nested([absent(seen)], writes)
+        return nested([absent(seen)], [get(key), put(seen, push.repository.encode(), lease), put(key, dump(want))])
+
+    def _restore_newer(self, batch: Sequence[Outgoing], answer: Answer) -> None:
+        """Write what the pushes of a batch replaced although it was received later."""
+        writes = []
+        for push, result in zip(batch, answer.results):
+            for pair in result.results[0] if result.succeeded else ():
+                want = load(Want, pair.value)
+                if want and want.received > push.received:
+                    writes.append(nested([unchanged(pair.key, answer.revision)], [put(pair.key, pair.value)]))
+        if writes:
+            self._etcd.transact([], writes)
 
     def _shared_lease(self) -> int:
         if not self._lease or self._clock() >= self._lease_until:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 from etcd_cluster import Cluster
@@ -16,6 +17,7 @@ from hosts import KEYS, Hosts, command
 from scratch import Upstream, git
 
 from gitops_hook.fleet.etcd import Etcd
+from gitops_hook.fleet.keys import Want, load
 from gitops_hook.fleet.messages import put
 from gitops_hook.fleet.outbox import Forwarder
 from gitops_hook.journal.fleet import FleetJournal
@@ -159,6 +161,27 @@ def test_a_receiver_waits_until_the_fleet_has_the_push(etcd: Etcd, tmp_path: Pat
     assert etcd.get(KEYS.seen("guid-1"))
     forwarder.stop(10)
     journal.close()
+
+
+def test_a_late_push_is_announced_but_the_newest_stays_requested(etcd: Etcd, tmp_path: Path) -> None:
+    now = time.time()
+    for host, received in (("late", now - 10), ("other", now), ("later", now + 10)):
+        journal = Journal(tmp_path / host)
+        forwarder = Forwarder(etcd, KEYS, FleetJournal(journal), host)
+        forwarder.accept([], Delivery(host, "push", received, "acme/site", "refs/heads/main"))
+        if host == "late":
+            late, late_journal = forwarder, journal
+        else:
+            assert forwarder.run_once()
+            journal.close()
+        if host == "other":
+            revision = etcd.read(KEYS.root).revision
+            assert late.run_once()
+            late_journal.close()
+            with etcd.watch(KEYS.wants, revision + 1) as watch:
+                events = (load(Want, event.value).guid for batch in watch for event in batch.events)
+                assert list(islice(events, 2)) == ["late", "other"]
+    assert load(Want, etcd.get(KEYS.want("acme/site")).value).guid == "later"
 
 
 def test_a_push_that_arrives_while_etcd_is_down_is_forwarded_later(
