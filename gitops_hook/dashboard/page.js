@@ -20,8 +20,10 @@
             if (response.redirected) return location.assign(response.url);
             if (!response.ok) throw new Error(response.status);
             const text = await response.text();
-            if (text !== shown) swap(JSON.parse(text));
-            shown = text;
+            if (text !== shown && !live.matches(":active")) { // a moved element would lose the click
+                swap(JSON.parse(text));
+                shown = text;
+            }
             if (document.body.classList.contains("lost")) connected(true);
         } catch (error) {
             if (error.name !== "AbortError") connected(false);

@@ -181,6 +181,17 @@ class TestOverview:
         assert page.get_by_role("status").text_content() == page.title()
         assert page.title().startswith("1 of 2 needs action")
 
+    def test_a_refresh_does_not_break_a_click(self, scene, open_page):
+        page = open_page(at(scene, "/"))
+        page.locator(".overview summary").first.hover()
+        page.mouse.down()
+        with page.expect_response(lambda response: "known=" in response.url) as refreshed:
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        refreshed.value.finished()
+        page.evaluate("fetch('/').then(response => response.text())")  # the script has handled the refresh before
+        page.mouse.up()
+        assert page.locator(".overview details[open]").count() == 1
+
     def test_opened_details_stay_open_after_a_refresh(self, stage, open_page):
         stage.repository("acme/blog", deploy="exit 1")
         stage.push("acme/blog")
