@@ -100,14 +100,19 @@ class Upstream:
     def _push(self) -> str:
         """Let the current branch of the bare repository be at the commit of the clone; return the commit."""
         tip = self.head()
-        ref = self.bare / (self.work / ".git/HEAD").read_text().strip().partition(" ")[2]
+        ref = self.bare / self._current_branch()
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(f"{tip}\n")
         return tip
 
     def head(self) -> str:
-        """The newest commit of the current branch."""
-        return git("rev-parse", "HEAD", cwd=self.work)
+        """Return the newest commit of the current branch."""
+        ref = self.work / ".git" / self._current_branch()
+        return ref.read_text().strip() if ref.is_file() else git("rev-parse", "HEAD", cwd=self.work)
+
+    def _current_branch(self) -> str:
+        """Return the full name of the current branch, or an empty string for a detached HEAD."""
+        return (self.work / ".git/HEAD").read_text().strip().partition(" ")[2]
 
     def checkout(self, root: Path, *, nested: bool = True, **settings: str) -> Path:
         """Clone to ``<root>/<owner>/<name>`` (or ``<root>/<name>``) and set ``gitops.<key>`` from `settings`."""

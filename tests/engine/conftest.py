@@ -168,11 +168,8 @@ class Site:
     def is_at_upstream(self) -> bool:
         """Return True if HEAD, its branch and the deployed commit are upstream's."""
         tip = self.upstream.head()
-        return [self.head(), self.ref("refs/gitops/deployed"), self.git("symbolic-ref", "HEAD")] == [
-            tip,
-            tip,
-            f"refs/heads/{self.upstream.branch}",
-        ]
+        refs = self.git("rev-parse", "HEAD", "refs/gitops/deployed", "--symbolic-full-name", "HEAD", check=False)
+        return refs.splitlines() == [tip, tip, f"refs/heads/{self.upstream.branch}"]
 
 
 @cache

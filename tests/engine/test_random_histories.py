@@ -17,7 +17,7 @@ import pytest
 from conftest import Site
 from scratch import git
 
-SEQUENCES = int(os.environ.get("RANDOM_HISTORIES", "8"))
+SEQUENCES = int(os.environ.get("RANDOM_HISTORIES", "5"))
 FIRST, _, LAST = os.environ.get("HISTORY_SEED", f"0-{SEQUENCES - 1}").partition("-")
 SEEDS = range(int(FIRST), int(LAST or FIRST) + 1)
 

@@ -461,7 +461,8 @@ def test_a_damaged_repository_is_rebuilt(synced: Site, wreck: Callable[[Site], N
     assert synced.status().splitlines() == ["M README", "?? untracked"]
     assert (synced.path / "README").read_text() == "a person's edit\n"
     synced.upstream.commit({"page": "2\n"})
-    assert synced.run().outcome == "updated" and "damaged" not in synced.run().message
+    run = synced.run()
+    assert run.outcome == "updated" and "damaged" not in run.message
 
 
 def test_local_commits_survive_a_repair(synced: Site) -> None:

@@ -62,26 +62,24 @@ def test_nothing_new_takes_one_exchange(tagged: Site) -> None:
     assert trace.read_text() == "ls-remote\n" * 2 + "fetch\n"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "tag"),
-    [
-        ("v*", "v2.0"),
-        ("v*-*", "v3.0-rc2"),
-        ("v[0-9]*", "v2.0"),
-        ("v1.*", "v1.9"),
-        ("*", "v2.0"),
-        ("v3*-rc1", "v3.0-rc1"),
-    ],
-)
-def test_pre_releases_need_a_hyphen_in_the_pattern(tagged: Site, pattern: str, tag: str) -> None:
+def test_pre_releases_need_a_hyphen_in_the_pattern(tagged: Site) -> None:
     release(tagged, "v3.0-rc1")
     release(tagged, "v3.0-rc2")
     release(tagged, "v2.0")
     tagged.run()
-    tagged.git("checkout", "--quiet", "-B", "main", "refs/gitops/tags/v1.9")
-    tagged.set("tag", pattern)
-    tagged.run()
-    assert followed(tagged) == tag
+    highest = {
+        "v*": "v2.0",
+        "v*-*": "v3.0-rc2",
+        "v[0-9]*": "v2.0",
+        "v1.*": "v1.9",
+        "*": "v2.0",
+        "v3*-rc1": "v3.0-rc1",
+    }
+    for pattern, tag in highest.items():
+        tagged.git("checkout", "--quiet", "-B", "main", "refs/gitops/tags/v1.9")
+        tagged.set("tag", pattern)
+        tagged.run()
+        assert followed(tagged) == tag, pattern
 
 
 def test_a_lower_version_is_not_deployed(tagged: Site) -> None:
