@@ -2,7 +2,7 @@
 
 Rules:
 
-1. `http.server` accepts connections, `request` validates what peers send, `wsgiref` calls the application.
+1. `socketserver` accepts connections, `request` validates what peers send, `wsgiref` calls the application.
 2. Everything has a limit: the size of a head, the time of a request, connections, memory for bodies and responses. At a
    limit, the peer that has been waited for longest is disconnected. If the daemon waits for no peer, the new one gets
    503.
@@ -23,7 +23,6 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
-from http.server import HTTPServer
 from socketserver import BaseRequestHandler, TCPServer
 from typing import Any
 
@@ -43,7 +42,7 @@ _UNAVAILABLE = (
 _MAX_REJECTED, _REJECTED_BYTES = 64, 1 << 20
 
 
-class Server(HTTPServer):
+class Server(TCPServer):
     """Serves one application on one listening socket. The caller's thread accepts in `serve_forever`."""
 
     def __init__(
@@ -54,8 +53,7 @@ class Server(HTTPServer):
         The reserve of threads starts here. Raise RuntimeError if the system refuses it.
         """
         self.name = name
-        # The constructor of HTTPServer would look up this host's name.
-        TCPServer.__init__(self, ("", 0), BaseRequestHandler, bind_and_activate=False)
+        super().__init__(("", 0), BaseRequestHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
         self.socket.setblocking(False)  # a peer may be gone between select and accept
