@@ -2,7 +2,7 @@
 
 Rules:
 
-1. A value has no behaviour. The journal stores it, and every other module reads it.
+1. A value has no behavior. The journal stores it, and every other module reads it.
 2. Every time is in seconds since the epoch.
 3. A field with the name of a column has the content of that column.
 """

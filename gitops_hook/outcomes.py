@@ -1,4 +1,4 @@
-"""The outcomes of a run: one row each, from which every other module derives its behaviour.
+"""The outcomes of a run: one row each, from which every other module derives its behavior.
 
 The script chooses among the outcomes that its exit status allows. The daemon decides the last three itself.
 Tests compare the table with ``EXIT`` in the script, with the README, and with docs/sync.md.

@@ -226,7 +226,7 @@ def measure_push_to_checkout(folder: Path, rounds: int, url: str) -> tuple[list[
 
 
 def checkout_stand_in(root: Path, repository: str) -> None:
-    """Create a directory that the daemon recognises as a checkout; it cannot be synced."""
+    """Create a directory that the daemon recognizes as a checkout; it cannot be synced."""
     git_folder = root / repository / ".git"
     git_folder.mkdir(parents=True)
     (git_folder / "config").write_text("[gitops]\n\tbranch = main\n")

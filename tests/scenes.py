@@ -20,7 +20,7 @@ SUBJECTS = (
     "Send one mail for an order, not two",
     "Bring the new logo",
 )
-#: A deploy command with coloured output.
+#: A deploy command with colored output.
 BUILD = r"""printf '\033[1mBuilding\033[0m %s\n' "${GITOPS_AFTER:0:10}"
 sleep "0.$((RANDOM % 4))"
 printf '\033[32m✓\033[0m 214 modules, \033[33m1 warning\033[0m\n'

@@ -87,9 +87,9 @@ def test_an_installed_tree_runs_without_the_source_and_uninstalls(tmp_path, sour
     assert len(contrib) >= 5
     assert contrib <= files_below(staging / "opt/hook/share/gitops-hook")
     assert os.access(staging / "opt/hook/share/gitops-hook/notify/mail", os.X_OK)
-    (staging / "opt/hook/bin/neighbour").touch()
+    (staging / "opt/hook/bin/neighbor").touch()
     make(source, "uninstall", f"DESTDIR={staging}", "PREFIX=/opt/hook")
-    assert files_below(staging) == {"opt/hook/bin/neighbour"}
+    assert files_below(staging) == {"opt/hook/bin/neighbor"}
 
 
 def test_the_single_file_contains_its_script(tmp_path, source, start_daemon):

@@ -212,8 +212,8 @@ def test_a_locked_journal_is_reported_and_does_not_cost_the_daemon_its_life(supe
     limit = 3.0
     daemon = start_hanging(f"database.BUSY_MS = 100; journal._BATCH = 1; main_loop._JOURNAL_LIMIT = {limit}")
     (daemon.root / "acme/site/.git").mkdir(parents=True)
-    with ThreadPoolExecutor(1) as forge, closing(sqlite3.connect(daemon.state / "journal.db")) as neighbour:
-        neighbour.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as forge, closing(sqlite3.connect(daemon.state / "journal.db")) as neighbor:
+        neighbor.execute("BEGIN IMMEDIATE")
         answers = forge.submit(burst, daemon.port, [push("acme/site")] * 450, 450)
         until(lambda: len([*Path(f"/proc/{daemon.process.pid}/task").iterdir()]) > 450)  # each connection has a thread
         while "; the journal cannot be written: database is locked" not in supervisor.wait_for("STATUS=")[0]:
@@ -222,7 +222,7 @@ def test_a_locked_journal_is_reported_and_does_not_cost_the_daemon_its_life(supe
         while time.monotonic() < ends:
             assert supervisor.is_fed(limit)
         assert not answers.done()
-        neighbour.rollback()
+        neighbor.rollback()
         counts = answers.result()
     assert (counts.keys(), sum(counts.values())) == ({202, 503}, 450)
     assert daemon.request("GET", "/healthz")[0] == 200

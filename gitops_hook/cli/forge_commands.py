@@ -117,7 +117,7 @@ def audit(given: Arguments) -> int:
     """Print the pushes that GitHub could not deliver. Return 1 if one was neither repaired nor redelivered."""
     settings, at_forge = open_hooks(given, needs_url=False)
     for name in given.repository:
-        if "/" not in name:  # the deliveries of an organisation's webhook contain full names only
+        if "/" not in name:  # the deliveries of an organization's webhook contain full names only
             raise GitopsError(EX_USAGE, f"`{name}` is not OWNER/NAME")
     return _audit(Audit(at_forge), settings, given.repository, redeliver=given.redeliver, as_json=given.json)
 
@@ -216,13 +216,13 @@ def open_hooks(given: Arguments, *, needs_url: bool = True) -> tuple[Settings, H
 
 
 def _targets(given: Arguments, settings: Settings, *, all_by_default: bool = False) -> list[str]:
-    """Return the repositories, or the organisation, that the arguments name."""
+    """Return the repositories, or the organization, that the arguments name."""
     names: list[str] = given.repository + ([given.org] if given.org else [])
     if (bool(given.repository) + bool(given.org) + given.all) > 1 or not (names or given.all or all_by_default):
         raise GitopsError(EX_USAGE, "give repositories, or --org, or --all")
     for name in names:
         if not is_valid(name) or ("/" in name) == bool(given.org):
-            raise GitopsError(EX_USAGE, f"`{name}` is not {'an organisation' if given.org else 'OWNER/NAME'}")
+            raise GitopsError(EX_USAGE, f"`{name}` is not {'an organization' if given.org else 'OWNER/NAME'}")
     if names:
         return names
     found, others = _checkouts_at_forge(settings)

@@ -258,7 +258,7 @@ def _add_forge(commands: _Commands) -> None:
     hooks = commands.add("hooks", "forge_commands.hooks", text, settings=_FORGE, json=True)
     for parser in (register, unregister, hooks):
         parser.add_argument("repository", nargs="*", metavar="OWNER/NAME")
-        parser.add_argument("--org", default="", metavar="ORG", help="the webhook of an organisation")
+        parser.add_argument("--org", default="", metavar="ORG", help="the webhook of an organization")
         parser.add_argument("--all", action="store_true", help="every checkout whose origin is at GitHub")
         parser.add_argument("--url", default="", help="the URL at which GitHub reaches this host [the newest ping's]")
     _add_dry_run(register)

@@ -3,7 +3,7 @@
 Rules:
 
 1. JSON is one object per line, with timestamps in RFC 3339.
-2. Colours appear only on a terminal, and not if NO_COLOR is set (no-color.org).
+2. Colors appear only on a terminal, and not if NO_COLOR is set (no-color.org).
 3. Text from outside never reaches a terminal unescaped.
 """
 
@@ -29,7 +29,7 @@ from gitops_hook.sync.status import InForce, RepositoryStatus
 from gitops_hook.text import age, escape, local, rfc3339, span
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[2m", "\033[0m"
-_COLOURS = {
+_COLORS = {
     "good": _GREEN,
     "wait": _YELLOW,
     "rest": _DIM,
@@ -81,7 +81,7 @@ def print_statuses(statuses: Sequence[RepositoryStatus], *, as_json: bool) -> No
     for status in statuses:
         commit = status.tag or (status.commit.id[:10] if status.commit else "")
         rows.append([status.repository, status.state, commit, _ago(status.confirmed), _last_run(status.run)])
-    _print_table(["repository", "state", "commit", "last in sync", "last run"], rows, coloured=1)
+    _print_table(["repository", "state", "commit", "last in sync", "last run"], rows, colored=1)
     for status in statuses:
         if status.hold:
             print(f"\n{describe_hold(status.repository, status.hold, status.pending)}")
@@ -128,7 +128,7 @@ def print_runs(runs: Sequence[Run], *, as_json: bool, if_none: str = "No run yet
         ]
         for run in runs
     ]
-    _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, coloured=3)
+    _print_table(["run", "repository", "started", "outcome", "took", "trigger", "commits"], rows, colored=3)
 
 
 def print_unclaimed(deliveries: Iterable[Delivery], *, as_json: bool) -> None:
@@ -148,7 +148,7 @@ def print_settings(settings: Sequence[InForce], *, as_json: bool) -> None:
             _print_json({"name": setting.name, "value": setting.value, "source": setting.origin})
         return
     rows = [[setting.name, "" if setting.value is None else setting.value, setting.origin] for setting in settings]
-    _print_table(["setting", "value", "source"], rows, coloured=None)
+    _print_table(["setting", "value", "source"], rows, colored=None)
 
 
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
@@ -157,17 +157,17 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         for finding in findings:
             _print_json(finding._asdict())
         return
-    colours = _has_colours()
+    colors = _has_colors()
     for finding in findings:
         level = finding.level.ljust(len("warning"))
-        level = _COLOURS[finding.level] + level + _PLAIN if colours else level
+        level = _COLORS[finding.level] + level + _PLAIN if colors else level
         print(f"{level}  {escape(': '.join(filter(None, (finding.repository, finding.check, finding.message))))}")
         if finding.fix:
             print(f"         {escape(finding.fix)}")
 
 
 def print_registration(done: Registration, *, as_json: bool, dry_run: bool) -> None:
-    """Print what was changed at one repository or organisation, or what would be with a dry run."""
+    """Print what was changed at one repository or organization, or what would be with a dry run."""
     if as_json:
         _print_json(done._asdict())
         return
@@ -198,7 +198,7 @@ def print_hooks(hooks: Sequence[Listed], *, as_json: bool) -> None:
         for hook in hooks
     ]
     head = ["repository", "hook", "standing", "wrong", "events", "last delivery", "status", "url"]
-    _print_table(head, rows, coloured=2)
+    _print_table(head, rows, colored=2)
 
 
 def print_missed(missed: Sequence[Missed], *, complete: bool, as_json: bool) -> None:
@@ -215,7 +215,7 @@ def print_missed(missed: Sequence[Missed], *, complete: bool, as_json: bool) -> 
             print("No push of the last three days was missed.")
         return
     rows = [[push.repository, local(push.delivered), push.guid, push.then] for push in missed]
-    _print_table(["repository", "delivered", "delivery", "then"], rows, coloured=3)
+    _print_table(["repository", "delivered", "delivery", "then"], rows, colored=3)
     for reason in dict.fromkeys(push.reason for push in missed):
         print(f"\n{escape(reason)}")
 
@@ -237,9 +237,9 @@ def _has_ended(journal: JournalReader, run: int) -> bool:
 
 
 def _copy(path: Path, offset: int, pen: str, *, ended: bool) -> tuple[int, str]:
-    """Print the log from `offset`; return the next offset and the colour codes in force there.
+    """Print the log from `offset`; return the next offset and the color codes in force there.
 
-    An incomplete character or colour code at the end is left for the next call, unless the run has `ended`.
+    An incomplete character or color code at the end is left for the next call, unless the run has `ended`.
     """
     while True:
         part = read_log(path, offset, _CHUNK)
@@ -256,24 +256,24 @@ def _copy(path: Path, offset: int, pen: str, *, ended: bool) -> tuple[int, str]:
 def _printable(content: bytes, pen: str, *, more: bool) -> Rendered:
     """Return the text to print: escaped for a terminal, unchanged for a file."""
     if sys.stdout.isatty():
-        return for_terminal(content, pen, more=more, colours=_has_colours())
+        return for_terminal(content, pen, more=more, colors=_has_colors())
     content = whole(content) if more else content
     return Rendered(content.decode("utf-8", "replace"), "", len(content))
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, coloured: int | None) -> None:
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, colored: int | None) -> None:
     cells = [head, *([escape(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    colours = _has_colours()
+    colors = _has_colors()
     for number, row in enumerate(cells):
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
-        if colours and coloured is not None:
-            word = row[coloured] if number else "rest"
-            padded[coloured] = (_COLOURS.get(word) or _COLOURS[severity_of(word)]) + padded[coloured] + _PLAIN
+        if colors and colored is not None:
+            word = row[colored] if number else "rest"
+            padded[colored] = (_COLORS.get(word) or _COLORS[severity_of(word)]) + padded[colored] + _PLAIN
         print("  ".join(padded).rstrip())
 
 
-def _has_colours() -> bool:
+def _has_colors() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 

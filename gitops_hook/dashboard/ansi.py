@@ -1,9 +1,9 @@
-r"""Render the output of a run for the page and for a terminal: keep its colours, and escape or drop the rest.
+r"""Render the output of a run for the page and for a terminal: keep its colors, and escape or drop the rest.
 
 Rules:
 
 1. No I/O, no state. The result contains the state for the call with the next part.
-2. Of the control sequences, only basic colours and styles (SGR, ECMA-48 section 8.3.117) have an effect: in HTML as
+2. Of the control sequences, only basic colors and styles (SGR, ECMA-48 section 8.3.117) have an effect: in HTML as
    spans with one class per code, ``s1`` to ``s107``, because the page allows no inline style; on a terminal as
    themselves, where each piece of text resets its codes. The page drops other sequences, a terminal shows them escaped.
 3. All other text is escaped. A carriage return is a line end. Characters that change the writing direction can
@@ -33,7 +33,7 @@ _ENDS = {22: "weight", 23: "slant", 24: "line", 27: "inverse", 29: "strike", 39:
 #: The control sequences; the group captures the parameters of SGR. No sequence contains an escape character, so the
 #: search never scans the same text twice.
 _SEQUENCE = re.compile(
-    r"\x1b\[([0-9;:]{0,64})m"  # colours
+    r"\x1b\[([0-9;:]{0,64})m"  # colors
     r"|\x1b\[[0-?]*[ -/]*[@-~]"  # any other CSI: cursor movement, erasing
     r"|\x1b[]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # strings: a title, a link
     r"|\x1b[ -/]*[0-~]?"  # shorter sequences, and the start of a malformed one
@@ -53,7 +53,7 @@ _LONGEST_BEGUN = 256
 #: The current codes by property, and a function that applies them to text.
 _Codes = dict[str, int]
 _Paint = Callable[[str, _Codes], str]
-#: The maximum number of coloured spans. A megabyte that colours each letter would become ten megabytes of HTML.
+#: The maximum number of colored spans. A megabyte that colors each letter would become ten megabytes of HTML.
 _MOST_SPANS = 20_000
 
 
@@ -73,9 +73,9 @@ def render(content: bytes, pen: str = "", *, more: bool = False) -> Rendered:
     return _rendered(content, pen, _span, lambda sequence: "", more=more)
 
 
-def for_terminal(content: bytes, pen: str = "", *, more: bool = False, colours: bool = True) -> Rendered:
+def for_terminal(content: bytes, pen: str = "", *, more: bool = False, colors: bool = True) -> Rendered:
     """Return `content` in a form that is safe on a terminal. `pen` and `more` have the same meaning as for `render`."""
-    return _rendered(content, pen, _coloured if colours else _uncoloured, escape, more=more)
+    return _rendered(content, pen, _colored if colors else _uncolored, escape, more=more)
 
 
 def whole(content: bytes) -> bytes:
@@ -85,7 +85,7 @@ def whole(content: bytes) -> bytes:
 
 
 def _rendered(content: bytes, pen: str, paint: _Paint, other: Callable[[str], str], *, more: bool) -> Rendered:
-    """Render `content` with `paint` for each text and its codes, and `other` for each sequence that is not a colour."""
+    """Render `content` with `paint` for each text and its codes, and `other` for each sequence that is not a color."""
     complete = whole(content) if more else content
     text = _LINE_END.sub("\n", complete.decode("utf-8", "replace"))
     codes = _painted({}, pen)
@@ -110,12 +110,12 @@ def _span(text: str, codes: _Codes) -> str:
     return f'<span class="{" ".join(f"s{code}" for code in codes.values())}">{plain}</span>' if codes else plain
 
 
-def _coloured(text: str, codes: _Codes) -> str:
-    plain = _uncoloured(text, codes)
+def _colored(text: str, codes: _Codes) -> str:
+    plain = _uncolored(text, codes)
     return f"\033[{';'.join(map(str, codes.values()))}m{plain}\033[0m" if codes else plain
 
 
-def _uncoloured(text: str, codes: _Codes) -> str:
+def _uncolored(text: str, codes: _Codes) -> str:
     return _WITHIN_LINE.sub(lambda match: escape(match[0]), text)
 
 
@@ -125,7 +125,7 @@ def _painted(codes: _Codes, parameters: str) -> _Codes:
     rest = [int(word or 0) for word in re.split("[;:]", parameters) if len(word) < 4 and (word or "0").isdecimal()]
     while rest:
         code = rest.pop(0)
-        if code in (38, 48):  # one of 256 or of 16 million colours: the page has no class for it
+        if code in (38, 48):  # one of 256 or of 16 million colors: the page has no class for it
             rest = rest[{5: 2, 2: 4}.get(rest[0] if rest else 0, 1) :]
             continue
         if code == 0:

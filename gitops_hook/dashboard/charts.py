@@ -42,7 +42,7 @@ _CURRENT_STEPS = {
 
 
 def history_chart(history: Sequence[RunSpan]) -> str:
-    """Return the last runs as bars: the height is the duration, the colour the outcome."""
+    """Return the last runs as bars: the height is the duration, the color the outcome."""
     now = time.time()
     bars: dict[str, str] = {}
     for (outcome, started, ended), (place, mark) in zip(history, _PLACES):

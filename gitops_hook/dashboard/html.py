@@ -3,7 +3,7 @@
 Rules:
 
 1. All text from outside (names, messages, commits, logs) passes `escape` or `ansi.render`.
-2. Colour is never the only sign of a state: a word or a mark with a text alternative stands next to it.
+2. Color is never the only sign of a state: a word or a mark with a text alternative stands next to it.
 3. The page loads nothing, and runs only the script and the style sheet that it contains (`POLICY`).
 """
 
@@ -46,7 +46,7 @@ _ICON = (
     "%3Ccircle cx='8' cy='8' r='8' fill='%23{}'/%3E%3Ctext x='8' y='12' font-family='sans-serif' font-size='{}'"
     " font-weight='bold' text-anchor='middle' fill='white'%3E{}%3C/text%3E%3C/svg%3E"
 )
-_ICON_COLOURS = {"good": "1a7f37", "wait": "9a6700", "rest": "6e7781", "bad": "cf222e"}
+_ICON_COLORS = {"good": "1a7f37", "wait": "9a6700", "rest": "6e7781", "bad": "cf222e"}
 #: The text of an age, which changes without any change of the value.
 _AGE_TEXT = re.compile(r"(<time d[^>]*>)[^<]*")
 
@@ -70,7 +70,7 @@ class Page(NamedTuple):
     def icon(self) -> str:
         """Return the icon of the tab as a URL."""
         text = f"{self.number}" if self.number < 100 else "99"
-        return _ICON.format(_ICON_COLOURS[self.severity], 12 - 2 * len(text), text if self.number else "")
+        return _ICON.format(_ICON_COLORS[self.severity], 12 - 2 * len(text), text if self.number else "")
 
 
 #: A function of the fields of a query and of the names in a path. Its result renders a page without the rows whose keys
@@ -139,7 +139,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def label(word: str) -> str:
-    """Return a state or an outcome with the colour of its severity."""
+    """Return a state or an outcome with the color of its severity."""
     return f'<span class="word {severity_of(word)}">{escape(word)}</span>'
 
 

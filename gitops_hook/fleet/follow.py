@@ -8,7 +8,7 @@ Rules:
 3. While it catches up, only the newest push of a repository is stored, and perhaps of another branch. So it notifies
    regardless of the ref, and also for a push that it received itself: this one may have replaced another host's push
    that this host did not see. A live event is filtered by the tracked branch and by its GUID.
-4. A cluster that was wiped and rebuilt cannot be recognised by its ids. It has another ``w/life``. Then the listener
+4. A cluster that was wiped and rebuilt cannot be recognized by its ids. It has another ``w/life``. Then the listener
    restores what its host remembers before the cursor names the new life, everything is read from the start, and every
    checkout is synced once.
 5. Without etcd the host works on alone: webhooks, sweeps and runs do not need it.

@@ -298,7 +298,7 @@ class TestRun:
             assert page.evaluate("typeof window.pwned") == "undefined"
 
 
-#: Every look of a page: its width, and its colours.
+#: Every look of a page: its width, and its colors.
 LOOKS = [(width, scheme) for width in WIDTHS for scheme in ("light", "dark")]
 #: The pages of generated hosts with 3, 40 and 1,000 repositories. The one with 40 has every state.
 GENERATED = (3, 40, 1000)

@@ -441,7 +441,7 @@ def on_a_terminal(environ: dict[str, str], *words: str) -> str:
     return shown.decode()
 
 
-def test_colours_and_progress_are_for_terminals(tmp_path, upstream, environ, hook):
+def test_colors_and_progress_are_for_terminals(tmp_path, upstream, environ, hook):
     upstream.checkout(tmp_path / "root")
     Upstream(tmp_path / "forge", "acme/blog").checkout(tmp_path / "root")
     assert re.search(r"\x1b\[K[01] of 2  ", on_a_terminal(environ, "sync", "--all"))
@@ -451,7 +451,7 @@ def test_colours_and_progress_are_for_terminals(tmp_path, upstream, environ, hoo
 
 
 def test_a_log_does_not_control_the_terminal(tmp_path, upstream, environ, hook):
-    """Colours pass and are reset after each part; every other control sequence is escaped."""
+    """Colors pass and are reset after each part; every other control sequence is escaped."""
     printed = r"\033]0;title\007\033[31mred\033[0m\033[2K\tx\r\n\033[8mhidden\u202e\033[1mbold"
     upstream.checkout(tmp_path / "root", deploy=f"printf '{printed}'")
     hook("sync", "--all")

@@ -500,9 +500,9 @@ def test_a_host_without_systemd_has_no_timers(settings, tmp_path, monkeypatch):
     assert "no systemd" in only("timers", settings, SKIPPED).message
 
 
-def test_a_clock_that_is_not_synchronised_is_a_warning(settings, tool):
+def test_a_clock_that_is_not_synchronized_is_a_warning(settings, tool):
     tool("timedatectl", "echo yes")
-    assert only("clock", settings, OK).message == "the clock is synchronised"
+    assert only("clock", settings, OK).message == "the clock is synchronized"
     tool("timedatectl", "exit 1")
     only("clock", settings, SKIPPED)
     tool("systemd-detect-virt", "exit 1")

@@ -395,23 +395,23 @@ def test_timers(
 
 @pytest.mark.fixes("host.clock 2", "fleet.clocks 1")
 def test_clocks(tmp_path: Path, settings: Settings, apply_fix: Paste, tool: Callable) -> None:
-    synchronised = tmp_path / "synchronised"
+    synchronized = tmp_path / "synchronized"
     answers = (
-        f"set-ntp*) touch {synchronised} ;; *CanNTP*) echo yes ;; *) [[ -e {synchronised} ]] && echo yes || echo no"
+        f"set-ntp*) touch {synchronized} ;; *CanNTP*) echo yes ;; *) [[ -e {synchronized} ]] && echo yes || echo no"
     )
     tool("timedatectl", f"case $* in {answers} ;; esac")
     tool("systemd-detect-virt", "exit 1")
     apply_fix(only("clock", settings, WARNING).fix)
     only("clock", settings, OK)
-    synchronised.unlink()
+    synchronized.unlink()
     tool("timedatectl", "echo no")
     apply_fix(only("clock", settings, WARNING).fix)
     assert calls(tmp_path) == ["apt-get install systemd-timesyncd"]
-    tool("timedatectl", f"touch {synchronised}")
+    tool("timedatectl", f"touch {synchronized}")
     with server("200 OK", {}, ("Date", formatdate(time.time() + 60, usegmt=True))) as address:
         (found,) = fleet_checks.clocks(in_fleet(tmp_path, GITOPS_ETCD=f"http://{address}"))
     apply_fix(found.fix)
-    assert synchronised.exists()
+    assert synchronized.exists()
 
 
 @needs_root

@@ -1,4 +1,4 @@
-"""The output of a run as HTML: colours are kept, everything else is escaped."""
+"""The output of a run as HTML: colors are kept, everything else is escaped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gitops_hook.dashboard.ansi import for_terminal, render
         ("\x9b31mC1".encode(), "31mC1"),
     ],
 )  # fmt: skip
-def test_colours_pass_and_other_control_sequences_are_escaped(printed: bytes, shown: str):
+def test_colors_pass_and_other_control_sequences_are_escaped(printed: bytes, shown: str):
     assert render(printed).shown == shown
 
 
@@ -87,12 +87,12 @@ def test_a_log_in_parts_is_escaped_like_a_whole_log():
             got = for_terminal(rest, pen, more=True)
             shown, pen, rest = shown + got.shown, got.pen, rest[got.size :]
         shown += for_terminal(rest, pen).shown
-        plain = for_terminal(printed, colours=False).shown
+        plain = for_terminal(printed, colors=False).shown
         assert re.sub("\x1b\\[[0-9;]*m", "", shown) == plain, f"seed {seed}"
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain), f"seed {seed}"
 
 
-def test_colours_are_limited():
+def test_colors_are_limited():
     shown = render(b"\x1b[31mx\x1b[32my" * 200_000).shown
     assert shown.count("<span") < 20_001
     assert shown.endswith("xyxy")

@@ -146,7 +146,7 @@ def test_the_history_has_a_text_alternative(page, journal):
     (good,) = re.findall(r'<path class="good" d="([^"]*)"', svg)
     (bad,) = re.findall(r'<path class="bad" d="([^"]*)"', svg)
     assert re.fullmatch(r"M29 0v-\d+M27 0v-\d+", good)
-    assert re.fullmatch(r"M28 0v-\d+M28 2v3", bad)  # with a mark, for readers who cannot distinguish colours
+    assert re.fullmatch(r"M28 0v-\d+M28 2v3", bad)  # with a mark, for readers who cannot distinguish colors
 
 
 def test_an_empty_page_says_how_to_begin(page):

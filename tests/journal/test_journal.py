@@ -1,4 +1,4 @@
-"""The journal on a real disk: what it promises, and what it does when the disk, the file or a neighbour fails it."""
+"""The journal on a real disk: what it promises, and what it does when the disk, the file or a neighbor fails it."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ class TestDeliveries:
         ]
         journal.record(delivery("first"))
         before = commits(tmp_path / "journal.db-wal")
-        with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
-            neighbour.execute("BEGIN IMMEDIATE")  # the writing thread waits for it, and the others for the thread
+        with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbor:
+            neighbor.execute("BEGIN IMMEDIATE")  # the writing thread waits for it, and the others for the thread
             for thread in threads:
                 thread.start()
-            neighbour.execute("ROLLBACK")
+            neighbor.execute("ROLLBACK")
         for thread in threads:
             thread.join()
         assert query(tmp_path, "SELECT count(DISTINCT guid) FROM deliveries") == [(251,)]
@@ -644,8 +644,8 @@ class TestFaults:
     def test_a_locked_journal_is_503_after_the_wait_and_recovers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(database, "BUSY_MS", 50)
         with closing(Journal(tmp_path)) as journal:
-            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
-                neighbour.execute("BEGIN IMMEDIATE")
+            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbor:
+                neighbor.execute("BEGIN IMMEDIATE")
                 with pytest.raises(JournalError, match="locked"):
                     journal.record(delivery())
                 assert journal.fault
@@ -669,8 +669,8 @@ class TestFaults:
     def test_probe_notices_a_fault_and_its_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(database, "BUSY_MS", 20)
         with closing(Journal(tmp_path)) as journal:
-            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbour:
-                neighbour.execute("BEGIN IMMEDIATE")
+            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as neighbor:
+                neighbor.execute("BEGIN IMMEDIATE")
                 journal.probe()
                 assert journal.fault
             journal.probe()

@@ -141,14 +141,14 @@ class TestWhatIsSettled:
         executor = stage.executor(GATED)
         stage.record()
         run = threading.Thread(target=executor.execute, args=("acme/site", "push"))
-        with closing(sqlite3.connect(stage.folder / "state/journal.db", isolation_level=None)) as neighbour:
-            neighbour.execute("BEGIN IMMEDIATE")
+        with closing(sqlite3.connect(stage.folder / "state/journal.db", isolation_level=None)) as neighbor:
+            neighbor.execute("BEGIN IMMEDIATE")
             run.start()
             until(lambda: stage.journal.fault)
             assert stage.runs() == []
-            neighbour.execute("COMMIT")
+            neighbor.execute("COMMIT")
             stage.began(1)
-            neighbour.execute("BEGIN IMMEDIATE")
+            neighbor.execute("BEGIN IMMEDIATE")
             stage.open_gate()
             until(lambda: stage.journal.fault)
             assert [run.outcome for run in stage.runs()] == [None]

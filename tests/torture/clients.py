@@ -134,7 +134,7 @@ def _large(host: Host, line: Line, count: int, *, whole: bool) -> None:
     def send() -> None:
         with suppress(OSError), _connect(host) as peer:
             began.wait(60)
-            with suppress(OSError):  # the daemon closed it in favour of another connection
+            with suppress(OSError):  # the daemon closed it in favor of another connection
                 peer.sendall(head)
                 peer.sendall(body if whole else memoryview(body)[:-1])
             if not whole:

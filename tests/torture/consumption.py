@@ -388,8 +388,8 @@ def _locked_journal(place: Path, line: Line, seconds: int) -> None:
         limit = 4.0  # the unit has 30
         settings = {"NOTIFY_SOCKET": str(place / "notify"), "WATCHDOG_USEC": str(int(limit * 1e6))}
         (place / "root/acme/site/.git").mkdir(parents=True)
-        with Daemon(place, **settings) as daemon, closing(sqlite3.connect(place / "state/journal.db")) as neighbour:
-            neighbour.execute("BEGIN IMMEDIATE")
+        with Daemon(place, **settings) as daemon, closing(sqlite3.connect(place / "state/journal.db")) as neighbor:
+            neighbor.execute("BEGIN IMMEDIATE")
             over = threading.Event()
             answers: list[int] = []
 
@@ -412,7 +412,7 @@ def _locked_journal(place: Path, line: Line, seconds: int) -> None:
                         continue
                 pause, last = time.monotonic() - last, time.monotonic()
                 line.check(pause < limit, f"{pause:.1f} s without a notification")
-            neighbour.rollback()
+            neighbor.rollback()
             over.set()
             forge.join()
             line.check(reported, "the locked journal was not reported")

@@ -92,8 +92,8 @@ def journals(folder: Path, account: Account, rounds: int) -> None:
         journal = host.state / "journal.db"
         with _line(account, "the journal locked by another process for six seconds") as line:
             for _ in range(max(1, rounds // 4)):
-                with closing(sqlite3.connect(journal, isolation_level=None)) as neighbour:
-                    neighbour.execute("BEGIN IMMEDIATE")
+                with closing(sqlite3.connect(journal, isolation_level=None)) as neighbor:
+                    neighbor.execute("BEGIN IMMEDIATE")
                     answer = host.deliver(host.repositories[0])
                     time.sleep(1)  # the lock outlasts the daemon's busy timeout
                 line.check(answer == 503 and host.recovers(), f"the answer was {answer}")

@@ -20,7 +20,7 @@ from harness import WEBHOOK, headers, push, until
 from torture.account import Line
 from torture.host import Host
 
-#: Seconds between two deliveries. Twenty per second is more than a busy organisation sends to one host.
+#: Seconds between two deliveries. Twenty per second is more than a busy organization sends to one host.
 _PACE = 0.05
 _AT_LEAST = 20
 #: The initial load per core, at least 1. On a busy machine, limits of time are multiplied by it.

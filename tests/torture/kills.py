@@ -13,7 +13,7 @@ from pathlib import Path
 from torture.account import Account, Line
 from torture.host import Host, children_of
 
-#: The kinds of victim, each with a function that recognises the process by its name and its first argument.
+#: The kinds of victim, each with a function that recognizes the process by its name and its first argument.
 _VICTIMS: Mapping[str, Callable[[str, str], bool]] = {
     "the daemon": lambda name, argument: False,
     "the script": lambda name, argument: name == "gitops_sync.sh",

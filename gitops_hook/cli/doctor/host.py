@@ -75,9 +75,9 @@ def clock(settings: Settings) -> Results:
     elif answer == "no":
         can = output_of("timedatectl", "show", "--property=CanNTP", "--value") != "no"
         fix = "sudo timedatectl set-ntp true" if can else "sudo apt-get install systemd-timesyncd"
-        yield warning("the clock is not synchronised", fix)
+        yield warning("the clock is not synchronized", fix)
     else:
-        yield passed("the clock is synchronised") if answer == "yes" else skipped("timedatectl does not answer here")
+        yield passed("the clock is synchronized") if answer == "yes" else skipped("timedatectl does not answer here")
 
 
 def user(settings: Settings) -> Results:
