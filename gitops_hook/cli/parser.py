@@ -48,12 +48,25 @@ _DOCTOR_NOTE = "Exits with 0 if all checks pass, 1 if there is a warning, 2 if t
 class Parser(argparse.ArgumentParser):
     """A parser that exits with EX_USAGE for a wrong call, and prints one line about it."""
 
-    #: The names of the commands.
+    #: The names of the commands; empty in the parser of a command.
     commands: Sequence[str] = ()
+    _intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Reject an unknown argument with the usage of its command. argparse would print the usage of the program."""
-        found, unknown = super().parse_known_args(args, namespace)
+        """Accept options between the arguments of a command, and reject an unknown argument with the command's usage.
+
+        argparse alone would fill an optional argument with nothing at the first option, and print the program's usage.
+        """
+        if self._intermixed:
+            return super().parse_known_args(args, namespace)
+        if self.commands or "--" in args:
+            found, unknown = super().parse_known_args(args, namespace)
+        else:
+            self._intermixed = True  # older versions of the method call this one
+            try:
+                found, unknown = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._intermixed = False
         if unknown:
             option = unknown[0].partition("=")[0]
             hint = suggest(option, self._option_string_actions) if option.startswith("--") else ""
@@ -221,7 +234,7 @@ def _add_settings(commands: _Commands) -> None:
     config.add_argument("repository", metavar="REPO")
     config.add_argument("name", nargs="?", metavar="NAME", help="the setting, such as branch or deploy [all]")
     config.add_argument("value", nargs="?", metavar="VALUE", help="the new value")
-    config.add_argument("--unset", nargs="?", const="", metavar="NAME", help="remove the setting")
+    config.add_argument("--unset", action="store_true", help="remove the setting NAME")
 
     pause = commands.add(
         "pause", "setting_commands.pause", "stop updates of a checkout until resume", settings=_FOLDERS

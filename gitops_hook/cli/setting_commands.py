@@ -24,20 +24,18 @@ def config(given: Arguments) -> int:
     Exits with 1 if the setting to print has no value, like git config.
     """
     settings, user = load_settings(given), requesting_user()
-    unset = given.unset is not None
-    if unset and (given.value is not None or (given.unset and given.name)):
+    if given.unset and given.value is not None:
         raise GitopsError(EX_USAGE, "give a value or --unset, not both")
-    if unset and not (given.unset or given.name):
+    if given.unset and not given.name:
         raise GitopsError(EX_USAGE, "give the name of the setting to unset")
-    given_name = given.unset or given.name
-    name = _setting_name(given_name) if given_name else ""
+    name = _setting_name(given.name) if given.name else ""
     if given.value is not None:
         try:
             check_setting(name, given.value)
         except ValueError as error:
             raise GitopsError(EX_DATAERR, str(error)) from None
     checkout = find_checkout(settings, given.repository)
-    if unset or given.value is not None:
+    if given.unset or given.value is not None:
         with requests_to_daemon(settings, "gitops-hook config") as post:
             post("/config", {"checkout": given.repository, "name": name, "value": given.value, "by": user})
         return 0

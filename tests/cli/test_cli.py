@@ -23,6 +23,7 @@ from harness import SECRET, processes_of, push, until
 from scratch import Upstream, git
 
 from gitops_hook.cli.main import GIT_VARIABLES
+from gitops_hook.cli.parser import build_parser
 from gitops_hook.journal.writer import Journal
 from gitops_hook.model import Delivery
 from gitops_hook.text import rfc3339
@@ -284,6 +285,26 @@ def test_runs_are_filtered_by_failure_and_time(tmp_path, upstream, hook):
     assert outcomes("--since", "1s") == []
     for words in (["--since", "soon"], ["--since", "2"], ["--delivery", "x", "--failed"]):
         hook("runs", *words, status=64)
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("fleet plan --delete acme/site", {"repository": "acme/site", "delete": True}),
+        ("fleet status --json acme/site", {"repository": "acme/site", "json": True}),
+        (
+            "fleet promote --commit 1dd2fe acme/site web",
+            {"repository": "acme/site", "words": ["web"], "commit": "1dd2fe"},
+        ),
+        ("rollback acme/site --reason slow 1dd2fe", {"commit": "1dd2fe", "reason": "slow"}),
+        ("config --unset acme/site deploy", {"repository": "acme/site", "name": "deploy", "unset": True}),
+        ("config acme/site --unset deploy", {"repository": "acme/site", "name": "deploy", "unset": True}),
+        ("config acme/site deploy -- --x", {"name": "deploy", "value": "--x", "unset": False}),
+    ],
+)
+def test_an_option_may_stand_between_the_arguments(line, values):
+    given = vars(build_parser().parse_args(line.split()))
+    assert values.items() <= given.items()
 
 
 def test_a_typing_error_gets_a_suggestion(tmp_path, upstream, hook):
