@@ -9,7 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +140,29 @@ def test_a_push_ends_a_rollback_until_the_next_push(upstream, hook, start_daemon
     daemon.deliver(push("acme/site", newest))
     assert daemon.wait_for_run("trigger=push")[1] == "updated"
     assert (head(checkout), status(hook)["hold"]) == (newest, None)
+
+
+def test_an_unhealthy_commit_is_rolled_back(tmp_path, upstream, hook, start_daemon, paste):
+    (commands,) = code_blocks("docs/operations.md", "Health checks", "sh")
+    (tmp_path / "www").mkdir()
+    page = tmp_path / "www/health"
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(page.parent))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            daemon = start_daemon()
+            checkout = upstream.checkout(daemon.root)
+            hook("config", "acme/site", "deploy", f"[ -e broken ] && rm {page} || touch {page}")
+            hook("config", "acme/site", "healthTimeout", "1")
+            paste(commands.replace("9000", str(server.server_port)))
+            good = upstream.head()
+            hook("deploy", "acme/site")
+            upstream.commit({"broken": "yes"})
+            hook("sync", "acme/site", status=71)
+            assert (head(checkout), page.exists(), status(hook)["state"]) == (good, True, "rolled back")
+            hook("sync", "acme/site", status=71)
+            hook("deploy", "--force", "acme/site", status=71)
+        finally:
+            server.shutdown()
 
 
 def test_a_commit_outside_the_branch_is_not_deployed(upstream, hook, start_daemon):

@@ -23,7 +23,7 @@ def find_commit(checkout: Checkout, name: str) -> str:
     """Return the id of the commit that `name` names. Raises ValueError if it is not in the tracked branch."""
     commit = _resolve(checkout, name) if _NAME.fullmatch(name) and ".." not in name else None
     if not commit:
-        raise ValueError(f"the checkout of {checkout.repository} has no commit {name}; sync it first")
+        raise ValueError(f"the checkout of {checkout.repository} has no commit {name}; give its id, or sync it first")
     if not is_in_upstream(checkout, commit):
         raise ValueError(f"{commit[:10]} is not in the branch that {checkout.repository} follows")
     return commit
