@@ -209,6 +209,19 @@ def test_a_checkout_follows_releases(upstream, hook, start_daemon, paste):
     assert "v*" in hook("doctor", status=2).stdout
 
 
+def test_a_host_that_left_its_fleet_follows_the_branch(upstream, hook, start_daemon, paste):
+    (commands,) = code_blocks("docs/fleet.md", "Leave", "sh")
+    daemon = start_daemon()
+    checkout = upstream.checkout(daemon.root)
+    approved = upstream.head()
+    git("config", "gitops.approved", approved, cwd=checkout)
+    newest = upstream.commit({"page": "2"})
+    hook("sync", "acme/site")
+    assert (head(checkout), status(hook)["state"]) == (approved, "held")
+    paste(commands)
+    assert (head(checkout), status(hook)["state"]) == (newest, "in sync")
+
+
 def test_a_pause_ends_by_itself(upstream, hook, start_daemon):
     daemon = start_daemon()
     checkout = upstream.checkout(daemon.root)
