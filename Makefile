@@ -66,11 +66,12 @@ demo-fleet: ## roll a good and a bad push out to three hosts, with three etcd me
 	@tests/fleet/unpack_etcd $(CURDIR)/.cache/etcd || true
 	@PYTHONPATH=.:tests:tests/fleet $(PYTHON) tests/fleet/demo.py
 
-run: ## run the daemon in the foreground, with its state in ./var; print a command that sends a push
+run: ## run the daemon in the foreground, with its state in ./var; print the commands to add a checkout and send a push
 	@mkdir -p var/root
 	@test -s var/secret || (umask 077; od -An -N20 -tx1 /dev/urandom | tr -d ' \n' > var/secret)
-	@echo "To send a push of a checkout in var/root, from another terminal:"
-	@echo "  GITHUB_WEBHOOK_SECRET_FILE=$(CURDIR)/var/secret PYTHONPATH=$(CURDIR) $(PYTHON) -m gitops_hook send OWNER/NAME --root $(CURDIR)/var/root --state $(CURDIR)/var/state"
+	@echo "To add a checkout and send a push of it, from another terminal:"
+	@echo "  export GITHUB_WEBHOOK_SECRET_FILE=$(CURDIR)/var/secret GITOPS_ROOT=$(CURDIR)/var/root GITOPS_STATE=$(CURDIR)/var/state"
+	@echo "  cd $(CURDIR) && $(PYTHON) -m gitops_hook add OWNER/NAME && $(PYTHON) -m gitops_hook send OWNER/NAME"
 	@GITHUB_WEBHOOK_SECRET_FILE=var/secret GITOPS_ROOT=var/root GITOPS_STATE=var/state \
 	    exec $(PYTHON) -m gitops_hook serve
 
@@ -185,7 +186,7 @@ dist: ## build the single-file program and the source tarball in dist/
 	find build/pyz -exec touch -d @$(SOURCE_DATE_EPOCH) {} +
 	TZ=UTC $(PYTHON) -m zipapp --python '/usr/bin/env python3' --output dist/gitops-hook.pyz build/pyz
 	chmod 755 dist/gitops-hook.pyz
-	git ls-files -z | LC_ALL=C sort -z | tar --create --null --no-recursion --files-from - \
+	[ ! -e .git ] || git ls-files -z | LC_ALL=C sort -z | tar --create --null --no-recursion --files-from - \
 	    --transform 's|^|gitops-hook-$(VERSION)/|' --format gnu --mtime @$(SOURCE_DATE_EPOCH) \
 	    --owner 0 --group 0 --numeric-owner --mode u=rwX,go=rX | gzip -9n > dist/gitops-hook-$(VERSION).tar.gz
 
