@@ -140,7 +140,9 @@ def test_a_pin_at_a_tag_outside_the_newest_one_s_history(tagged: Site) -> None:
     release(tagged, "v2.0")
     assert tagged.run().outcome == "updated"
     tagged.set("pin", old)
-    assert (tagged.run().outcome, tagged.head()) == ("held", old)
+    run = tagged.run()
+    assert (run.outcome, tagged.head()) == ("held", old)
+    assert f"main is at {old[:10]}" in run.message and "v2.0" not in run.message
     tagged.set("pin", "1" * 40)
     assert tagged.run().outcome == "usage"
 
