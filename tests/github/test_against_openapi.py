@@ -114,7 +114,8 @@ def test_webhooks_are_registered_listed_audited_and_deleted(forge, proxy, clock,
     assert listed.standing == "right"
     forge.missed(target, made.hook, payload=push("acme/site"))
     (ping,) = Audit(hooks()).known()
-    assert [found.then for found in Audit(hooks()).missed(ping, lambda name: name == "acme/site", redeliver=True)] == ["redelivered"]  # fmt: skip
+    missed = Audit(hooks()).missed(ping, lambda name: ["acme/site"] if name == "acme/site" else [], redeliver=True)
+    assert [found.then for found in missed] == ["redelivered"]
     assert hooks().unregister(target).change == "deleted"
 
 
@@ -159,5 +160,5 @@ def test_the_descriptions_own_examples_are_understood(mock, clock, tmp_path):
         assert (done.change, done.hook, done.problems) == ("updated", 12345678, ("secret", "events"))
         assert hooks.unregister("octocat/hello-world").change == "deleted"
         clock.now = 1_560_000_000.0  # when the example's deliveries were made
-        list(Audit(hooks, clock).missed(HookPing(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: True))
+        list(Audit(hooks, clock).missed(HookPing(12345678, "octocat/hello-world", "", "", 0, ""), lambda name: [name]))
     assert client_of(mock, clock).call("GET", "/rate_limit").status == 200
