@@ -15,7 +15,7 @@ from scratch import Upstream
 pytestmark = pytest.mark.systemd
 
 APP = """\
-import os, socket
+import os, signal, socket, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 class Handler(BaseHTTPRequestHandler):
@@ -28,6 +28,8 @@ class Handler(BaseHTTPRequestHandler):
 
 server = HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
 server.socket = socket.socket(fileno=3)
+# `shutdown` waits for the current request, in a thread because the main thread serves it.
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 server.serve_forever()
 """
 MIGRATE = '[[ $(cat page) != bad ]] && echo "$(cat page)" >> "$DATABASE"\n'
