@@ -243,10 +243,12 @@ class TestRun:
         assert page.get_by_text("Not connected").count() == 0
 
     def test_the_page_follows_a_run_to_its_end(self, stage, open_page):
-        gate = stage.folder / "gate"
+        # One each, because a second reader of a pipe can meet its first writer, and then reads nothing.
+        gate, exit_gate = stage.folder / "gate", stage.folder / "exit"
         os.mkfifo(gate)
+        os.mkfifo(exit_gate)
         deploy = rf"""printf '\033[32mfirst\033[0m line\n\342'; read -r word <{gate}; printf '\202\254 %s\n' "$word"
-        read -r word <{gate}; seq 3000; printf '\033[31mthe end\033[0m\n'"""
+        read -r word <{exit_gate}; seq 3000; printf '\033[31mthe end\033[0m\n'"""
         stage.repository("acme/site", deploy=deploy)
         stage.push("acme/site", wait=False)
         page = open_page(stage.url)
@@ -269,7 +271,7 @@ class TestRun:
         assert above <= top and top + height <= above + whole, "the box is not beside its text"
         assert page.get_by_role("region", name="Timeline").get_by_text("Deploying").is_visible()
         assert page.get_by_label("Scroll to new output").is_checked()
-        gate.write_text("third\n")
+        exit_gate.write_text("third\n")
         page.locator(".lead .word.good", has_text="updated").wait_for()
         page.get_by_role("region", name="Timeline").get_by_text("Done").wait_for()
         assert page.get_by_text("New output appears here").count() == 0
