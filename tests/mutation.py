@@ -82,8 +82,12 @@ def tests_pass(tests: Sequence[str], limit: int = 0) -> bool:
             null = os.open(os.devnull, os.O_RDWR)
             for stream in range(3):
                 os.dup2(null, stream)
-            signal.alarm(limit)  # which ends the process
-            status = int(pytest.main(["-qx", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", *tests]))
+            signal.alarm(limit)  # which ends the process; pytest-timeout would replace it
+            status = int(
+                pytest.main(
+                    ["-qx", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "--no-header", *tests]
+                )
+            )
         finally:
             os._exit(status)  # the code below belongs to the parent
     _, status = os.waitpid(child, 0)

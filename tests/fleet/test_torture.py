@@ -250,6 +250,7 @@ class Torture:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # 200 rounds take half an hour
 def test_torture(trio: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Hosts(tmp_path, trio.endpoints) as hosts:
         torture = Torture(trio, hosts, tmp_path, random.Random(SEED))
@@ -273,6 +274,7 @@ def test_torture(trio: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # 200 rounds take half an hour
 def test_torture_with_access_control(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "password").write_text("host:secret")
     # Tokens live for two seconds without a request. A password is hashed quickly, since the hosts share this machine.
