@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import multiprocessing
+import re
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from harness import WEBHOOK, Daemon, headers, push
+from harness import WEBHOOK, Daemon, headers, push, until
 
 from torture.account import Account
 from torture.honest import BUSYNESS
@@ -165,8 +166,8 @@ def pressure(folder: Path, account: Account, seconds: float) -> None:
         settings = {"GITOPS_DASHBOARD_LISTEN": "127.0.0.1:0", "GITOPS_SYNC_SCRIPT": str(script)}
         with Daemon(folder / name, **settings) as daemon:
             page = int(daemon.wait_for(r"listening for the dashboard .*address=\S*:(\d+)")[1])
-            for _ in range(_CHECKOUTS):
-                daemon.wait_for(r"run (?!started)\S+ ")
+            # Runs of the first sweep can end before the page listens.
+            until(lambda daemon=daemon: len(re.findall("info run updated ", daemon.log)) == _CHECKOUTS, "no sweep", 60)
             stop = threading.Event()
             _, before, _ = measure(daemon.port, seconds / 2)
             threads = attack(daemon.port, page, stop)
