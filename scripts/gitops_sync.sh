@@ -210,10 +210,10 @@ end_unchanged() {
 }
 
 end_updated() {
-    local outcome=unchanged name=${tag:-$branch}
+    local outcome=unchanged place=${tag:-$branch}
     if [[ $moved || $action ]]; then outcome=updated; fi
-    if [[ $held ]]; then name=$branch; fi # the tag names the commit at the remote
-    conclude "${cloned:-$outcome}" "$name is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
+    if [[ $held ]]; then place=$branch; fi # the tag names the commit at the remote
+    conclude "${cloned:-$outcome}" "$place is at ${head:0:10}${moved:+${before:+, moved from ${before:0:10}}}${action:+, $action}"
 }
 
 # conclude OUTCOME MESSAGE [FIX]: end a run that is at its target. If the remote does not show the announced commit, the

@@ -154,7 +154,7 @@ carry_over() {
 # carry_over_refs BROKEN: create the refs whose objects are readable, and HEAD.
 # Returns 1 if HEAD's commit is not available.
 carry_over_refs() {
-    local broken=$1 id='' ref value='' branch=''
+    local broken=$1 id='' ref value='' head_ref=''
     local -A refs=()
     while read -r id ref; do # loose refs last, because they are newer than packed ones
         if is_commit "$id" && [[ $ref == refs/* && $ref != refs/remotes/* ]] && git cat-file -e "$id" 2>/dev/null; then
@@ -167,17 +167,17 @@ carry_over_refs() {
         done
     } 2>/dev/null)
     for ref in "${!refs[@]}"; do git update-ref "$ref" "${refs[$ref]}"; done
-    read -r value branch 2>/dev/null <"$broken/HEAD"
+    read -r value head_ref 2>/dev/null <"$broken/HEAD"
     if is_commit "$value"; then
         git update-ref --no-deref HEAD "$value" 2>/dev/null
         return
     fi
-    [[ $value == ref: && $branch == refs/heads/* ]] && is_branch "${branch#refs/heads/}" ||
-        branch=refs/heads/$(lost_branch) || return 1
-    git symbolic-ref HEAD "$branch" || return 1
+    [[ $value == ref: && $head_ref == refs/heads/* ]] && is_branch "${head_ref#refs/heads/}" ||
+        head_ref=refs/heads/$(lost_branch) || return 1
+    git symbolic-ref HEAD "$head_ref" || return 1
     # The commit may be lost with the branch's ref. The reflog and the last deploy name it too.
     read -r _ value _ < <(tail -n 1 "$broken/logs/HEAD" 2>/dev/null)
-    for id in "${refs[$branch]:-}" "${value:-}" "${refs[$state_refs/deployed]:-}"; do
+    for id in "${refs[$head_ref]:-}" "${value:-}" "${refs[$state_refs/deployed]:-}"; do
         if is_commit "$id" && git cat-file -e "$id^{commit}" 2>/dev/null; then break; fi
     done
     git update-ref HEAD "$id" 2>/dev/null

@@ -95,8 +95,8 @@ describe_hold() {
 
 # remove_settings NAME...: remove settings from the checkout's own configuration, if they are there.
 remove_settings() {
-    local name
-    for name; do git config --local --unset-all "gitops.$name"; done
+    local key
+    for key; do git config --local --unset-all "gitops.$key"; done
 }
 
 # Replace the target by the commit at which an operator holds the checkout (gitops.pin), else by the one that a roll-out

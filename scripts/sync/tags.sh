@@ -33,19 +33,19 @@ locate_tag() {
 # Ask the remote for its tags, in one connection.
 # Needs: announced_tag, announced_commit. Sets: tag (empty if none matches), target, is_announced_shown.
 ask_for_tags() {
-    local value ref name
+    local value ref candidate
     local -A commits=()
     tag='' target='' is_announced_shown=''
     remote_git ls-remote --tags --sort=-version:refname -- origin || return
     read_redirect
     while IFS=$'\t' read -r value ref; do
-        name=${ref#refs/tags/}
-        if [[ ${name%'^{}'} == "$announced_tag" && $value == "$announced_commit" ]]; then is_announced_shown=yes; fi
-        if [[ $name == *'^{}' ]]; then # the commit of an annotated tag
-            commits[${name%'^{}'}]=$value
-        elif is_release "$name"; then
-            tag=${tag:-$name}
-            commits[$name]=${commits[$name]:-$value}
+        candidate=${ref#refs/tags/}
+        if [[ ${candidate%'^{}'} == "$announced_tag" && $value == "$announced_commit" ]]; then is_announced_shown=yes; fi
+        if [[ $candidate == *'^{}' ]]; then # the commit of an annotated tag
+            commits[${candidate%'^{}'}]=$value
+        elif is_release "$candidate"; then
+            tag=${tag:-$candidate}
+            commits[$candidate]=${commits[$candidate]:-$value}
         fi
     done <<<"$answer"
     if [[ $tag ]]; then target=${commits[$tag]}; fi
@@ -72,10 +72,10 @@ fetch_tag() {
 
 # is_lower_than TAG: return true if the remote's highest tag comes before TAG. Needs: tag, releases.
 is_lower_than() {
-    local name
-    for name in "${releases[@]}"; do
-        if [[ $name == "$tag" ]]; then [[ $1 && $1 != "$tag" ]] && return; return 1; fi
-        if [[ $name == "$1" ]]; then return 1; fi
+    local candidate
+    for candidate in "${releases[@]}"; do
+        if [[ $candidate == "$tag" ]]; then [[ $1 && $1 != "$tag" ]] && return; return 1; fi
+        if [[ $candidate == "$1" ]]; then return 1; fi
     done
     return 1
 }

@@ -114,6 +114,8 @@ class Site:
         assert keys[:5] == ["outcome", "before", "after", "message", "fix"], f"the result file is {lines}"
         assert set(keys[5:]) <= {"cause", "fetched", "deployed", "healthy"}, f"the result file is {lines}"
         values = [line.partition("=")[2] for line in lines]
+        subject = values[3].partition(": ")[0].rpartition("/")[2]
+        assert subject in (name.rpartition("/")[2], "gitops_sync.sh"), f"the message is {values[3]!r}"
         more = dict(zip(keys[5:], values[5:]))
         cause = more.pop("cause", "")
         run = Run(*values[:5], output, {step: float(at) for step, at in more.items()}, cause)
