@@ -28,7 +28,7 @@ from gitops_hook.cli.messages import EX_NOPERM, EX_TEMPFAIL, EX_UNAVAILABLE, EX_
 from gitops_hook.cli.migrate import HOMES
 from gitops_hook.errors import GitopsError
 from gitops_hook.names import repository_of
-from gitops_hook.sync.deploy_keys import key_directory, key_of
+from gitops_hook.sync.deploy_keys import key_directory, key_of, words_of
 
 #: The options of ssh. The last four prevent prompts and connections that hang, as scripts/sync/remote.sh does.
 _SSH_OPTIONS = (
@@ -111,7 +111,8 @@ def token_problem(file: Path) -> tuple[str, str] | None:
 
 def token_file_of(helper: str) -> Path | None:
     """Return the file that a ``credential.helper`` of ours reads."""
-    return Path(shlex.split(helper[len(_HELPER) :])[0]) if helper.startswith(_HELPER) else None
+    words = words_of(helper[len(_HELPER) :]) if helper.startswith(_HELPER) else []
+    return Path(words[0]) if words else None
 
 
 def wait_for_access(name: str, source: Source, register: Register, *, ask: bool) -> list[str]:

@@ -119,12 +119,13 @@ def send(given: Arguments) -> int:
     secret = deliver.newest_secret(settings)
     become_owner(settings)
     checkout = find_checkout(settings, given.repository)
-    branch = given.branch or checkout.settings.get("branch") or default_branch(checkout) or "main"
+    default = default_branch(checkout)
+    branch = given.branch or checkout.settings.get("branch") or default or "main"
     ref = f"refs/heads/{branch}"
     if "tag" in checkout.settings and not given.branch:
         ref = f"refs/tags/{position(checkout).tag or 'v0'}"  # the run asks the remote for all tags
     name = canonical_name(settings, given.repository)
-    guid, status, answer = deliver.send_push(settings.listen, secret, name, ref, default_branch(checkout) or branch)
+    guid, status, answer = deliver.send_push(settings.listen, secret, name, ref, default or branch)
     print(escape(f"{status} {answer}"))
     if status != 202:
         return EX_UNAVAILABLE

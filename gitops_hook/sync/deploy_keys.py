@@ -24,12 +24,17 @@ def key_directory(state: Path, name: str) -> Path:
     return state / "keys" / repository_of(name)
 
 
+def words_of(command: str) -> list[str]:
+    """Return the words of a shell command; an empty list if its quotes are not closed, as a person may leave them."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
 def key_of(ssh_command: str) -> Path | None:
     """Return the key that a ``core.sshCommand`` of ours names."""
-    try:
-        words = shlex.split(ssh_command)
-    except ValueError:
-        return None
+    words = words_of(ssh_command)
     return Path(words[2]) if words[:2] == ["ssh", "-i"] and len(words) > 2 else None
 
 

@@ -24,6 +24,7 @@ from harness import push, until
 from private_forge import PrivateHandler, Sshd, create_certificate, https_server, needs_openssl, needs_sshd
 from scratch import Upstream, git
 
+from gitops_hook.cli.access import token_file_of, token_source
 from gitops_hook.sync.deploy_keys import key_of
 
 TOKEN = "glpat-a-token-of-the-forge"
@@ -366,3 +367,13 @@ def test_doctor_checks_the_token_of_a_repository(tmp_path, upstream, https, toke
 def test_doctor_of_an_unknown_repository_suggests_a_name(upstream, hook, tmp_path):
     upstream.checkout(tmp_path / "root")
     assert "did you mean acme/site?" in hook("doctor", "acme/stie", status=66).stderr
+
+
+def test_a_command_whose_quotes_are_not_closed_names_no_file(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    token.chmod(0o600)
+    helper = token_source("https://git.example/acme/site", token).config[-1].partition("=")[2]
+    assert token_file_of(helper) == token
+    assert token_file_of(f"{helper}'") is None
+    assert key_of("ssh -i 'key") is None
