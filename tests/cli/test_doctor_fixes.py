@@ -1,4 +1,4 @@
-"""Every fix of doctor is pasted into a shell: what it promises to repair is repaired, and what it shows is shown.
+"""Paste every fix of doctor into a shell, and check that it makes the repair, or prints the facts, that it promises.
 
 `test_every_place_is_pasted` finds the places in the source. test_doctor.py and the tests of a fleet have some of them.
 """
@@ -59,6 +59,15 @@ def as_nobody(*trees: Path) -> Iterator[None]:
         yield
     finally:
         os.setresuid(0, 0, 0)
+
+
+def repair_for_nobody(check: str, tree: Path, settings: Settings, apply_fix: Paste) -> None:
+    """Let a check fail for another user, who owns `tree`; paste its fix as root, and see the check succeed."""
+    with as_nobody(tree):
+        fix = only(check, settings, FAILURE).fix
+    apply_fix(fix)
+    with as_nobody(tree):
+        only(check, settings, OK)
 
 
 @contextmanager
@@ -337,11 +346,7 @@ def test_the_owner_of_files(tmp_path: Path, settings: Settings, apply_fix: Paste
     apply_fix(only("ownership", settings, FAILURE).fix)
     only("ownership", settings, OK)
     path.chmod(0o555)
-    with as_nobody(settings.root):
-        fix = only("ownership", settings, FAILURE).fix
-    apply_fix(fix)
-    with as_nobody(settings.root):
-        only("ownership", settings, OK)
+    repair_for_nobody("ownership", settings.root, settings, apply_fix)
 
 
 @pytest.mark.fixes("checkout.fetch 2", "checkout.fetch 3", "checkout.fetch 4")
@@ -418,11 +423,7 @@ def test_clocks(tmp_path: Path, settings: Settings, apply_fix: Paste, tool: Call
 @pytest.mark.fixes("host.writable 3")
 def test_a_directory_that_cannot_be_written(settings: Settings, apply_fix: Paste) -> None:
     settings.state.chmod(0o500)
-    with as_nobody(settings.state):
-        fix = only("state", settings, FAILURE).fix
-    apply_fix(fix)
-    with as_nobody(settings.state):
-        only("state", settings, OK)
+    repair_for_nobody("state", settings.state, settings, apply_fix)
 
 
 @pytest.mark.fixes("host.free_space 1", "host.free_space 2", "host.free_space 3")
