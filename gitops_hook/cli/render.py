@@ -167,7 +167,7 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def print_registration(done: Registration, *, as_json: bool, dry_run: bool) -> None:
-    """Print what was changed at one repository or organization, or what would be with a dry run."""
+    """Print the changes to the webhook of one repository or organization; for a dry run, the changes that it plans."""
     if as_json:
         _print_json(done._asdict())
         return

@@ -1,4 +1,4 @@
-"""The journal on a real disk: what it promises, and what it does when the disk, the file or a neighbor fails it."""
+"""Test the journal on a real disk: its guarantees, and its reaction to a faulty disk, file or other process."""
 
 from __future__ import annotations
 
